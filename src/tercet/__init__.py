@@ -1,0 +1,44 @@
+"""tercet: language models in three linked stages — pretraining, instruction tuning, preference learning.
+
+The names below load on first use, so that `import tercet` stays fast and does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "pretrain": "tercet.pretraining.clm",
+    "PretrainConfig": "tercet.pretraining.config",
+    "sft": "tercet.posttraining.sft",
+    "SFTConfig": "tercet.posttraining.config",
+    "rank": "tercet.posttraining.annotator",
+    "RankConfig": "tercet.posttraining.config",
+    "reward": "tercet.posttraining.reward",
+    "RewardConfig": "tercet.posttraining.config",
+    "ppo": "tercet.posttraining.ppo",
+    "PPOConfig": "tercet.posttraining.config",
+    "evaluate": "tercet.posttraining.scores",
+    "EvalConfig": "tercet.posttraining.config",
+    "Chat": "tercet.generation.chat",
+    "Tokenizer": "tercet.tokenizer.bpe",
+    "train_tokenizer": "tercet.tokenizer.bpe",
+    "Run": "tercet.training.run",
+    "resume": "tercet.recipes.stages",
+    "write_report": "tercet.reporting.report",
+}
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'tercet' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""Text, conversations and comparisons in: reading, checking, splitting, and the microworld generator."""

@@ -1,0 +1,56 @@
+"""The data types that every stage shares: plain frozen dataclasses, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+ROLES: tuple[Role, ...] = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One text to learn from; `id` is stable and decides the split, `source` names the mixture component."""
+
+    text: str
+    source: str
+    id: str
+    language: str = "en"
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+Conversation = tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """K answers to one prompt, ranked. Ranks are integers, 1 is best, equal ranks are a tie."""
+
+    prompt: Conversation
+    responses: tuple[str, ...]
+    ranks: tuple[int, ...]
+    labeler: str = ""
+    time: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A question with its gold answers: `answers` are all texts that count as right, the shortest form first.
+
+    `ability` groups scores ("arithmetic"), `held_out` says in what way the item is unseen ("combination", "template",
+    "entity", or "" where it is not held out).
+    """
+
+    prompt: Conversation
+    answers: tuple[str, ...]
+    ability: str
+    id: str
+    held_out: str = ""

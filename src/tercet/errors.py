@@ -1,0 +1,50 @@
+"""Every error that tercet raises on purpose.
+
+    TercetError                 exit code 1
+    ├── ConfigError             exit code 2: a setting is unknown, missing or impossible
+    ├── DataError               exit code 2: an input file or row is not what it must be
+    ├── CheckpointError         exit code 1: a run or checkpoint is missing, damaged or of another shape
+    ├── ContextError            exit code 2: a text does not fit the model's context
+    └── TrainingError           exit code 1: training cannot go on
+        └── NonFiniteError      exit code 1: a loss or gradient is NaN or infinite
+
+Each message says where, what was found, what was wanted and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class TercetError(Exception):
+    """Base of all errors that tercet raises on purpose; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ConfigError(TercetError):
+    """A setting is unknown, missing or impossible."""
+
+    exit_code = 2
+
+
+class DataError(TercetError):
+    """An input file or row is not what it must be."""
+
+    exit_code = 2
+
+
+class CheckpointError(TercetError):
+    """A run directory or checkpoint is missing, damaged, or made for another model."""
+
+
+class ContextError(TercetError):
+    """A text does not fit into the model's context window."""
+
+    exit_code = 2
+
+
+class TrainingError(TercetError):
+    """Training cannot go on: for example a batch in which nothing is trained on."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or a gradient is NaN or infinite."""

@@ -1,0 +1,1 @@
+"""Measuring models: metrics with intervals, baselines, prompting, exact match."""

@@ -1,0 +1,81 @@
+"""Talking to a model: conversations in, answers out, with the renderer and the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tercet.data.types import Conversation, Message
+from tercet.errors import ContextError
+from tercet.generation.sampler import SamplingParams, generate
+from tercet.model.transformer import Transformer
+from tercet.tokenizer.bpe import StreamDecoder, Tokenizer
+from tercet.tokenizer.chat import answer_text, prompt_fitting
+from tercet.training.load import load_language_model
+from tercet.training.run import Run
+
+
+def answer_params(tokenizer: Tokenizer, max_new_tokens: int, temperature: float, top_k: int = 0, top_p: float = 1.0) -> SamplingParams:
+    """Sampling that ends with the assistant's turn (or, for a base model, with the text)."""
+    return SamplingParams(max_new_tokens, temperature, top_k, top_p, stop_ids=(tokenizer.im_end, tokenizer.endoftext))
+
+
+def answer_all(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Conversation], params: SamplingParams, seed: int,
+               batch_size: int = 128) -> list[tuple[str, bool]]:  # fmt: skip
+    """An answer to every conversation: (text, whether the model ended it itself). Old turns are left out where needed."""
+    room = model.config.context_length - params.max_new_tokens
+    if room < 1:
+        raise ContextError(f"max_new_tokens {params.max_new_tokens} leaves no room for a prompt in the context of {model.config.context_length}")
+    ids = [prompt_fitting(tokenizer, p, room)[0] for p in prompts]
+    done = generate(model, ids, params, [seed * 1_000_003 + i for i in range(len(ids))], batch_size=batch_size)
+    return [answer_text(tokenizer, c.tokens) for c in done]
+
+
+class Chat:
+    """A conversation with the model of a run.
+
+    >>> chat = Chat("runs/sft")            # doctest: +SKIP
+    >>> print(chat.say("What is 3 + 4?"))  # doctest: +SKIP
+    """
+
+    def __init__(self, run: str | Path | Run, *, system: str = "", temperature: float = 0.7, top_k: int = 0, top_p: float = 1.0,
+                 max_new_tokens: int = 64, seed: int = 0) -> None:  # fmt: skip
+        run = run if isinstance(run, Run) else Run(run)
+        self.model, self.tokenizer = load_language_model(run), Tokenizer.load(run.path)
+        self.params = answer_params(self.tokenizer, min(max_new_tokens, self.model.config.context_length // 2), temperature, top_k, top_p)
+        self.messages: Conversation = (Message("system", system),) if system else ()
+        self.seed = seed
+
+    def say(self, text: str, on_text: Callable[[str], None] | None = None) -> str:
+        """Answer a message; `on_text` is given the answer piece by piece. Old turns that do not fit are left out.
+
+        Raises ContextError where `text` alone is too long; the conversation is then as before.
+        """
+        asked = (*self.messages, Message("user", text))
+        prompt, _ = prompt_fitting(self.tokenizer, asked, self.model.config.context_length - self.params.max_new_tokens)
+        stream = StreamDecoder(self.tokenizer)
+
+        def show(_: int, token: int) -> None:
+            if on_text is not None and token not in self.params.stop_ids:
+                on_text(stream.push(token))
+
+        done = generate(self.model, [prompt], self.params, [self.seed + len(asked)], on_token=show)[0]
+        if on_text is not None:
+            on_text(stream.flush())
+        answer, _ = answer_text(self.tokenizer, done.tokens)
+        self.messages = (*asked, Message("assistant", answer))
+        return answer
+
+    def complete(self, text: str, on_text: Callable[[str], None] | None = None) -> str:
+        """Continue a raw text, as a base model does; the conversation is left alone."""
+        stream = StreamDecoder(self.tokenizer)
+
+        def show(_: int, token: int) -> None:
+            if on_text is not None and token not in self.params.stop_ids:
+                on_text(stream.push(token))
+
+        prompt = [self.tokenizer.endoftext, *self.tokenizer.encode(text)]
+        done = generate(self.model, [prompt], self.params, [self.seed], on_token=show)[0]
+        if on_text is not None:
+            on_text(stream.flush())
+        return self.tokenizer.decode(done.tokens)

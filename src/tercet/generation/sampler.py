@@ -1,0 +1,144 @@
+"""The sampler: prompts of ids to continuations, in batches, with a KV cache.
+
+A continuation depends only on its prompt, its seed and the settings, not on what else is in the batch. With each token
+comes its log-probability under softmax(logits / temperature), before top-k and top-p: the trainer's definition.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tercet.errors import ConfigError, ContextError
+from tercet.model.transformer import KVCache, Transformer
+
+_COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to continue. Temperature 0 takes the likeliest token; `top_k` 0 and `top_p` 1 switch those off."""
+
+    max_new_tokens: int = 64
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    stop_ids: tuple[int, ...] = ()
+    banned_ids: tuple[int, ...] = ()  # never sampled (greedy and top-k respect it too); their mass is removed
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ConfigError(
+                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: wanted temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"
+            )
+
+
+@dataclass
+class Completion:
+    """Sampled ids (a stop token included), the log-probability of each, and why it ended: "stop" or "length"."""
+
+    tokens: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: str = "length"
+
+
+def pick(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Next token [B] by inverting the cumulative distribution at `uniform_B` ∈ [0, 1), and its log-probability [B]."""
+    logits = logits_BV.double()
+    if params.banned_ids:
+        logits[:, list(params.banned_ids)] = -torch.inf
+    logp = F.log_softmax(logits / (params.temperature or 1.0), dim=-1)
+    if params.temperature == 0:
+        chosen = logits.argmax(-1)
+    else:
+        allowed = logp
+        if params.top_k:
+            kth = logp.topk(min(params.top_k, logp.shape[-1]), dim=-1).values[:, -1:]
+            allowed = allowed.masked_fill(logp < kth, -torch.inf)
+        if params.top_p < 1:
+            ordered, order = allowed.softmax(-1).sort(dim=-1, descending=True)
+            before = ordered.cumsum(-1) - ordered  # a token stays where the likelier ones do not yet reach top_p
+            allowed = allowed.masked_fill(torch.zeros_like(allowed, dtype=torch.bool).scatter(1, order, before >= params.top_p), -torch.inf)
+        cumulative = allowed.softmax(-1).cumsum(-1)
+        # scaled by the last entry, so that rounding can never point behind the last allowed token
+        chosen = torch.searchsorted(cumulative, uniform_B[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return chosen, logp.gather(1, chosen[:, None])[:, 0]
+
+
+def uniforms(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The random numbers of one request: a counter-based stream of its own."""
+    return np.random.Generator(np.random.Philox(key=seed % 2**64)).random(count)
+
+
+@torch.no_grad()
+def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int], *,
+             batch_size: int = 64, on_token: Callable[[int, int], None] | None = None) -> list[Completion]:  # fmt: skip
+    """Continue every prompt; `seeds` holds one seed a prompt. `on_token(prompt index, token)` is told of each token.
+
+    Raises ContextError where a prompt leaves no room in the context. A prompt near the end of the context gets the room
+    that is left and finishes with "length".
+    """
+    if len(seeds) != len(prompts):
+        raise ConfigError(f"{len(prompts)} prompts but {len(seeds)} seeds: wanted one each")
+    limit = model.config.context_length
+    for number, prompt in enumerate(prompts):
+        if not 0 < len(prompt) < limit:
+            raise ContextError(f"prompt {number} has {len(prompt)} tokens; the context of {limit} leaves room for prompts of 1 to {limit - 1}")
+    out = [Completion() for _ in prompts]
+    by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    for a in range(0, len(prompts), batch_size):
+        _generate_batch(model, prompts, params, seeds, by_length[a : a + batch_size], out, on_token)
+    return out
+
+
+def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int],
+                    which: list[int], out: list[Completion], on_token: Callable[[int, int], None] | None) -> None:  # fmt: skip
+    limit = model.config.context_length
+    longest = max(len(prompts[i]) for i in which)
+    # Left padding lines the prompts' ends up, so that each step writes one column of the cache.
+    tokens = torch.zeros(len(which), longest, dtype=torch.long)
+    start = torch.tensor([longest - len(prompts[i]) for i in which])
+    for row, i in enumerate(which):
+        tokens[row, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
+    capacity = longest + min(params.max_new_tokens, limit - min(len(prompts[i]) for i in which))
+    uniform = torch.from_numpy(np.stack([uniforms(seeds[i], params.max_new_tokens) for i in which]))
+    cache = KVCache(model.config, len(which), capacity, model.output_weight.dtype)
+    column = torch.arange(capacity)
+    rows = torch.arange(len(which))  # which of the batch are still in the cache
+    alive = torch.ones(len(which), dtype=torch.bool)
+    new = tokens
+    for step in range(params.max_new_tokens):
+        queries = column[cache.length : cache.length + new.shape[1]]
+        visible = column[None, None, : cache.length + new.shape[1]]
+        # padding may see itself, or its softmax would be empty
+        mask = (visible <= queries[None, :, None]) & ((visible >= start[rows][:, None, None]) | (visible == queries[None, :, None]))
+        positions = (queries[None] - start[rows][:, None]).clamp(min=0)
+        hidden = model.hidden(new, positions_BT=positions, mask=mask[:, None], cache=cache)
+        chosen, logp = pick(F.linear(hidden[:, -1], model.output_weight), params, uniform[rows, step])
+        for row, token, value in zip(rows.tolist(), chosen.tolist(), logp.tolist()):
+            if not alive[row]:
+                continue
+            done = out[which[row]]
+            done.tokens.append(token)
+            done.logprobs.append(value)
+            if on_token is not None:
+                on_token(which[row], token)
+            if token in params.stop_ids:
+                done.finish, alive[row] = "stop", False
+            elif len(prompts[which[row]]) + len(done.tokens) >= limit:
+                alive[row] = False
+        living = alive[rows]
+        if not living.any():
+            return
+        new = chosen[:, None]
+        if step % _COMPACT_EVERY == _COMPACT_EVERY - 1 and not living.all():
+            kept = living.nonzero()[:, 0]
+            cache.keep(kept)
+            rows, new = rows[kept], new[kept]

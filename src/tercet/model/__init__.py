@@ -1,0 +1,1 @@
+"""Ids to logits: the transformer and its heads."""

@@ -1,0 +1,44 @@
+"""The shape of a model (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tercet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Qwen3-shaped decoder: RMSNorm, RoPE, grouped-query attention, QK-norm, SwiGLU, tied embeddings."""
+
+    vocab_size: int
+    context_length: int = 256
+    hidden_size: int = 192
+    num_layers: int = 5
+    num_heads: int = 3
+    num_kv_heads: int = 3
+    head_dim: int = 64
+    intermediate_size: int = 512
+    rope_theta: float = 10_000.0
+    norm_eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even number")
+
+    def parameters(self, embeddings: bool = True) -> int:
+        """Number of trained parameters, with or without the (tied) embedding matrix."""
+        d, h = self.hidden_size, self.head_dim
+        attention = 2 * d * self.num_heads * h + 2 * d * self.num_kv_heads * h + 2 * h
+        layer = attention + 3 * d * self.intermediate_size + 2 * d
+        return self.num_layers * layer + d + (self.vocab_size * d if embeddings else 0)
+
+    def flops_per_token(self) -> float:
+        """Training FLOPs of one token: 6 N plus attention at full context (Kaplan et al. 2020, section 2.1)."""
+        matmul = self.parameters(embeddings=False) + self.vocab_size * self.hidden_size
+        return 6.0 * matmul + 6.0 * self.num_layers * self.num_heads * self.head_dim * self.context_length

@@ -1,0 +1,220 @@
+"""The decoder: ids to hidden states to logits.
+
+Shape legend: B batch, T time, V vocabulary, D hidden size, H heads, K key/value heads, C head dimension, L layers.
+Parameter names are those of Qwen3 in Hugging Face transformers, so that the weights load there unchanged.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tercet.errors import ContextError
+from tercet.model.config import ModelConfig
+
+
+class KVCache:
+    """Keys and values of the tokens so far, in memory that is laid out once: [L, B, K, capacity, C]."""
+
+    def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> None:
+        shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
+        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
+        self.length = 0
+
+    def append(self, layer: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
+        """Store new keys and values behind `length`; returns all of this layer's. `length` moves in `advance`."""
+        end = self.length + k_BKTC.shape[2]
+        self.keys[layer, :, :, self.length : end] = k_BKTC
+        self.values[layer, :, :, self.length : end] = v_BKTC
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Called once when all layers have stored `tokens` more positions."""
+        self.length += tokens
+
+    def keep(self, rows: Tensor) -> None:
+        """Drop every sequence of the batch but `rows` (indices)."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (Zhang & Sennrich 2019), with a learned gain."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
+
+
+def rotate(x_BHTC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021), the two halves of the head dimension as real and imaginary part."""
+    a, b = x_BHTC.chunk(2, dim=-1)
+    return x_BHTC * cos_BTC.unsqueeze(1) + torch.cat((-b, a), dim=-1) * sin_BTC.unsqueeze(1)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention (Ainslie et al. 2023) with normalised queries and keys."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        d, c = config.hidden_size, config.head_dim
+        self.config = config
+        self.q_proj = nn.Linear(d, config.num_heads * c, bias=False)
+        self.k_proj = nn.Linear(d, config.num_kv_heads * c, bias=False)
+        self.v_proj = nn.Linear(d, config.num_kv_heads * c, bias=False)
+        self.o_proj = nn.Linear(config.num_heads * c, d, bias=False)
+        self.q_norm = RMSNorm(c, config.norm_eps)
+        self.k_norm = RMSNorm(c, config.norm_eps)
+
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """Attend within what `mask` allows ([B, 1, T, S] bool; None is plain causal)."""
+        B, T, _ = x_BTD.shape
+        c = self.config.head_dim
+        q = rotate(self.q_norm(self.q_proj(x_BTD).view(B, T, -1, c)).transpose(1, 2), *rope)
+        k = rotate(self.k_norm(self.k_proj(x_BTD).view(B, T, -1, c)).transpose(1, 2), *rope)
+        v = self.v_proj(x_BTD).view(B, T, -1, c).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.append(layer, k, v)
+        groups = self.config.num_heads // self.config.num_kv_heads
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, is_causal=mask is None)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward layer (Shazeer 2020)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """down(silu(gate(x)) · up(x))."""
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One pre-norm layer: attention, then feed-forward, each added to the residual stream."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+        """Residual stream in, residual stream out: [B, T, D]."""
+        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
+        return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
+
+
+class Decoder(nn.Module):
+    """Embedding, blocks and the last norm: everything but the output layer."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+
+
+class Transformer(nn.Module):
+    """A causal language model; `forward` gives logits, `hidden` what heads and losses work on."""
+
+    rope_cos: Tensor
+    rope_sin: Tensor
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+        angles = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequencies).repeat(1, 2)
+        self.register_buffer("rope_cos", angles.cos().float(), persistent=False)
+        self.register_buffer("rope_sin", angles.sin().float(), persistent=False)
+        self._initialise(seed)
+
+    def _initialise(self, seed: int) -> None:
+        """Normal(0, .02) everywhere; what writes into the residual stream starts smaller by 1/√(2 L) (GPT-2)."""
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = 0.02 / (2 * self.config.num_layers) ** 0.5 if writes else 0.02
+                nn.init.normal_(parameter, std=std, generator=generator)
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The output layer's matrix [V, D]: the embeddings, tied."""
+        return self.model.embed_tokens.weight
+
+    def hidden(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, *, positions_BT: Tensor | None = None,
+               mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:  # fmt: skip
+        """Final hidden states [B, T, D].
+
+        `segments_BT` keeps packed texts apart: a token attends only to earlier tokens of its own segment. `mask`
+        ([B, 1, T, S] bool, S with the cache's tokens) and `positions_BT` serve the sampler. Raises ContextError where a
+        sequence is longer than the context.
+        """
+        T = tokens_BT.shape[1]
+        if T > self.config.context_length:
+            raise ContextError(f"{T} tokens, but the model's context is {self.config.context_length}; shorten the text")
+        if segments_BT is not None:
+            mask = segment_mask(segments_BT)
+        if positions_BT is None:
+            cos, sin = self.rope_cos[None, :T], self.rope_sin[None, :T]
+        else:
+            cos, sin = self.rope_cos[positions_BT], self.rope_sin[positions_BT]
+        x = self.model.embed_tokens(tokens_BT)
+        for number, layer in enumerate(self.model.layers):
+            x = layer(x, (cos, sin), mask, cache, number)
+        if cache is not None:
+            cache.advance(T)
+        return self.model.norm(x)  # type: ignore[no-any-return]
+
+    def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """Logits [B, T, V]."""
+        return F.linear(self.hidden(tokens_BT, segments_BT), self.output_weight)
+
+
+def segment_mask(segments_BT: Tensor) -> Tensor:
+    """[B, 1, T, T] bool: True where query and key are of one segment and the key is not later."""
+    T = segments_BT.shape[1]
+    causal = torch.ones(T, T, dtype=torch.bool, device=segments_BT.device).tril()
+    return ((segments_BT[:, :, None] == segments_BT[:, None, :]) & causal)[:, None]
+
+
+class ScalarModel(nn.Module):
+    """A transformer with one number per token: the reward model and PPO's critic.
+
+    The output is gain · (w·h + b) + bias. `bias` and `gain` are not trained: the reward stage sets them so that
+    demonstrations score 0 on average (Ouyang et al. 2022, section 3.5).
+    """
+
+    bias: Tensor
+    gain: Tensor
+
+    def __init__(self, backbone: Transformer, seed: int = 0) -> None:
+        super().__init__()
+        self.config = backbone.config
+        self.backbone = backbone
+        self.score = nn.Linear(self.config.hidden_size, 1)
+        std = 1.0 / (self.config.hidden_size + 1) ** 0.5  # Stiennon et al. 2020, appendix B.1
+        nn.init.normal_(self.score.weight, std=std, generator=torch.Generator().manual_seed(seed))
+        nn.init.zeros_(self.score.bias)
+        self.register_buffer("bias", torch.zeros(()))
+        self.register_buffer("gain", torch.ones(()))
+
+    def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
+        """One number per token, [B, T]."""
+        raw = self.score(self.backbone.hidden(tokens_BT, segments_BT)).squeeze(-1)
+        return self.gain * raw + self.bias  # type: ignore[no-any-return]

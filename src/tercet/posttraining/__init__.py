@@ -1,0 +1,1 @@
+"""Instruction tuning, rankings, reward model, PPO."""

@@ -1,0 +1,122 @@
+"""Pretraining: next-token prediction on raw text (Radford et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tercet.data.readers import BadRows, documents
+from tercet.data.splits import split
+from tercet.data.types import Document
+from tercet.errors import ConfigError, DataError
+from tercet.evaluation.likelihood import average, bits_per_byte, by_source
+from tercet.generation.sampler import SamplingParams, generate
+from tercet.model.config import ModelConfig
+from tercet.model.transformer import Transformer
+from tercet.pretraining.config import PretrainConfig
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.training.batch import Rows, pack_stream
+from tercet.training.feed import Feed
+from tercet.training.fit import due, fit
+from tercet.training.learner import Learner
+from tercet.training.objectives import next_token
+from tercet.training.optim import OptimizerConfig
+from tercet.training.progress import Progress
+from tercet.training.run import Run, threads
+
+
+def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int) -> Rows:
+    """Documents as rows of `length` targets, each between two `<|endoftext|>`."""
+    eot = tokenizer.endoftext
+    return pack_stream([[eot, *ids, eot] for ids in tokenizer.encode_batch([d.text for d in texts])], length, tokenizer.pad)
+
+
+def limit_bytes(texts: Sequence[Document], limit: int) -> list[Document]:
+    """The first documents of each source (in the order of their ids' hash they come in) with at most `limit` bytes.
+
+    At least one document of every source stays, cut to `limit` characters where it is longer.
+    """
+    out: list[Document] = []
+    for group in by_source(texts).values():
+        used = 0
+        for document in group:
+            size = len(document.text.encode())
+            if used and used + size > limit:
+                continue
+            out.append(Document(document.text[:limit], document.source, document.id, document.language))
+            used += size
+    return out
+
+
+def load_text(config: PretrainConfig, run: Run) -> tuple[dict[str, list[Document]], list[Document]]:
+    """(training documents by source, held-out documents) as the config says. Raises DataError where either is empty."""
+    bad = BadRows(skip=config.skip_bad_rows)
+    every = list(documents(config.data, bad))
+    if config.heldout:
+        train, heldout = every, list(documents(config.heldout, bad))
+    else:
+        train, heldout = split(every, config.heldout_share)
+        if not heldout:  # a handful of documents: hashing may leave none; the last one is as good as any
+            train, heldout = every[:-1], every[-1:]
+    if not train or not heldout:
+        raise DataError(
+            f"{len(every)} document(s) in {', '.join(config.data)}: training needs some and held-out measuring needs others; "
+            "give more documents (JSONL rows), or name other files with --heldout"
+        )
+    if bad.count:
+        run.log_line(f"skipped {bad.count} bad rows, the first: {bad.messages[0]}")
+    return by_source(train), limit_bytes(heldout, config.heldout_bytes)
+
+
+def build_feed(config: PretrainConfig, tokenizer: Tokenizer, train: dict[str, list[Document]], seed: int, batch_size: int) -> Feed:
+    """Pack each source and mix them. Raises ConfigError where the mixture names a source that is not there."""
+    shares = config.shares()
+    if shares is not None and (wrong := sorted(set(shares) ^ set(train))):
+        raise ConfigError(f"mixture and data disagree on {', '.join(wrong)}; the data's sources are {', '.join(train)}")
+    rows = {source: pack_documents(tokenizer, group, config.context_length) for source, group in train.items()}
+    return Feed(rows, shares, batch_size, seed)
+
+
+def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
+    """Train a language model from scratch; returns its run.
+
+    Raises ConfigError, DataError for bad settings and input, NonFiniteError where training diverges.
+    """
+    tokenizer = Tokenizer.load(config.tokenizer)
+    shape = ModelConfig(
+        tokenizer.vocab_size, config.context_length, config.hidden_size, config.num_layers, config.num_heads,
+        config.num_kv_heads, config.head_dim, config.intermediate_size,
+    )  # fmt: skip
+    with Run.start("pretrain", config, out, resume=resume, progress=progress) as run, threads(config.threads):
+        tokenizer.save(run.path / "tokenizer.json")
+        run.save_model_config(shape)
+        train, heldout = load_text(config, run)
+        feed = build_feed(config, tokenizer, train, config.seed, config.batch_size)
+        model = Transformer(shape, seed=config.seed)
+        learner = Learner(
+            model,
+            OptimizerConfig(lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay, clip_norm=config.clip_norm),
+            config.precision,
+        )
+        run.log_line(
+            f"{shape.parameters():,} parameters ({shape.parameters(embeddings=False):,} without embeddings), "
+            f"{config.steps * config.batch_size * config.context_length:,} tokens in {config.steps} steps"
+        )
+
+        def evaluate(done: int) -> None:
+            bits = bits_per_byte(model, tokenizer, heldout)
+            run.log(done, **{f"heldout/{source}": e.value for source, e in bits.items()}, heldout=average(bits))
+            run.log_samples(done, [{"prompt": p, "text": t} for p, t in zip(config.sample_prompts, continue_texts(model, tokenizer, config))])
+            if due(done, 0, config.steps):
+                run.update(heldout={source: e.to_json() for source, e in bits.items()})
+
+        micro = config.micro_batch or config.batch_size
+        fit(run, learner, lambda step: list(feed.batch(step).split(micro)), next_token, config, evaluate)
+    return run
+
+
+def continue_texts(model: Transformer, tokenizer: Tokenizer, config: PretrainConfig) -> list[str]:
+    """What the model writes after each of `sample_prompts`: the same random numbers at every measurement."""
+    prompts = [[tokenizer.endoftext, *tokenizer.encode(p)] for p in config.sample_prompts]
+    params = SamplingParams(max_new_tokens=60, temperature=0.7, stop_ids=(tokenizer.endoftext,))
+    return [tokenizer.decode(c.tokens) for c in generate(model, prompts, params, [config.seed + i for i in range(len(prompts))])]

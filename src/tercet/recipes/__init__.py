@@ -1,0 +1,1 @@
+"""Python functions that chain the stages."""

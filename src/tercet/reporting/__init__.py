@@ -1,0 +1,1 @@
+"""Run directories to a page that a person reads."""

@@ -1,0 +1,1 @@
+"""Loss to weights: learner, objectives, feed, optimizers, settings, run directory."""

@@ -1,0 +1,88 @@
+"""The learner: `forward_backward` as often as wanted, then one `optim_step`. Tell it the objective; don't subclass it."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from tercet.errors import NonFiniteError, TrainingError
+from tercet.training.optim import Optimizer, OptimizerConfig
+
+
+class Countable(Protocol):
+    """A batch knows its count: of token weights, prompts or actions."""
+
+    @property
+    def count(self) -> float:
+        """By what the summed loss of this batch is divided."""
+        ...
+
+
+B = TypeVar("B", bound=Countable)
+Objective = Callable[[Any, B], tuple[Tensor, dict[str, float]]]
+
+
+class Learner:
+    """A model with its optimizer. Gradients are those of Σ sums / Σ counts, however the batch was split."""
+
+    def __init__(self, model: nn.Module, optimizer: OptimizerConfig, precision: str = "float32") -> None:
+        self.model, self.precision = model, precision
+        parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = Optimizer(parameters, optimizer, low_precision=precision == "bfloat16")
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps taken so far."""
+        return self.optimizer.steps
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bfloat16 matrix products where the precision says so (weights and sums stay float32)."""
+        return torch.autocast("cpu", torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext()
+
+    def forward_backward(self, batches: Sequence[B], objective: Objective[B], coef: float = 1.0) -> dict[str, float]:
+        """Add coef · ∇(Σ sum / Σ count) to the gradients; returns each metric's Σ / Σ count.
+
+        Raises TrainingError where the counts add up to 0 (nothing to learn from), NonFiniteError where a loss is not finite.
+        """
+        total = sum(batch.count for batch in batches)
+        if not total > 0:
+            raise TrainingError(
+                f"step {self.step}: the batch has nothing to train on (its count is {total:g}); "
+                "check the loss masks: `tercet tokenizer show` prints them"
+            )
+        sums: dict[str, float] = {}
+        for batch in batches:
+            if batch.count == 0:
+                continue
+            with self.autocast():
+                loss, metrics = objective(self.model, batch)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise NonFiniteError(f"step {self.step}: the loss is {value}")
+            (loss * (coef / total)).backward()
+            for name, metric in metrics.items():
+                sums[name] = sums.get(name, 0.0) + metric
+        return {name: value / total for name, value in sums.items()}
+
+    def optim_step(self, scale: float) -> float:
+        """One update at `scale` times the learning rates; returns the gradient norm before clipping.
+
+        Raises NonFiniteError, leaving the weights as they are, where the norm is not finite.
+        """
+        if not math.isfinite(norm := sum(float(g.sum()) for g in self.optimizer.gradients())):
+            raise NonFiniteError(f"step {self.step}: a gradient is {norm}")
+        return self.optimizer.step(scale)
+
+    def state(self) -> dict[str, dict[str, Tensor]]:
+        """Weights and optimizer state, for a checkpoint."""
+        return {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state}
+
+    def load(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], steps: int) -> None:
+        """Take over what `state` gave."""
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state(optimizer, steps)

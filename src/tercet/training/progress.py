@@ -1,0 +1,135 @@
+"""What a stage tells a person while it works: a live line in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+
+class Progress(Protocol):
+    """What stages call."""
+
+    def begin(self, stage: str, steps: int) -> None:
+        """A stage of `steps` steps starts."""
+        ...
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        """`done` steps are finished; `metrics` may hold "loss" and "tokens_per_s"."""
+        ...
+
+    def say(self, text: str) -> None:
+        """One line of text."""
+        ...
+
+    def end(self) -> None:
+        """The stage is over."""
+        ...
+
+
+class _Silent:
+    def begin(self, stage: str, steps: int) -> None: ...
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+    def end(self) -> None: ...
+
+
+def silent() -> Progress:
+    """Says nothing (the default in Python)."""
+    return _Silent()
+
+
+def clock(seconds: float) -> str:
+    """Seconds as m:ss."""
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+class _Line:
+    """What both kinds of progress share: how far, how fast, how long."""
+
+    def __init__(self) -> None:
+        self.stage, self.steps, self.began, self.first = "", 0, 0.0, 0
+
+    def begin(self, stage: str, steps: int) -> None:
+        self.stage, self.steps, self.began, self.first = stage, steps, time.monotonic(), -1
+
+    def text(self, done: int, metrics: Mapping[str, float]) -> str:
+        if self.first < 0:
+            self.first = done - 1  # a resumed run begins in the middle
+        elapsed = time.monotonic() - self.began
+        left = elapsed / (done - self.first) * (self.steps - done)
+        shown = "  ".join(f"{k} {v:,.0f}" if k == "tokens_per_s" else f"{k} {v:.3f}" for k, v in metrics.items())
+        return f"{self.stage}  step {done}/{self.steps}  {shown}  {clock(left)} left"
+
+
+class Plain(_Line):
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, every: float = 10.0) -> None:
+        super().__init__()
+        self.every, self._last = every, 0.0
+
+    def begin(self, stage: str, steps: int) -> None:
+        """Remember when the stage began."""
+        super().begin(stage, steps)
+        self._last = time.monotonic()
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Print where `every` seconds have gone by, and at the last step."""
+        line = self.text(done, metrics)
+        if done == self.steps or time.monotonic() - self._last >= self.every:
+            self._last = time.monotonic()
+            print(line, flush=True)
+
+    def say(self, text: str) -> None:
+        """Print the line."""
+        print(text, flush=True)
+
+    def end(self) -> None:
+        """Nothing to clean up."""
+
+
+class Live(_Line):
+    """One line that is rewritten, with a bar (rich)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from rich.console import Console
+
+        self.console = Console()
+        self._bar: Any = None
+
+    def begin(self, stage: str, steps: int) -> None:
+        """Open the bar."""
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        super().begin(stage, steps)
+        self.end()
+        self._bar = Bar(BarColumn(bar_width=24), TextColumn("{task.description}", markup=False), console=self.console, transient=True)
+        self._task = self._bar.add_task(stage, total=steps)
+        self._bar.start()
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, description=self.text(done, metrics))
+
+    def say(self, text: str) -> None:
+        """Print above the bar."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def end(self) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+def for_terminal() -> Progress:
+    """Live where the output is a terminal, plain lines elsewhere."""
+    return Live() if sys.stdout.isatty() else Plain()
