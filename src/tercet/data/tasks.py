@@ -32,6 +32,18 @@ def prompts(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversat
     return parsed_rows(paths, bad, parse_prompt_row)
 
 
+def questions(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversation, Task | None]]:
+    """Yield (where, prompt, the task where the row has gold answers) of rows in either format above."""
+
+    def parse(row: Mapping[str, Any], where: str) -> tuple[Conversation, Task | None]:
+        if "answers" in row or "answer" in row:
+            task = parse_task(row, where)
+            return task.prompt, task
+        return parse_prompt_row(row, where), None
+
+    return ((where, prompt, task) for where, (prompt, task) in parsed_rows(paths, bad, parse))
+
+
 def parse_task(row: Mapping[str, Any], where: str) -> Task:
     """Make a task of one row; "ability" is the file's stem and "id" the row's place where missing. Raises DataError."""
     return Task(

@@ -166,7 +166,7 @@ class Transformer(nn.Module):
         sequence is longer than the context.
         """
         T = tokens_BT.shape[1]
-        if T > self.config.context_length:
+        if self.config.context_length < T:
             raise ContextError(f"{T} tokens, but the model's context is {self.config.context_length}; shorten the text")
         if segments_BT is not None:
             mask = segment_mask(segments_BT)

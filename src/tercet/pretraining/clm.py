@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tercet.data.readers import BadRows, documents
@@ -23,6 +23,7 @@ from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.progress import Progress
 from tercet.training.run import Run, threads
+from tercet.training.settings import shares
 
 
 def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int) -> Rows:
@@ -63,18 +64,16 @@ def load_text(config: PretrainConfig, run: Run) -> tuple[dict[str, list[Document
             f"{len(every)} document(s) in {', '.join(config.data)}: training needs some and held-out measuring needs others; "
             "give more documents (JSONL rows), or name other files with --heldout"
         )
-    if bad.count:
-        run.log_line(f"skipped {bad.count} bad rows, the first: {bad.messages[0]}")
+    run.log_skipped(bad.count, bad.messages)
     return by_source(train), limit_bytes(heldout, config.heldout_bytes)
 
 
-def build_feed(config: PretrainConfig, tokenizer: Tokenizer, train: dict[str, list[Document]], seed: int, batch_size: int) -> Feed:
-    """Pack each source and mix them. Raises ConfigError where the mixture names a source that is not there."""
-    shares = config.shares()
-    if shares is not None and (wrong := sorted(set(shares) ^ set(train))):
+def build_feed(tokenizer: Tokenizer, train: Mapping[str, Sequence[Document]], mixture: Mapping[str, float] | None, length: int,
+               batch_size: int, seed: int) -> Feed:  # fmt: skip
+    """Pack each source and mix them. Raises ConfigError where the mixture names other sources than the data has."""
+    if mixture is not None and (wrong := sorted(set(mixture) ^ set(train))):
         raise ConfigError(f"mixture and data disagree on {', '.join(wrong)}; the data's sources are {', '.join(train)}")
-    rows = {source: pack_documents(tokenizer, group, config.context_length) for source, group in train.items()}
-    return Feed(rows, shares, batch_size, seed)
+    return Feed({source: pack_documents(tokenizer, group, length) for source, group in train.items()}, mixture, batch_size, seed)
 
 
 def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
@@ -91,13 +90,9 @@ def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, p
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(shape)
         train, heldout = load_text(config, run)
-        feed = build_feed(config, tokenizer, train, config.seed, config.batch_size)
+        feed = build_feed(tokenizer, train, shares(config.mixture, "mixture"), config.context_length, config.batch_size, config.seed)
         model = Transformer(shape, seed=config.seed)
-        learner = Learner(
-            model,
-            OptimizerConfig(lr=config.lr, muon_lr=config.muon_lr, weight_decay=config.weight_decay, clip_norm=config.clip_norm),
-            config.precision,
-        )
+        learner = Learner(model, OptimizerConfig.of(config), config.precision)
         run.log_line(
             f"{shape.parameters():,} parameters ({shape.parameters(embeddings=False):,} without embeddings), "
             f"{config.steps * config.batch_size * config.context_length:,} tokens in {config.steps} steps"

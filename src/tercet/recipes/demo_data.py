@@ -2,28 +2,35 @@
 
     DIR/text/{train,heldout}/{bible,code,docs,microworld}.jsonl.gz
     DIR/chat/{train,heldout}.jsonl                  conversations to learn from
-    DIR/tasks/{preference,heldout}.jsonl            questions with gold answers
+    DIR/tasks/{examples,preference,heldout}.jsonl   questions with gold answers
+    DIR/words/english-to-french.jsonl, …            word pairs to translate, in the lecture's form
     DIR/data.json                                   sizes and the overlap that was found
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tercet.data import conversations, sources, tasks
 from tercet.data.microworld import documents as microworld
 from tercet.data.microworld import tasks as microtasks
+from tercet.data.microworld.items import Split
+from tercet.data.microworld.words import LANGUAGES, WORDS
 from tercet.data.readers import write_jsonl
 from tercet.data.splits import check_overlap, drop_overlap, in_split
-from tercet.data.types import Conversation, Document
+from tercet.data.types import Conversation, Document, Message, Task
 from tercet.errors import ConfigError
 
 HELDOUT = 0.04
-PREFERENCE, HELDOUT_TASKS = 600, 700
+EXAMPLES, PREFERENCE, HELDOUT_TASKS = 700, 600, 700
+MIXTURE = {"bible": 0.2, "code": 0.2, "docs": 0.1, "microworld": 0.5}  # of the tokens of pretraining
+WORLD_BYTES = 440  # of a microworld document, on average
 
 
 def _path(document: Document) -> str:
@@ -31,11 +38,11 @@ def _path(document: Document) -> str:
     return document.id.partition("/")[2] if document.source in ("code", "docs") else document.id
 
 
-def _write_text(out: Path, source: str, texts: Iterable[Document]) -> dict[str, Any]:
+def _write_text(out: Path, source: str, texts: Iterable[Document], limit: int) -> dict[str, Any]:
     sides: tuple[list[Document], list[Document]] = ([], [])
     for document in texts:
         sides[in_split(_path(document), HELDOUT)].append(document)
-    train, heldout = sides[0], drop_overlap(sides[0], sides[1])
+    train, heldout = _some(sides[0], limit), drop_overlap(sides[0], sides[1])
     for side, group in (("train", train), ("heldout", heldout)):
         write_jsonl(out / "text" / side / f"{source}.jsonl.gz", (asdict(d) for d in group))
     overlap = check_overlap((d.text for d in train), (d.text for d in heldout))
@@ -44,6 +51,23 @@ def _write_text(out: Path, source: str, texts: Iterable[Document]) -> dict[str, 
         "heldout_documents": len(heldout), "heldout_bytes": sum(len(d.text.encode()) for d in heldout),
         "duplicates": overlap.duplicates, "shared_lines": round(overlap.line_share, 4),
     }  # fmt: skip
+
+
+def _some(texts: list[Document], limit: int) -> list[Document]:
+    """Documents with `limit` bytes in all, chosen and ordered by a hash of their ids; all of them where they are fewer."""
+    used, out = 0, []
+    for document in sorted(texts, key=lambda d: hashlib.blake2b(d.id.encode()).digest()):
+        if used >= limit:
+            break
+        out.append(document)
+        used += len(document.text.encode())
+    return out
+
+
+def _write_words(out: Path) -> None:
+    for language in LANGUAGES:
+        pairs = [Task((Message("user", word),), (to[language],), f"English to {language}", word) for word, to in WORDS.items()]
+        write_jsonl(out / "words" / f"english-to-{language.lower()}.jsonl", (tasks.to_row(t) for t in pairs))
 
 
 def _write_chat(out: Path, seed: int, count: int) -> dict[str, Any]:
@@ -62,23 +86,27 @@ def _write_chat(out: Path, seed: int, count: int) -> dict[str, Any]:
     return {"train_conversations": len(train), "heldout_conversations": len(heldout)}
 
 
-def write_demo_data(out: str | Path, seed: int = 0, world_documents: int = 12_000, world_conversations: int = 6_000,
-                    parts: Sequence[str] = ("bible", "code", "docs", "microworld")) -> dict[str, Any]:  # fmt: skip
+def write_demo_data(out: str | Path, seed: int = 0, megabytes: float = 12.0, world_conversations: int = 6_000) -> dict[str, Any]:
     """Write the demo's data into `out`; returns (and writes to data.json) its sizes and overlaps.
 
-    Raises ConfigError where `out` is in use or a data package is missing.
+    At most about `megabytes` of training text, each source at most its share in MIXTURE. Raises ConfigError where `out` is in use or a data package is missing.
     """
     out = Path(out)
     if out.exists() and any(out.iterdir()):
         raise ConfigError(f"{out} exists and is not empty; choose another --out")
-    readers = {
+    texts: dict[str, Callable[[], Iterable[Document]]] = {
         "bible": sources.bible, "code": sources.python_code, "docs": sources.python_docs,
-        "microworld": lambda: microworld.documents(seed, world_documents),
+        "microworld": partial(microworld.documents, seed, int(megabytes * 1e6 * MIXTURE["microworld"] / WORLD_BYTES) + 100),
     }  # fmt: skip
-    report: dict[str, Any] = {"seed": seed, "text": {name: _write_text(out, name, readers[name]()) for name in parts}}
+    sizes = {name: _write_text(out, name, texts[name](), int(megabytes * 1e6 * share)) for name, share in MIXTURE.items()}
+    report: dict[str, Any] = {"seed": seed, "text": sizes}
+    _write_words(out)
     report["chat"] = _write_chat(out, seed, world_conversations)
-    for split, count in (("preference", PREFERENCE), ("heldout", HELDOUT_TASKS)):
-        items = microtasks.tasks(split, seed, count)  # type: ignore[arg-type]
-        report[f"{split}_tasks"] = write_jsonl(out / "tasks" / f"{split}.jsonl", (tasks.to_row(t) for t in items))
+    counts: tuple[tuple[Split, str, int], ...] = (
+        ("sft", "examples", EXAMPLES), ("preference", "preference", PREFERENCE), ("heldout", "heldout", HELDOUT_TASKS),
+    )  # fmt: skip
+    for split, name, count in counts:
+        items = microtasks.tasks(split, seed, count)
+        report[f"{name}_tasks"] = write_jsonl(out / "tasks" / f"{name}.jsonl", (tasks.to_row(t) for t in items))
     (out / "data.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report

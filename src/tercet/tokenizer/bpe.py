@@ -39,12 +39,12 @@ class Tokenizer:
         # True means: do not look for special tokens in the text that is encoded.
         backend.encode_special_tokens = True
         self._backend = backend
-        ids = [backend.token_to_id(token) for token in SPECIAL_TOKENS]
-        missing = [token for token, i in zip(SPECIAL_TOKENS, ids) if i is None]
-        if missing:
+        ids = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
+        if missing := [token for token, i in ids.items() if i is None]:
             raise CheckpointError(f"tokenizer without the special tokens {', '.join(missing)}; train one with `tercet tokenizer train`")
-        self.endoftext, self.im_start, self.im_end, self.pad, self.mask = ids
-        self.special_ids = frozenset(ids)
+        self.endoftext, self.im_start, self.im_end, self.pad, self.mask = (int(i) for i in ids.values() if i is not None)
+        self._special = {int(i): token for token, i in ids.items() if i is not None}
+        self.special_ids = frozenset(self._special)
 
     @property
     def vocab_size(self) -> int:
@@ -68,7 +68,7 @@ class Tokenizer:
 
     def token(self, i: int) -> str:
         """How one id is shown to a person: the spelling of a special token, the text of any other."""
-        return SPECIAL_TOKENS[(self.endoftext, self.im_start, self.im_end, self.pad, self.mask).index(i)] if i in self.special_ids else self.decode([i])
+        return self._special[i] if i in self._special else self.decode([i])
 
     def to_json(self) -> str:
         """The tokenizer as `tokenizer.json`, which transformers and llama.cpp's converter read."""

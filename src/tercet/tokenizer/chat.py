@@ -44,7 +44,7 @@ def render(tokenizer: Tokenizer, conversation: Conversation) -> Rendered:
 
 def render_prompt(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
     """Ids that a model continues with the next assistant message: `render` of what was said and the opened turn."""
-    return render(tokenizer, conversation).tokens + [tokenizer.im_start, *tokenizer.encode("assistant\n")]
+    return [*render(tokenizer, conversation).tokens, tokenizer.im_start, *tokenizer.encode("assistant\n")]
 
 
 def render_fitting(tokenizer: Tokenizer, conversation: Conversation, max_tokens: int) -> tuple[Rendered, int]:

@@ -4,45 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from tercet.training.learner import Learner, Objective
 from tercet.training.optim import schedule
 from tercet.training.run import Run
-
-
-class FitConfig(Protocol):
-    """The settings that the loop reads; every supervised stage's config has them."""
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps in all."""
-        ...
-
-    @property
-    def warmup(self) -> int:
-        """Steps of linear warm-up."""
-        ...
-
-    @property
-    def decay(self) -> float:
-        """Share of the steps at the end in which the learning rate falls to 0."""
-        ...
-
-    @property
-    def eval_every(self) -> int:
-        """Steps between evaluations; 0: only before and after."""
-        ...
-
-    @property
-    def checkpoint_every(self) -> int:
-        """Steps between checkpoints; 0: only at the end."""
-        ...
-
-    @property
-    def keep(self) -> int:
-        """Newest checkpoints kept."""
-        ...
+from tercet.training.settings import TrainSettings
 
 
 def due(done: int, every: int, steps: int) -> bool:
@@ -50,7 +17,7 @@ def due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def fit(run: Run, learner: Learner, batch: Callable[[int], Sequence[Any]], objective: Objective[Any], config: FitConfig,
+def fit(run: Run, learner: Learner, batch: Callable[[int], Sequence[Any]], objective: Objective[Any], config: TrainSettings,
         evaluate: Callable[[int], None]) -> None:  # fmt: skip
     """Train for `config.steps` steps, resuming from the run's newest checkpoint where there is one.
 

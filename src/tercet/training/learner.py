@@ -64,7 +64,7 @@ class Learner:
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise NonFiniteError(f"step {self.step}: the loss is {value}")
-            (loss * (coef / total)).backward()
+            torch.autograd.backward(loss * (coef / total))
             for name, metric in metrics.items():
                 sums[name] = sums.get(name, 0.0) + metric
         return {name: value / total for name, value in sums.items()}

@@ -10,7 +10,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from tercet.model.transformer import Transformer
-from tercet.training.batch import Batch
+from tercet.training.batch import Batch, Rows
 
 CHUNK = 1024  # tokens whose logits exist at once: bounds memory at CHUNK · V floats
 
@@ -46,7 +46,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total.to(torch.float64)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         d_hidden, d_weight = ctx.saved_tensors
         return d_hidden * grad.to(d_hidden.dtype), d_weight * grad.to(d_weight.dtype), None, None, None
 
@@ -54,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
     """Σ_n weights_n · −log softmax(weight · hidden_n)[targets_n], in nats, as a float64 scalar."""
     low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, low)
+    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, low)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -85,3 +85,15 @@ def token_logprobs(model: Transformer, hidden_ND: Tensor, targets_N: Tensor, tem
             parts.append(chunk(*args))
     logp, entropy = zip(*parts) if parts else ((hidden_ND.new_zeros(0),), (hidden_ND.new_zeros(0),))
     return torch.cat(logp), torch.cat(entropy)
+
+
+@torch.no_grad()
+def mean_loss(model: Transformer, rows: Rows, batch_size: int) -> float:
+    """Mean nats per weighted target over all rows."""
+    total = count = 0.0
+    for a in range(0, len(rows), batch_size):
+        batch = rows.batch(range(a, min(a + batch_size, len(rows))))
+        if batch.count:
+            total += float(next_token(model, batch)[0])
+            count += batch.count
+    return total / count

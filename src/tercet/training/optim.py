@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import CheckpointError
+from tercet.training.settings import TrainSettings
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic that sends singular values in (0, 1] to about 1 (Jordan 2024)
 
@@ -30,6 +31,11 @@ class OptimizerConfig:
     newton_schulz_steps: int = 5
     clip_norm: float = 1.0  # of the whole gradient; 0 switches clipping off
 
+    @classmethod
+    def of(cls, settings: TrainSettings, eps: float = 1e-8) -> OptimizerConfig:
+        """The optimizer that a stage's settings ask for."""
+        return cls(settings.lr, settings.muon_lr, eps=eps, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm)
+
 
 def orthogonalize(matrices: Tensor, steps: int, low_precision: bool = False) -> Tensor:
     """Nearest semi-orthogonal matrices of a stack [..., M, N], by the Newton–Schulz iteration (approximate)."""
@@ -41,7 +47,8 @@ def orthogonalize(matrices: Tensor, steps: int, low_precision: bool = False) -> 
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.mT if tall else x).to(matrices.dtype)
+    out: Tensor = (x.mT if tall else x).to(matrices.dtype)
+    return out
 
 
 @dataclass

@@ -49,8 +49,11 @@ class Interrupted(TercetError):
 
 def file_hash(path: Path) -> str:
     """SHA-256 of a file."""
+    digest = hashlib.sha256()
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else hashlib.sha256(file.read()).hexdigest()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -199,6 +202,12 @@ class Run:
         with (self.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(f"{_now()} {text}\n")
         self.progress.say(text)
+
+    def log_skipped(self, count: int, messages: Sequence[str]) -> None:
+        """Say how many wrong rows were skipped, if any."""
+        if count:
+            self.log_line(f"skipped {count} bad rows; the first: {messages[0]}")
+            self.update(skipped_rows=self.manifest.get("skipped_rows", 0) + count)
 
     def log_samples(self, step: int, samples: Sequence[Mapping[str, Any]]) -> None:
         """Append what the model wrote at this step to samples.jsonl."""

@@ -10,7 +10,6 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any, TypeVar
 
 from tercet.errors import ConfigError
@@ -24,12 +23,6 @@ def setting(default: Any, help: str, *, minimum: float | None = None, choices: t
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
-
-
-@lru_cache(maxsize=None)
-def field_types(cls: type) -> dict[str, Any]:
-    """Resolved type of every field."""
-    return typing.get_type_hints(cls)
 
 
 def _fits(value: Any, kind: Any) -> bool:
@@ -49,8 +42,9 @@ class Settings:
     """Base of every stage's settings: checked when made, strict when read back."""
 
     def __post_init__(self) -> None:
+        kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), field_types(type(self))[field.name]
+            value, kind = getattr(self, field.name), kinds[field.name]
             where = f"{type(self).__name__}.{field.name}"
             if not _fits(value, kind):
                 raise ConfigError(f"{where} is {value!r}; wanted {getattr(kind, '__name__', kind)}")
@@ -82,3 +76,46 @@ def from_json(cls: type[C], values: Mapping[str, Any], where: str) -> C:
         return cls(**kwargs)
     except TypeError as error:  # a required setting is missing
         raise ConfigError(f"{where}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainSettings(Settings):
+    """What every stage that trains has."""
+
+    steps: int = setting(1000, "optimizer steps", minimum=1)
+    batch_size: int = setting(16, "rows per step", minimum=1)
+    lr: float = setting(3e-3, "AdamW learning rate", minimum=0)
+    muon_lr: float = setting(0.0, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0)
+    weight_decay: float = setting(0.0, "decoupled weight decay", minimum=0)
+    clip_norm: float = setting(1.0, "gradient norm above which gradients are scaled down (0: never)", minimum=0)
+    warmup: int = setting(10, "steps of linear warm-up", minimum=0)
+    decay: float = setting(1.0, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0)
+    eval_every: int = setting(0, "steps between held-out measurements (0: before and after only)", minimum=0)
+    checkpoint_every: int = setting(100, "steps between checkpoints (0: at the end only)", minimum=0)
+    keep: int = setting(2, "newest checkpoints kept", minimum=1)
+    skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
+    threads: int = setting(2, "CPU threads; the bits of a run depend on it", minimum=1)
+    seed: int = setting(0, "seed of weights, order and samples", minimum=0)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decay > 1:
+            raise ConfigError(f"{type(self).__name__}.decay is {self.decay}; it is a share, from 0 to 1")
+
+
+PRECISION = setting("float32", "of matrix products; bfloat16 is faster where the processor has it", choices=("float32", "bfloat16"))
+MICRO_BATCH = setting(0, "rows per forward pass (0: the whole batch); changes memory, not the result", minimum=0)
+
+
+def shares(mixture: tuple[str, ...], where: str) -> dict[str, float] | None:
+    """("code=0.3", "text=0.7") as numbers; None where empty. Raises ConfigError where an entry is not name=share."""
+    out = {}
+    for entry in mixture:
+        name, _, share = entry.rpartition("=")
+        try:
+            out[name] = float(share)
+        except ValueError:
+            name = ""
+        if not name:
+            raise ConfigError(f"{where} has {entry!r}; wanted name=share, for example code=0.3")
+    return out or None

@@ -1,0 +1,107 @@
+"""Commands that measure and show: prompt, eval, report, show."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tercet.cli.options import add_command, option
+from tercet.errors import ConfigError
+from tercet.evaluation.config import AskConfig
+from tercet.posttraining.config import EvalConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands."""
+    extra = {
+        "text": option(str, "--text", "a text to continue, instead of --tasks", ""),
+        "temperature": option(float, "--temperature", "of sampling a continuation of --text (0: the likeliest)", 0.0),
+        "out": option(Path | None, "--out", "also write the rows here, as JSON"),
+    }
+    add_command(app, "prompt", AskConfig, _prompt, extra=extra, positional="model",
+                example="tercet prompt runs/base --tasks questions.jsonl --examples more.jsonl --shots 0 --shots 4")  # fmt: skip
+    out = option(Path | None, "--out", "also write the scores here, as JSON")
+    add_command(app, "eval", EvalConfig, _eval, example="tercet eval runs/base runs/sft --text heldout/ --tasks questions.jsonl",
+                extra={"out": out}, positional="models")  # fmt: skip
+    app.command("report", no_args_is_help=True)(report)
+    app.command("show", no_args_is_help=True)(show)
+
+
+def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) -> None:
+    if bool(text) == bool(config.tasks):
+        raise ConfigError("tercet prompt: give either --text to continue, or --tasks to ask (with --shots and --examples)")
+    if text:
+        from tercet.generation.chat import Chat
+
+        typer.echo(text, nl=False)
+        Chat(config.model, temperature=temperature, max_new_tokens=config.max_new_tokens, seed=config.seed).complete(text, _print_piece)
+        typer.echo()
+        return
+    from tercet.cli.show import asking_table, console
+    from tercet.evaluation.asking import ask
+
+    rows = ask(config)
+    typer.echo(f"the first prompt with {rows[-1]['shots']} examples, and the answer:\n{rows[-1]['prompt']}{rows[-1]['answer']}\n")
+    console.print(asking_table(rows))
+    if out is not None:
+        write_json(out, rows)
+
+
+def _print_piece(piece: str) -> None:
+    typer.echo(piece, nl=False)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a JSON file, as a whole. Raises ConfigError where that cannot be done."""
+    from tercet.training.run import write_text
+
+    try:
+        write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    except OSError as error:
+        raise ConfigError(f"--out {path}: cannot be written: {error}") from error
+
+
+def _eval(config: EvalConfig, out: Path | None) -> None:
+    from tercet.cli.show import console, score_table
+    from tercet.posttraining.scores import evaluate
+
+    console.print(score_table(evaluate(config, out)))
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="runs; their ancestors are found and come along")],
+    out: Annotated[Path | None, typer.Option(help="where the page goes  [default: report.html in the last run]")] = None,
+    scores: Annotated[Path | None, typer.Option(help="JSON that `tercet eval --out` wrote")] = None,
+    asking: Annotated[Path | None, typer.Option(help="JSON that `tercet prompt --out` wrote")] = None,
+) -> None:
+    """Write one self-contained page about runs: curves, scores, samples, lineage, commands.
+
+    Example: tercet report runs/rlhf --scores scores.json
+    """
+    from tercet.reporting.report import write_report
+
+    page = write_report(runs, out or runs[-1] / "report.html", scores=_read_json(scores), asking=_read_json(asking))
+    typer.echo(f"report: {page}")
+
+
+def _read_json(path: Path | None) -> Any:
+    if path is None:
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+
+
+def show(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
+    """Say what a run is: status, parents, settings, the command that repeats it, the newest numbers.
+
+    Example: tercet show runs/sft
+    """
+    from tercet.cli.show import show_run
+    from tercet.training.run import Run
+
+    show_run(Run(run))

@@ -1,0 +1,131 @@
+"""Commands that make models: tokenizer, pretrain, sft, rank, reward, ppo, resume, demo, data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tercet.cli.options import add_command, option
+from tercet.errors import ConfigError
+from tercet.recipes.verbs import STAGES, Stage
+from tercet.training.progress import for_terminal
+from tercet.training.settings import Settings
+
+EXAMPLES = {
+    "pretrain": "tercet pretrain --data books/ --tokenizer tokenizer.json --steps 2000 --out runs/base",
+    "sft": "tercet sft --model runs/base --data chats.jsonl --out runs/sft",
+    "rank": "tercet rank --model runs/sft --tasks questions.jsonl --out runs/rank",
+    "reward": "tercet reward --model runs/sft --data rankings.jsonl --demonstrations chats.jsonl --out runs/reward",
+    "ppo": "tercet ppo --model runs/sft --reward runs/reward --prompts prompts.jsonl --pretrain-data books/ --out runs/rlhf",
+}
+
+
+def _stage_command(app: typer.Typer, verb: str, stage: Stage) -> None:
+    def action(config: Settings, out: Path) -> None:
+        run = stage.run()(config, out, progress=for_terminal())
+        typer.echo(f"done in {run.manifest['seconds']:.0f} s: {run.path}")
+
+    out = option(Path, "--out", "new folder for the run", ...)
+    add_command(app, verb, stage.config(), action, example=EXAMPLES[verb], extra={"out": out})
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's commands."""
+    for verb, stage in STAGES.items():
+        _stage_command(app, verb, stage)
+    app.command("resume", no_args_is_help=True)(resume)
+    app.command("data", no_args_is_help=True)(data)
+    app.command("demo")(demo)
+    tokenizer = typer.Typer(help="Train a tokenizer, or look at what one does.", no_args_is_help=True, rich_markup_mode=None)
+    tokenizer.command("train", no_args_is_help=True)(tokenizer_train)
+    tokenizer.command("show", no_args_is_help=True)(tokenizer_show)
+    app.add_typer(tokenizer, name="tokenizer")
+
+
+def resume(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
+    """Continue a run that was interrupted or killed, with the same result as if it never had been.
+
+    Example: tercet resume runs/base
+    """
+    from tercet.recipes.stages import resume as go_on
+
+    done = go_on(run, for_terminal())
+    typer.echo(f"done: {done.path}")
+
+
+def data(
+    out: Annotated[Path, typer.Option(help="new folder")],
+    seed: Annotated[int, typer.Option(help="seed of the generated part")] = 0,
+) -> None:
+    """Write the demo's data as ordinary files: real text, conversations, and the generated microworld.
+
+    Example: tercet data --out runs/data
+    """
+    from tercet.recipes.demo_data import write_demo_data
+
+    report = write_demo_data(out, seed)
+    for source, sizes in report["text"].items():
+        typer.echo(f"{source}: {sizes['train_bytes']:,} bytes to train on, {sizes['heldout_bytes']:,} held out")
+    typer.echo(f"conversations: {report['chat']['train_conversations']:,} to train on, {report['chat']['heldout_conversations']:,} held out")
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="new folder for everything that the demo makes")] = Path("demo"),
+    minutes: Annotated[float, typer.Option(help="wall time to fill, 2 to 120")] = 12.0,
+    seed: Annotated[int, typer.Option(help="seed of data, weights and samples")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+) -> None:
+    """The main job: from text to an aligned, measured model that one can talk to, with a report.
+
+    Example: tercet demo --minutes 12 --out demo
+    """
+    from tercet.recipes.demo import run_demo
+
+    run_demo(out, minutes=minutes, seed=seed, threads=threads, progress=for_terminal())
+
+
+def tokenizer_train(
+    data: Annotated[list[str], typer.Option(help="training text: files, folders or globs (may be repeated)")],
+    out: Annotated[Path, typer.Option(help="where tokenizer.json goes")],
+    vocab_size: Annotated[int, typer.Option(help="ids in all: 256 bytes, 5 special tokens, merges")] = 2048,
+    skip_bad_rows: Annotated[bool, typer.Option(help="skip and count wrong rows instead of stopping")] = False,
+) -> None:
+    """Train a byte-level BPE tokenizer.
+
+    Example: tercet tokenizer train --data books/ --vocab-size 2048 --out tokenizer.json
+    """
+    from tercet.data.readers import BadRows, documents
+    from tercet.tokenizer.bpe import train_tokenizer
+
+    if out.exists():
+        raise ConfigError(f"{out} exists; choose another --out")
+    bad = BadRows(skip=skip_bad_rows)
+    trained = train_tokenizer((d.text for d in documents(data, bad)), vocab_size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    trained.save(out)
+    skipped = f", {bad.count} bad rows skipped" if bad.count else ""
+    typer.echo(f"{out}: {trained.vocab_size} ids{skipped}")
+
+
+def tokenizer_show(
+    source: Annotated[Path, typer.Argument(help="tokenizer.json, or a run")],
+    text: Annotated[str, typer.Option(help="text to cut into tokens")] = "",
+    data: Annotated[list[str] | None, typer.Option(help="conversations, to see which tokens are trained on")] = None,
+    limit: Annotated[int, typer.Option(help="conversations shown")] = 3,
+) -> None:
+    """Show how text becomes tokens, and which tokens of a conversation are trained on (in colour).
+
+    Example: tercet tokenizer show runs/sft --data chats.jsonl
+    """
+    from tercet.cli.show import show_conversations, show_tokens
+    from tercet.tokenizer.bpe import Tokenizer
+
+    tokenizer = Tokenizer.load(source)
+    if not text and not data:
+        raise ConfigError("nothing to show: give --text or --data")
+    if text:
+        show_tokens(tokenizer, text)
+    if data:
+        show_conversations(tokenizer, data, limit)

@@ -1,0 +1,78 @@
+"""Commands made from settings classes: each field is an option, with its help, type and default."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from tercet.errors import ConfigError
+from tercet.training.settings import Settings, from_json
+
+
+def _option(field: dataclasses.Field[Any], kind: Any, flag: str) -> tuple[Any, Any]:
+    """(annotation, default) of the typer option for a field. Every option may be left out: --config can give it."""
+    many = typing.get_origin(kind) is tuple
+    required = field.default is dataclasses.MISSING
+    value: Any = field.default
+    default = "" if required or value in ((), "") else f"  [default: {' '.join(map(str, value)) if many else value}]"
+    text = field.metadata["help"] + ("  [required]" if required else default) + ("  (may be repeated)" if many else "")
+    annotation = list[typing.get_args(kind)[0]] | None if many else kind | None  # type: ignore[misc]
+    return annotation, typer.Option(None, flag, help=text, show_default=False)
+
+
+def add_command(app: typer.Typer, name: str, cls: type[Settings], action: Callable[..., None], *, example: str,
+                extra: dict[str, inspect.Parameter] | None = None, positional: str = "") -> None:  # fmt: skip
+    """Add command `name`: options from `cls`, then `action(config, **extra)`.
+
+    `positional` names a field that is given as argument(s) instead of an option; `extra` are the action's own parameters.
+    """
+    kinds = typing.get_type_hints(cls)
+    parameters = []
+    for field in dataclasses.fields(cls):
+        kind = kinds[field.name]
+        annotation, default = _option(field, kind, "--" + field.name.replace("_", "-"))
+        if field.name == positional:
+            default = typer.Argument(None, help=field.metadata["help"], show_default=False)
+        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
+    own = {f.name: f.default is not dataclasses.MISSING for f in dataclasses.fields(cls) if f.name in cls.__annotations__}
+    # what must be given comes first, then what is the stage's own, then what all stages share
+    parameters.sort(key=lambda p: (p.name != positional, own.get(p.name, True), p.name not in own))
+    config_option = typer.Option(None, "--config", help="config.json of a run to repeat; options given here override it", show_default=False)
+    parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=config_option, annotation=Path | None))
+    parameters += (extra or {}).values()
+
+    def command(**given: Any) -> None:
+        own = {key: given.pop(key) for key in extra or {}}
+        values = _from_file(given.pop("config"))
+        values |= {k: v for k, v in given.items() if v is not None and v != []}
+        action(from_json(cls, values, f"tercet {name}"), **own)
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__name__ = name
+    doc = inspect.cleandoc(cls.__doc__ or "")
+    app.command(name, help=f"{doc}\n\nExample: {example}", no_args_is_help=True)(command)
+
+
+def _from_file(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--config {path}: cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"--config {path}: wanted an object with settings, found {type(values).__name__}")
+    return values
+
+
+def option(kind: Any, flag: str, help: str, default: Any = None) -> inspect.Parameter:
+    """One extra option of a command made by `add_command`; `...` as default makes it required."""
+    return inspect.Parameter(flag.strip("-").replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=typer.Option(default, flag, help=help), annotation=kind)

@@ -1,0 +1,164 @@
+"""Models side by side: bits per byte, exact match per ability, rubric, reward, KL and win rate, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tercet.data.microworld.rubric import exact_match, rubric_score
+from tercet.data.readers import BadRows, documents
+from tercet.data.tasks import tasks
+from tercet.data.types import Document, Task
+from tercet.errors import ConfigError, DataError
+from tercet.evaluation.answers import score_answers
+from tercet.evaluation.likelihood import average, bits_per_byte
+from tercet.evaluation.metrics import Estimate, mean, paired_difference, win_rate
+from tercet.generation.chat import answer_params
+from tercet.generation.sampler import Completion, generate
+from tercet.model.transformer import ScalarModel, Transformer
+from tercet.posttraining.config import EvalConfig
+from tercet.posttraining.reward import score_texts
+from tercet.posttraining.rollouts import PASS_ROWS, action_logprobs, assemble, spread
+from tercet.pretraining.clm import limit_bytes
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import answer_text, prompt_fitting
+from tercet.training.load import load_language_model, load_reward_model
+from tercet.training.run import Run, threads, write_text
+
+
+@dataclass
+class _Judged:
+    """One model's sampled answers (temperature 1) and what they are worth, answer by answer."""
+
+    samples: list[Completion]
+    prompts: list[list[int]]
+    rubric: list[float]
+    reward: list[float]
+
+
+@torch.no_grad()
+def sequence_logprobs(model: Transformer, prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: int) -> list[float]:
+    """log π(answer | prompt) in nats of each completion."""
+    out: list[float] = []
+    for a in range(0, len(prompts), PASS_ROWS):
+        tokens, mask = assemble(prompts[a : a + PASS_ROWS], done[a : a + PASS_ROWS], pad)
+        out += spread(action_logprobs(model, tokens, mask, 1.0)[0], mask).double().sum(1).tolist()
+    return out
+
+
+def _answers(config: EvalConfig, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], judge: ScalarModel | None) -> tuple[dict[str, Any], _Judged]:
+    """Greedy answers for exact match; sampled ones (temperature 1, the same seeds for every model) for all else."""
+    room = model.config.context_length - config.max_new_tokens
+    prompts = [prompt_fitting(tokenizer, t.prompt, room)[0] for t in questions]
+    seeds = [config.seed * 1_000_003 + i for i in range(len(prompts))]
+    greedy = generate(model, prompts, answer_params(tokenizer, config.max_new_tokens, 0.0), seeds, batch_size=128)
+    sampled = generate(model, prompts, answer_params(tokenizer, config.max_new_tokens, 1.0), seeds, batch_size=128)
+    best = score_answers(questions, [answer_text(tokenizer, c.tokens) for c in greedy])
+    scores = score_answers(questions, [answer_text(tokenizer, c.tokens) for c in sampled])
+    rewards = score_texts(judge, [[*p, *c.tokens] for p, c in zip(prompts, sampled)], tokenizer.pad) if judge else []
+    row: dict[str, Any] = {
+        "exact_match": best.exact.to_json(),
+        "abilities": {a: e.to_json() for a, e in best.by_ability.items()},
+        "held_out": _by_kind(questions, [answer_text(tokenizer, c.tokens)[0] for c in greedy]),
+        "rubric": scores.mean_rubric.to_json(),
+        "rubric_parts": {part: mean([getattr(r, part) for r in scores.rubric]).to_json() for part in ("right", "sentence", "direct", "finished")},
+        "well_formed": mean([r.sentence for r in scores.rubric]).to_json(),
+        "finished": scores.finished.to_json(),
+        "examples": [_example(tokenizer, t, c) for t, c in list(zip(questions, greedy))[:40]],
+    }
+    if rewards:
+        row["reward"] = mean(rewards).to_json()
+    return row, _Judged(sampled, prompts, [r.total for r in scores.rubric], rewards)
+
+
+def _by_kind(questions: Sequence[Task], answers: Sequence[str]) -> dict[str, Any]:
+    """Exact match by the way in which the tasks are held out."""
+    kinds: dict[str, list[float]] = {}
+    for task, text in zip(questions, answers):
+        if task.held_out:
+            kinds.setdefault(task.held_out, []).append(float(exact_match(task, text)))
+    return {kind: mean(hits).to_json() for kind, hits in sorted(kinds.items())}
+
+
+def _example(tokenizer: Tokenizer, task: Task, done: Completion) -> dict[str, Any]:
+    text, finished = answer_text(tokenizer, done.tokens)
+    prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
+    score = rubric_score(task, text, finished).total
+    return {"prompt": prompt, "answer": text, "gold": task.answers[0], "ability": task.ability, "held_out": task.held_out, "rubric": score}
+
+
+def _against(reference: _Judged, model: Transformer, ours: _Judged, reference_model: Transformer, pad: int) -> dict[str, Any]:
+    """KL(model ‖ reference) per answer, win rate by the gold rubric, and the paired difference of rubric scores."""
+    kl = [
+        a - b
+        for a, b in zip(
+            sequence_logprobs(model, ours.prompts, ours.samples, pad), sequence_logprobs(reference_model, ours.prompts, ours.samples, pad)
+        )
+    ]
+    return {
+        "kl": mean(kl).to_json(),
+        "win_rate": win_rate(ours.rubric, reference.rubric).to_json(),
+        "rubric_difference": paired_difference(ours.rubric, reference.rubric).to_json(),
+    }
+
+
+def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Task], int]:
+    bad = BadRows(skip=config.skip_bad_rows)
+    text = limit_bytes(list(documents(config.text, bad)), config.heldout_bytes) if config.text else []
+    questions = [t for _, t in tasks(config.tasks, bad)] if config.tasks else []
+    if not text and not questions:
+        raise ConfigError("nothing to measure: name held-out --text, --tasks with gold answers, or both")
+    return text, questions[: config.limit or None], bad.count
+
+
+def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any]:
+    """Measure every model of `config.models`; returns the scores and, with `out`, writes them there as JSON.
+
+    Raises ConfigError where there is nothing to measure or a reference has another tokenizer.
+    """
+    text, questions, skipped = _load_inputs(config)
+    runs = [Run(path) for path in config.models]
+    reward_run = Run(config.reward) if config.reward else None
+    reference_run = Run(config.reference) if config.reference else None
+    prints = {Tokenizer.load(r.path).fingerprint() for r in [*runs, reward_run, reference_run] if r is not None}
+    if len(prints) > 1 and (reward_run or reference_run):
+        raise ConfigError("the models, the reward model and the reference must share one tokenizer to be compared answer by answer")
+    result: dict[str, Any] = {"config": config.to_json(), "skipped_rows": skipped, "tasks": len(questions), "models": {}}
+    with threads(config.threads):
+        judge = load_reward_model(reward_run) if reward_run else None
+        reference_model = load_language_model(reference_run) if reference_run else None
+        reference: _Judged | None = None
+        if reference_run and reference_model and questions:
+            _, reference = _answers(config, reference_model, Tokenizer.load(reference_run.path), questions, judge)
+        for run in runs:
+            if str(run.path) in result["models"]:
+                raise ConfigError(f"{run.path} is named twice")
+            model, tokenizer = load_language_model(run), Tokenizer.load(run.path)
+            row: dict[str, Any] = {"verb": run.manifest["verb"], "parameters": model.config.parameters()}
+            if text:
+                bits = bits_per_byte(model, tokenizer, text)
+                row["bits_per_byte"] = {s: e.to_json() for s, e in bits.items()}
+                row["bits_per_byte_mean"] = average(bits)
+            if questions:
+                scores, judged = _answers(config, model, tokenizer, questions, judge)
+                row |= scores
+                if reference is not None and reference_model is not None:
+                    row |= _against(reference, model, judged, reference_model, tokenizer.pad)
+            result["models"][str(run.path)] = row
+    if out is not None:
+        try:
+            write_text(Path(out), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written: {error}") from error
+    return result
+
+
+def estimate(value: dict[str, Any]) -> Estimate:
+    """An interval read back from JSON."""
+    low, high = (float("nan") if value[k] is None else float(value[k]) for k in ("low", "high"))
+    return Estimate(float(value["value"]), low, high, int(value["n"]))

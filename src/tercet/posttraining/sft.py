@@ -1,0 +1,115 @@
+"""Instruction tuning (SFT): the lecture's first step of RLHF, and a method of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tercet.data.conversations import conversations, to_messages
+from tercet.data.readers import BadRows
+from tercet.data.splits import in_split
+from tercet.data.tasks import tasks
+from tercet.data.types import Conversation, Task
+from tercet.errors import ContextError, DataError
+from tercet.evaluation.answers import ask_all, score_answers
+from tercet.generation.chat import answer_params
+from tercet.model.transformer import Transformer
+from tercet.posttraining.config import SFTConfig
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import Rendered, render_fitting
+from tercet.training.batch import Rows, pack_whole
+from tercet.training.feed import Feed
+from tercet.training.fit import due, fit
+from tercet.training.learner import Learner
+from tercet.training.load import load_language_model
+from tercet.training.objectives import mean_loss, next_token
+from tercet.training.optim import OptimizerConfig
+from tercet.training.progress import Progress
+from tercet.training.run import Run, threads
+
+
+def render_all(tokenizer: Tokenizer, found: Sequence[tuple[str, Conversation]], length: int, refuse: bool, run: Run) -> list[Rendered]:
+    """Every conversation as ids and weights, cut to `length` tokens on a message border; what was cut is counted.
+
+    A conversation whose first answer does not fit at all is left out and counted. With `refuse`, both raise
+    ContextError naming file and line. Raises DataError where nothing is left.
+    """
+    out, cut, lost = [], 0, 0
+    for where, conversation in found:
+        try:
+            rendered, messages = render_fitting(tokenizer, conversation, length)
+        except ContextError as error:
+            if refuse:
+                raise ContextError(f"{where}: {error}; shorten it, or set long_conversations to truncate") from error
+            lost += 1
+            continue
+        if messages and refuse:
+            raise ContextError(f"{where}: the conversation is longer than {length} tokens; shorten it, or set long_conversations to truncate")
+        cut += messages > 0
+        out.append(rendered)
+    if cut or lost:
+        run.log_line(f"{cut} of {len(found)} conversations cut on a message border, {lost} left out: their first answer does not fit into {length} tokens")
+    if not out:
+        raise DataError(f"none of {len(found)} conversations fits into the context of {length} tokens")
+    return out
+
+
+def load_conversations(config: SFTConfig, run: Run) -> tuple[list[tuple[str, Conversation]], list[tuple[str, Conversation]]]:
+    """(training, held-out) conversations with where they stand. The same opening never lands on both sides of a split."""
+    bad = BadRows(skip=config.skip_bad_rows)
+    every = list(conversations(config.data, bad))
+    if config.heldout:
+        sides = every, list(conversations(config.heldout, bad))
+    else:
+        kept = [in_split(json.dumps(to_messages(c[:1])), config.heldout_share) for _, c in every]
+        sides = [e for e, k in zip(every, kept) if not k], [e for e, k in zip(every, kept) if k]
+        if not sides[1]:
+            sides = every[:-1], every[-1:]
+    run.log_skipped(bad.count, bad.messages)
+    if not sides[0] or not sides[1]:
+        raise DataError(f"{len(every)} conversation(s): training needs some and held-out measuring needs others; give more, or name --heldout")
+    return sides
+
+
+def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
+    """Tune a base model on conversations; returns the run. Raises ConfigError, DataError, ContextError on bad input."""
+    parent = Run(config.model)
+    with Run.start("sft", config, out, parents={"model": parent}, resume=resume, progress=progress) as run, threads(config.threads):
+        model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
+        tokenizer.save(run.path / "tokenizer.json")
+        run.save_model_config(model.config)
+        length, refuse = model.config.context_length, config.long_conversations == "refuse"
+        train, heldout = load_conversations(config, run)
+        bad = BadRows(skip=config.skip_bad_rows)
+        questions = [t for _, t in tasks(config.tasks, bad)] if config.tasks else []
+        run.log_skipped(bad.count, bad.messages)
+
+        def pack(found: Sequence[tuple[str, Conversation]]) -> Rows:
+            rendered = render_all(tokenizer, found, length + 1, refuse, run)
+            return pack_whole([(r.tokens, r.weights) for r in rendered], length, tokenizer.pad)
+
+        feed, measured = Feed({"chat": pack(train)}, None, config.batch_size, config.seed), pack(heldout)
+        run.log_line(f"{len(train)} conversations in {len(feed.sources[0])} rows of {length} tokens, {len(heldout)} held out")
+        learner = Learner(model, OptimizerConfig.of(config), config.precision)
+
+        def evaluate(done: int) -> None:
+            metrics = {"heldout": mean_loss(model, measured, config.batch_size)}
+            if questions and done in (0, config.steps):
+                metrics |= measure_answers(run, model, tokenizer, questions, config, done)
+            run.log(done, **metrics)
+            if due(done, 0, config.steps):
+                run.update(heldout_loss=metrics["heldout"])
+
+        micro = config.micro_batch or config.batch_size
+        fit(run, learner, lambda step: list(feed.batch(step).split(micro)), next_token, config, evaluate)
+    return run
+
+
+def measure_answers(run: Run, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], config: SFTConfig, done: int) -> dict[str, float]:
+    """Exact match (greedy) and the share of answers that the model ends itself; a few answers go to samples.jsonl."""
+    params = answer_params(tokenizer, config.max_new_tokens, temperature=0.0)
+    answers = ask_all(model, tokenizer, questions, params, config.seed)
+    scores = score_answers(questions, answers)
+    run.log_samples(done, [{"prompt": t.prompt[-1].content, "text": a[0], "gold": t.answers[0]} for t, a in list(zip(questions, answers))[:8]])
+    return {"exact_match": scores.exact.value, "finished": scores.finished.value}

@@ -1,0 +1,91 @@
+"""How much work fits into the time: this machine's speed is measured, then sizes and steps are chosen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tercet.errors import ConfigError
+from tercet.model.config import ModelConfig
+from tercet.model.transformer import Transformer
+from tercet.training.batch import Batch
+from tercet.training.learner import Learner
+from tercet.training.objectives import next_token
+from tercet.training.optim import OptimizerConfig
+
+ROWS, CONTEXT, VOCABULARY = 8, 256, 2048
+
+# Shares of the time that each stage may take, of what is left when it begins; the rest is for loading and measuring.
+SHARE = {"pretrain": 0.47, "sft": 0.24, "reward": 0.12, "ppo": 0.36, "ppo without ptx": 0.52}
+# Seconds that a stage needs besides its steps, and the work of a step in tokens of float32 training; measured, 2 cores.
+OVERHEAD = {"pretrain": 12.0, "sft": 8.0, "reward": 12.0, "ppo": 12.0, "ppo without ptx": 9.0}
+STEP_TOKENS = {"pretrain": ROWS * CONTEXT, "sft": ROWS * CONTEXT, "reward": 4_400, "ppo": 17_000, "ppo without ptx": 13_500}
+LIMITS = {"pretrain": (60, 40_000), "sft": (40, 1_200), "reward": (20, 120), "ppo": (12, 300), "ppo without ptx": (12, 300)}
+FAST = ("pretrain", "sft")  # stages that run in the faster precision
+SAFETY = 0.86  # plan for this share of the wall time: machines slow down
+
+
+@dataclass
+class Plan:
+    """The clock of a demo run: `speed` is training tokens per second in float32, `precision` the faster one."""
+
+    minutes: float
+    threads: int
+    began: float = field(default_factory=time.monotonic)
+    speed: float = 0.0
+    fast_speed: float = 0.0
+    precision: str = "float32"
+
+    def left(self) -> float:
+        """Seconds of planned time that are left."""
+        return self.minutes * 60 * SAFETY - (time.monotonic() - self.began)
+
+    def shape(self) -> dict[str, Any]:
+        """Model sizes for this much time: about 20 tokens a parameter would be best, a few are what a laptop gives."""
+        layers, width, heads = next(s for limit, s in ((6, (4, 128, 2)), (25, (5, 192, 3)), (60, (6, 256, 4)), (1e9, (8, 320, 5))) if self.minutes < limit)
+        return {
+            "hidden_size": width, "num_layers": layers, "num_heads": heads, "num_kv_heads": heads, "head_dim": 64,
+            "intermediate_size": width * 8 // 3 // 64 * 64, "context_length": CONTEXT,
+        }  # fmt: skip
+
+    def measure(self) -> None:
+        """Time a few training steps in both precisions; bfloat16 is taken where it is a tenth faster."""
+        sizes = ModelConfig(VOCABULARY, **self.shape())
+        tokens = torch.arange(ROWS * CONTEXT).reshape(ROWS, CONTEXT) % VOCABULARY
+        batch = Batch(tokens, tokens, torch.ones(ROWS, CONTEXT), torch.zeros(ROWS, CONTEXT, dtype=torch.int32))
+        speeds = {}
+        for precision in ("float32", "bfloat16"):
+            learner = Learner(Transformer(sizes), OptimizerConfig(), precision)
+            times = []
+            for _ in range(4):
+                start = time.monotonic()
+                learner.forward_backward([batch], next_token)
+                learner.optim_step(1.0)
+                times.append(time.monotonic() - start)
+            speeds[precision] = tokens.numel() / sorted(times)[1]
+        self.speed = speeds["float32"]
+        self.precision = "bfloat16" if speeds["bfloat16"] > 1.1 * speeds["float32"] else "float32"
+        self.fast_speed = speeds[self.precision]
+
+    def steps(self, stage: str) -> int:
+        """Steps of `stage` that fit into its share of the time that is left."""
+        speed = self.fast_speed if stage in FAST else self.speed
+        seconds = SHARE[stage] * self.left() - OVERHEAD[stage]
+        low, high = LIMITS[stage]
+        return max(low, min(high, int(seconds * speed / STEP_TOKENS[stage])))
+
+    def learn(self, stage: str, steps: int, seconds: float) -> None:
+        """Correct the speeds by what a stage really took: the machine may have become slower, or faster."""
+        took = max(seconds - OVERHEAD[stage], 0.2 * seconds)
+        before = self.fast_speed if stage in FAST else self.speed
+        ratio = max(0.4, min(2.5, steps * STEP_TOKENS[stage] / took / before))
+        self.speed, self.fast_speed = self.speed * ratio, self.fast_speed * ratio
+
+
+def check_minutes(minutes: float) -> None:
+    """Raises ConfigError where the time asked for is out of range."""
+    if not 2 <= minutes <= 120:
+        raise ConfigError(f"--minutes is {minutes:g}; wanted 2 to 120")

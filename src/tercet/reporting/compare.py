@@ -1,0 +1,202 @@
+"""The models side by side: prompting without training, scores on held-out text and tasks, and the answers themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tercet.data.microworld.rubric import normalise
+from tercet.posttraining.scores import estimate
+from tercet.reporting import figures
+from tercet.reporting.blocks import (
+    EMPTY,
+    Block,
+    Cell,
+    Exchange,
+    Exchanges,
+    Prose,
+    Row,
+    Said,
+    Section,
+    Table,
+    charts,
+    compact,
+    measured,
+    plain,
+    shorten,
+)
+from tercet.reporting.figures import Curve
+from tercet.reporting.lineage import Member, label_of
+
+SHOWN = 10  # prompts answered side by side
+
+Scores = Mapping[str, Any]
+
+
+# -- prompting --------------------------------------------------------------------------------------------------
+
+
+def prompting(asking: Sequence[Mapping[str, Any]]) -> Section:
+    """Accuracy against the number of examples in the prompt."""
+    lead = (
+        "Here nothing was trained. The base model only continued a text in which a question stands, after no, one or several worked examples: "
+        "zero-, one- and few-shot prompting.",
+        "If accuracy grows with the examples, the model picks up a task from its context alone, without any change of its weights (in-context learning). "
+        "Small models do little of this; it grew with size.",
+    )
+    forms = list(dict.fromkeys(str(row["form"]) for row in asking))
+    shots = sorted({int(row["shots"]) for row in asking})
+    curves = []
+    for form in forms:
+        rows = sorted((r for r in asking if r["form"] == form and r["ability"] == "all"), key=lambda r: int(r["shots"]))
+        found = [estimate(r["accuracy"]) for r in rows]
+        curves.append(Curve(form, [r["shots"] for r in rows], [e.value for e in found], found))
+    blocks = charts(
+        figures.lines("asking", "Right answers (greedy) by the number of examples in the prompt; bars are 95 % intervals.", "examples in the prompt (shots)",
+                      "right answers", curves, percent=True)
+    )  # fmt: skip
+    table = []
+    for form in forms:
+        table.append(Row(form))
+        for ability in dict.fromkeys(r["ability"] for r in asking if r["form"] == form):
+            by_shots = {int(r["shots"]): r["accuracy"] for r in asking if r["form"] == form and r["ability"] == ability}
+            table.append(Row("all questions" if ability == "all" else str(ability), tuple(measured(by_shots.get(s), percent=True) for s in shots)))
+    blocks.append(Table("Right answers by form of the prompt, ability and number of examples, with 95 % intervals", ("ability", *(f"{s}-shot" for s in shots)), tuple(table)))
+    example = next((r for r in asking if r["shots"] == (1 if 1 in shots else shots[-1])), asking[0])
+    shown = Exchange(f"{example['form']}, {example['shots']}-shot", (("text to continue", shorten(example["prompt"])),), (Said("the model", shorten(example["answer"])),))
+    return Section("prompting", "Prompting", lead, [*blocks, Exchanges("One prompt as the model sees it", (shown,))])
+
+
+# -- scores -----------------------------------------------------------------------------------------------------
+
+PARTS = {"right": "… right", "sentence": "… a full sentence", "direct": "… direct: short, without hedging"}
+
+
+def labels(scores: Scores, members: Sequence[Member]) -> dict[str, str]:
+    """What each model of the scores is called."""
+    return {path: label_of(path, row["verb"], members) for path, row in scores["models"].items()}
+
+
+def scoring(scores: Scores, members: Sequence[Member]) -> Section:
+    """The score table: rows are measures, columns are models."""
+    names, models = labels(scores, members), scores["models"]
+    reference = (scores.get("config") or {}).get("reference") or ""
+    against = label_of(reference, "sft", members) if reference else "the reference"
+    lead = (
+        "Every model read the same held-out text and answered the same held-out questions, with the same random numbers. An interval is where the true value "
+        "lies with 95 % confidence, as far as the choice of texts and questions goes: where two intervals overlap widely, the difference may be chance.",
+        "Right answers are counted on greedy answers (always the likeliest token). Rubric, reward, KL and win rate are of answers sampled at temperature 1.",
+    )
+    rows = [Row("parameters", tuple(Cell(compact(m["parameters"])) for m in models.values()))]
+    rows += [*_text_rows(models), *_answer_rows(models), *_against_rows(models, against)]
+    table = Table("Scores on held-out text and questions, with 95 % intervals", ("measure", *names.values()), tuple(rows))
+    return Section("scores", "All models, the same questions", lead, [*_score_charts(models, names), table])
+
+
+def _nested(models: Scores, key: str, inner: str | None = None) -> list[Any]:
+    """One value of every model, None where it has none."""
+    return [(m.get(key) or {}).get(inner) if inner else m.get(key) for m in models.values()]
+
+
+def _keys(models: Scores, key: str) -> list[str]:
+    return list(dict.fromkeys(inner for m in models.values() for inner in m.get(key) or {}))
+
+
+def _row(name: str, values: Sequence[Any], note: str = "", percent: bool = False) -> list[Row]:
+    """A row of intervals; none where no model has the value."""
+    return [Row(name, tuple(measured(v, percent) for v in values), note)] if any(v is not None for v in values) else []
+
+
+def _text_rows(models: Scores) -> list[Row]:
+    sources = _keys(models, "bits_per_byte")
+    if not sources:
+        return []
+    mean = tuple(plain(v) if v is not None else EMPTY for v in _nested(models, "bits_per_byte_mean"))
+    rows = [Row("Held-out text: bits per byte (lower is better)"), Row("mean of the sources", mean, "a rise after pretraining is the alignment tax")]
+    for source in sources:
+        rows += _row(source, _nested(models, "bits_per_byte", source))
+    return rows
+
+
+def _answer_rows(models: Scores) -> list[Row]:
+    rows = _row("all questions", _nested(models, "exact_match"), "the greedy answer equals an accepted one", percent=True)
+    if not rows:
+        return []
+    rows.insert(0, Row("Right answers (greedy)"))
+    for ability in _keys(models, "abilities"):
+        rows += _row(ability, _nested(models, "abilities", ability), percent=True)
+    for kind in _keys(models, "held_out"):
+        rows += _row(f"new {kind}", _nested(models, "held_out", kind), f"questions whose {kind} never occurred in training", percent=True)
+    rows.append(Row("Sampled answers (temperature 1)"))
+    rows += _row("rubric score", _nested(models, "rubric"), "from 0 to 1: the stated rubric, without noise")
+    for part, title in PARTS.items():
+        rows += _row(title, _nested(models, "rubric_parts", part), percent=True)
+    rows += _row("ends its answer itself", _nested(models, "finished"), "instead of running into the limit of length", percent=True)
+    return rows + _row("reward", _nested(models, "reward"), "of the reward model: 0 is an average demonstration")
+
+
+def _against_rows(models: Scores, against: str) -> list[Row]:
+    rows = _row("KL", _nested(models, "kl"), f"nats per answer: how far from {against}")
+    rows += _row("win rate", _nested(models, "win_rate"), "share of questions whose answer has the better rubric score; a tie counts half", percent=True)
+    rows += _row("difference of rubric scores", _nested(models, "rubric_difference"), "question by question; above 0 is better")
+    return [Row(f"Compared with {against}, answer by answer"), *rows] if rows else []
+
+
+def _score_charts(models: Scores, names: Mapping[str, str]) -> list[Block]:
+    abilities = _keys(models, "abilities")
+    values = {
+        names[path]: [estimate(e) if (e := (m.get("abilities") or {}).get(a)) else None for a in abilities]
+        + [estimate(m["exact_match"]) if m.get("exact_match") else None]
+        for path, m in models.items()
+    }
+    caption = "Right answers (greedy) of every model by ability, with 95 % intervals."
+    right = figures.dots("abilities", caption, "right answers", [*abilities, "all"], values) if abilities else None
+    sources = _keys(models, "bits_per_byte")
+    heights = {names[path]: [((m.get("bits_per_byte") or {}).get(s) or {}).get("value") for s in sources] for path, m in models.items()}
+    text = figures.bars("scored-text", "Held-out text under every model. Lower is better.", "bits per byte", sources, heights)
+    return charts(right, text)
+
+
+# -- answers ----------------------------------------------------------------------------------------------------
+
+
+def is_right(example: Mapping[str, Any]) -> bool:
+    """Whether a scored answer is right.
+
+    The rubric gives 0.5 for being right and 0.5 for all else together, so above 0.5 it is; exactly 0.5 is compared with gold.
+    """
+    return float(example["rubric"]) > 0.5 or normalise(example["answer"]) == normalise(example["gold"])
+
+
+def chosen(last: Sequence[Mapping[str, Any]], count: int = SHOWN) -> list[int]:
+    """Which examples to show: half that the last model answers right and half wrong, each spread over the abilities."""
+    seen: dict[tuple[bool, str], int] = {}
+    sides: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+    for number, example in enumerate(last):
+        key = is_right(example), str(example["ability"])
+        seen[key] = seen.get(key, 0) + 1
+        sides[key[0]].append((seen[key], number))
+    order = [[number for _, number in sorted(sides[side])] for side in (True, False)]
+    half = max(count // 2, count - len(order[1])), max(count - count // 2, count - len(order[0]))
+    return sorted([*order[0][: half[0]], *order[1][: half[1]]])
+
+
+def answering(scores: Scores, members: Sequence[Member]) -> Section | None:
+    """The models' answers to the same questions; None where the scores hold none."""
+    names = labels(scores, members)
+    models = {path: m["examples"] for path, m in scores["models"].items() if m.get("examples")}
+    if not models:
+        return None
+    items = []
+    for number in chosen(list(models.values())[-1][: min(map(len, models.values()))]):
+        first = next(iter(models.values()))[number]
+        said = tuple(Said(names[path], shorten(examples[number]["answer"]), is_right(examples[number])) for path, examples in models.items())
+        turns = tuple((m["role"], shorten(m["content"])) for m in first["prompt"])
+        heading = str(first["ability"]) + (f", new {first['held_out']}" if first["held_out"] else "")
+        items.append(Exchange(heading, turns, said, str(first["gold"])))
+    lead = (
+        "The same questions, answered by every model in turn. Some are chosen because the last model gets them right and some because it gets them wrong, "
+        "so do not read a score off them.",
+    )
+    note = Prose("Greedy answers: the likeliest token each time. A base model is asked in the same chat form, which it has never seen.")
+    return Section("answers", "Side by side", lead, [note, Exchanges("", tuple(items))])

@@ -1,0 +1,204 @@
+"""Small charts as inline SVG, drawn by matplotlib without a window.
+
+Colours are Okabe and Ito's, which people with colour-blindness tell apart; line style and marker say the same again. In
+the SVG they become the page's CSS variables, so the charts follow the reader's light or dark setting.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from tercet.evaluation.metrics import Estimate
+from tercet.reporting.blocks import Chart
+
+Reals = NDArray[np.float64]
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+INK, GRID = "#101112", "#c0c1c2"  # stand-ins that become currentColor and var(--grid)
+WIDTH = 4.4  # inches; at 320 CSS pixels the 9 pt text is still 9 pixels high
+MOST_POINTS = 240
+STYLE: dict[str, Any] = {
+    "svg.fonttype": "none", "svg.hashsalt": "tercet", "text.parse_math": False, "font.size": 9, "axes.grid": True,
+    "axes.spines.top": False, "axes.spines.right": False, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
+    "ytick.color": INK, "axes.edgecolor": INK, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True,
+    "legend.frameon": False, "figure.facecolor": "none", "axes.facecolor": "none", "savefig.facecolor": "none",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points of one line, with error bars where `intervals` are given."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    intervals: Sequence[Estimate] = ()
+
+    def finite(self) -> tuple[Reals, Reals]:
+        """x and y without points that are NaN or infinite."""
+        x, y = np.asarray(self.x, dtype=np.float64), np.asarray(self.y, dtype=np.float64)
+        kept = np.isfinite(y)
+        return x[kept], y[kept]
+
+
+def lines(name: str, caption: str, xlabel: str, ylabel: str, curves: Sequence[Curve], *, smooth: bool = False,
+          levels: Mapping[str, float] | None = None, percent: bool = False) -> Chart | None:  # fmt: skip
+    """Curves over steps (or shots); None where there is nothing to draw.
+
+    `smooth` draws every step thinly and the moving average over a twentieth of them thickly. `levels` are horizontal
+    lines with a name. `percent` writes shares as percent. `name` makes the ids of the SVG unique on the page.
+    """
+    drawn = [(c, *c.finite()) for c in curves]
+    drawn = [(c, x, y) for c, x, y in drawn if len(x)]
+    if not drawn:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.7), layout="constrained")
+        axes = figure.add_subplot()
+        handles: dict[str, Any] = {}
+        for number, (curve, x, y) in enumerate(drawn):
+            look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.8}
+            if len(x) <= 12:
+                look |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 5}
+            elif smooth:
+                axes.plot(*_thinned(x, y), color=look["color"], linewidth=0.7, alpha=0.35)
+                x, y = _thinned(x, _moving_average(y))
+            if curve.intervals:
+                errors = [[max(0.0, v - e.low) for v, e in zip(y, curve.intervals)], [max(0.0, e.high - v) for v, e in zip(y, curve.intervals)]]
+                axes.errorbar(x, y, yerr=errors, fmt="none", ecolor=look["color"], elinewidth=1.2, capsize=3)
+            (handles[curve.name],) = axes.plot(x, y, **look)
+        for number, (label, value) in enumerate((levels or {}).items()):
+            handles[label] = axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (1, 2 + 3 * number)))
+        axes.set_xlabel(xlabel)
+        axes.set_ylabel(ylabel)
+        if percent:
+            axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        if len(handles) > 1:
+            _legend(figure, axes, handles)
+        svg = _save(figure)
+    told = "; ".join(f"{c.name} goes from {y[0]:.3g} at {x[0]:g} to {y[-1]:.3g} at {x[-1]:g}" for c, x, y in drawn)
+    marks = "".join(f"; {label} is {value:.3g}" for label, value in (levels or {}).items())
+    return _chart(name, svg, caption, f"Line chart. {caption} {ylabel} against {xlabel}: {told}{marks}.")
+
+
+def bars(name: str, caption: str, ylabel: str, groups: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> Chart | None:
+    """One group of bars for each of `groups`, one bar for each key of `values`; None leaves a bar out."""
+    if not groups or not values:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 2.9), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(axis="x", visible=False)
+        wide, handles = 0.8 / len(values), {}
+        for number, (label, heights) in enumerate(values.items()):
+            at = [g + (number - (len(values) - 1) / 2) * wide for g in range(len(groups))]
+            known = [(a, h) for a, h in zip(at, heights) if h is not None and math.isfinite(h)]
+            handles[label] = axes.bar([a for a, _ in known], [h for _, h in known], wide * 0.9, color=COLOURS[number % len(COLOURS)])
+        axes.set_xticks(range(len(groups)), [_clean(g) for g in groups])
+        axes.set_ylabel(ylabel)
+        _legend(figure, axes, handles)
+        svg = _save(figure)
+    told = "; ".join(
+        f"{group}: " + ", ".join(f"{label} {h[i]:.3g}" for label, h in values.items() if h[i] is not None) for i, group in enumerate(groups)
+    )
+    return _chart(name, svg, caption, f"Bar chart. {caption} {ylabel}: {told}.")
+
+
+def dots(name: str, caption: str, xlabel: str, rows: Sequence[str], values: Mapping[str, Sequence[Estimate | None]]) -> Chart | None:
+    """Shares with their intervals as points: one line of points for each of `rows`, one point for each key of `values`."""
+    if not rows or not values:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(WIDTH, 0.9 + len(rows) * max(0.3, 0.11 * len(values))), layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(axis="y", visible=False)
+        handles: dict[str, Any] = {}
+        for number, (label, estimates) in enumerate(values.items()):
+            known = [(i + (number - (len(values) - 1) / 2) * 0.7 / len(values), e) for i, e in enumerate(estimates) if e is not None]
+            colour = COLOURS[number % len(COLOURS)]
+            for at, e in known:
+                if math.isfinite(e.low):
+                    axes.plot([e.low, e.high], [at, at], color=colour, linewidth=1.4)
+            look = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markersize": 5, "linestyle": "none"}
+            (handles[label],) = axes.plot([e.value for _, e in known], [at for at, _ in known], **look)
+        for border in range(1, len(rows)):
+            axes.axhline(border - 0.5, color=GRID, linewidth=0.6)
+        axes.set_yticks(range(len(rows)), [_clean(r) for r in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_xlim(-0.02, 1.02)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        axes.set_xlabel(xlabel)
+        _legend(figure, axes, handles)
+        svg = _save(figure)
+    told = "; ".join(
+        f"{row}: " + ", ".join(f"{label} {100 * e.value:.0f} %" for label, es in values.items() if (e := es[i]) is not None) for i, row in enumerate(rows)
+    )
+    return _chart(name, svg, caption, f"Dot chart. {caption} {xlabel}: {told}.")
+
+
+def _moving_average(y: Reals) -> Reals:
+    """Mean over a window of a twentieth of the points, narrower at both ends."""
+    window = np.ones(2 * (len(y) // 40) + 1)
+    out: Reals = np.convolve(y, window, "same") / np.convolve(np.ones(len(y)), window, "same")
+    return out
+
+
+def _thinned(x: Reals, y: Reals) -> tuple[Reals, Reals]:
+    """At most `MOST_POINTS` points, each the mean of those it stands for."""
+    if len(x) <= MOST_POINTS:
+        return x, y
+    parts = np.array_split(np.arange(len(x)), MOST_POINTS)
+    return np.array([x[p].mean() for p in parts]), np.array([y[p].mean() for p in parts])
+
+
+def _clean(label: str) -> str:
+    """A name of the user's as a label: one short line of printable characters."""
+    text = "".join(c if c.isprintable() else "\ufffd" for c in label)
+    return text if len(text) <= 26 else text[:25] + "…"
+
+
+def _legend(figure: Figure, axes: Axes, handles: Mapping[str, Any]) -> None:
+    """Above the axes, where it hides no data; as many columns as fit."""
+    labels = [_clean(h) for h in handles]
+    columns = max(1, min(len(labels), int(66 // (max(map(len, labels)) + 7))))
+    # matplotlib leaves out labels that begin with "_", so each gets a space before it
+    figure.legend(list(handles.values()), [f" {h}" for h in labels], loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.2)
+
+
+def _save(figure: Figure) -> str:
+    out = io.StringIO()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)  # the browser has its own fonts
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return out.getvalue()
+
+
+def _chart(name: str, svg: str, caption: str, told: str) -> Chart:
+    """matplotlib's file as a part of a page: no header, ids of its own, the page's fonts and colours, a text alternative."""
+    box = re.search(r'viewBox="([\d. ]+)"', svg)
+    assert box is not None
+    body = svg[svg.index("</defs>") + len("</defs>") : svg.rindex("</svg>")]  # the first defs hold a style that would leak
+    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
+    body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
+    body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
+    body = re.sub(r"font-family: [^;\"]*(; )?", "", body)
+    body = re.sub(r"\n\s*", "\n", body)
+    for number, colour in enumerate(COLOURS):
+        body = body.replace(colour, f"var(--c{number})")
+    body = body.replace(INK, "currentColor").replace(GRID, "var(--grid)")
+    return Chart(Markup('<svg class="chart" viewBox="{}" role="img" aria-label="{}">').format(box[1], told) + Markup(body) + Markup("</svg>"), caption)

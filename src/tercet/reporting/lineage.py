@@ -1,0 +1,150 @@
+"""Which runs belong to a report, what each is called, what it came from, and the command that repeats it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tercet.errors import ConfigError
+from tercet.posttraining.config import PPOConfig, RankConfig, RewardConfig, SFTConfig
+from tercet.pretraining.config import PretrainConfig
+from tercet.training.run import Run
+from tercet.training.settings import Settings, from_json
+
+CONFIGS: dict[str, type[Settings]] = {
+    "pretrain": PretrainConfig, "sft": SFTConfig, "rank": RankConfig, "reward": RewardConfig, "ppo": PPOConfig,
+}  # fmt: skip
+STAGES = tuple(CONFIGS)
+NAMES = {"pretrain": "base", "sft": "SFT", "rank": "rankings", "reward": "reward model", "ppo": "RLHF"}
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A run that another one was made from. `label` is "" where it is no longer there."""
+
+    role: str
+    path: str
+    label: str
+    sha256: str  # of its weights when the child began; "" where rankings and no weights were taken over
+    changed: bool  # whether its weights are others now
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a report; `level` is the longest way from a run without parents."""
+
+    run: Run
+    label: str
+    level: int
+    parents: tuple[Parent, ...]
+    sha256: str  # of its own newest weights, "" where it has none
+
+    @property
+    def verb(self) -> str:
+        """The stage: one of `STAGES`."""
+        return str(self.run.manifest["verb"])
+
+    @property
+    def done(self) -> int:
+        """Steps that metrics.jsonl knows of."""
+        return max((int(row["step"]) for row in self.run.read_lines("metrics.jsonl")), default=0)
+
+
+def command(run: Run) -> str:
+    """The command line that repeats a run: the required settings and those that differ from their defaults.
+
+    Raises ConfigError where the run's verb or one of its settings is unknown.
+    """
+    verb = str(run.manifest["verb"])
+    if verb not in CONFIGS:
+        raise ConfigError(f"{run.path / 'run.json'}: verb is {verb!r}; wanted one of {', '.join(CONFIGS)}")
+    config = from_json(CONFIGS[verb], run.config, str(run.path / "config.json"))
+    words = ["tercet", verb]
+    for field in dataclasses.fields(config):
+        value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
+        if value is None or value == field.default:
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            for part in value if isinstance(value, tuple) else (value,):
+                words += [flag, str(part)]
+    return shlex.join([*words, "--out", str(run.path)])
+
+
+def family(paths: Sequence[str | Path]) -> list[Member]:
+    """The runs at `paths` and all their ancestors that are still there, by stage, parents before children.
+
+    Raises CheckpointError where one of `paths` is no run, ConfigError where one is of an unknown verb.
+    """
+    found: dict[str, Run] = {}
+    for path in paths:
+        _collect(Run(path), found)
+    order = sorted(found, key=lambda key: _place(found[key]))  # stable: ancestors of the same stage stay in front
+    labels = _labels({key: found[key] for key in order})
+    hashes = {key: run.weights_hash() if run.checkpoints() else "" for key, run in found.items()}
+    levels: dict[str, int] = {}
+    for key, run in found.items():
+        levels[key] = 1 + max((levels.get(_key(p), -1) for _, p, _ in _parents(run)), default=-1)
+    members = []
+    for key in order:
+        parents = tuple(
+            Parent(role, str(p), labels.get(_key(p), ""), sha, bool(sha and hashes.get(_key(p)) and hashes[_key(p)] != sha))
+            for role, p, sha in _parents(found[key])
+        )
+        members.append(Member(found[key], labels[key], levels[key], parents, hashes[key]))
+    return members
+
+
+def label_of(path: str, verb: str, members: Sequence[Member]) -> str:
+    """What the run at `path` is called; a run that is not in the report gets its stage's name and its folder's."""
+    for member in members:
+        if _key(member.run.path) == _key(path):
+            return member.label
+    return f"{NAMES.get(verb, verb)} ({Path(path).name})"
+
+
+def _key(path: str | Path) -> str:
+    return os.path.realpath(path)
+
+
+def _parents(run: Run) -> list[tuple[str, Path, str]]:
+    """(role, path, hash) of the runs it was made from; rankings come to a reward model as files, not as a parent."""
+    out = []
+    for role, parent in run.manifest["parents"].items():
+        out.append((role, Path(os.path.normpath(run.path / parent["path"])), str(parent["sha256"])))
+    if run.manifest["verb"] == "reward":
+        folders = dict.fromkeys(Path(p).parent.parent for p in run.config.get("data", ()) if Path(p).parent.name == "rankings")
+        out += [("rankings", folder, "") for folder in folders if (folder / "run.json").is_file()]
+    return out
+
+
+def _collect(run: Run, found: dict[str, Run]) -> None:
+    """Put a run's ancestors and then itself into `found`."""
+    if _key(run.path) in found:
+        return
+    if run.manifest["verb"] not in CONFIGS:
+        raise ConfigError(f"{run.path / 'run.json'}: verb is {run.manifest['verb']!r}; wanted one of {', '.join(CONFIGS)}")
+    for _, path, _ in _parents(run):
+        if (path / "run.json").is_file():
+            _collect(Run(path), found)
+    found[_key(run.path)] = run
+
+
+def _place(run: Run) -> tuple[int, bool]:
+    verb = run.manifest["verb"]
+    return STAGES.index(verb), verb == "ppo" and run.config["gamma"] == 0
+
+
+def _labels(runs: dict[str, Run]) -> dict[str, str]:
+    """A short name for each run; runs of the same name get their folder's name too, or their path where that is the same."""
+    names = {k: NAMES[r.manifest["verb"]] + (", γ = 0" if _place(r)[1] else "") for k, r in runs.items()}
+    for extra in (lambda r: r.path.name, lambda r: str(r.path)):
+        count = Counter(names.values())
+        names = {k: f"{name} ({extra(runs[k])})" if count[name] > 1 else name for k, name in names.items()}
+    return names
