@@ -98,7 +98,6 @@ def test_characters_of_several_bytes_are_trained_whole(byte_tokenizer: Tokenizer
 def test_a_lookalike_is_spelled_out_by_hand(byte_tokenizer: Tokenizer) -> None:
     """"<|im_end|>" as content: ten bytes, none of them the special token."""
     spelled = [32, 96, 77, 81, 67, 73, 82, 72, 96, 34]
-    spelled = [5 + ord(c) - 33 for c in "<|im_end|>"]
     assert render(byte_tokenizer, (user("<|im_end|>"),)).tokens == [*HEADER["user"], *spelled, 2, 203]
 
 

@@ -244,7 +244,7 @@ def test_page_speaks_to_screen_readers(page: str) -> None:
     assert all(a["role"] == "img" and len(a["aria-label"] or "") > 40 for a in charts)
     assert all(a.get("scope") in ("col", "row", "colgroup") for tag, a in parsed.elements if tag == "th")
     assert ("html", {"lang": "en"}) in parsed.elements
-    assert page.count("<table>") == page.count("<caption>") == page.count('class="scroll"')
+    assert page.count("<table>") == page.count("<caption><span>") == page.count('class="scroll"')
     assert "goes from 0.5 at 0 to 0.8 at 100; guessing is 0.5; the longer answer is 0.57" in page
 
 
@@ -271,8 +271,9 @@ def test_every_table_row_is_as_wide_as_its_head(page: str) -> None:
 def test_numbers_are_those_of_the_runs(page: str) -> None:
     text = _visible(page)
     assert f"{PARAMETERS / 1e6:.1f} million parameters" in text or f"parameters {PARAMETERS / 1e6:.1f} million" in text
-    assert "It read 1.2 million tokens in 300 steps" in text  # 300 steps of 16 rows of 256 tokens
-    assert "bible 3.500 1.660 1.62 to 1.70 43" in text
+    assert "It read 1.2 million tokens in 300 steps: 30 % bible and 70 % code." in text  # 300 steps of 16 rows of 256 tokens
+    assert "bible 3.500 1.660 1.62 to 1.70" in text
+    assert "bible 1.900 1.950 1.900 2.300" in text  # γ = 2 and γ = 0, first and last
     assert "80.4 % 77.4 to 83.4 %" in text
     assert "0.0 % 61.3 %" in text  # exact match before and after SFT
     assert "1,200 (33 %)" in text
@@ -290,7 +291,7 @@ def test_models_are_named_by_stage(page: str) -> None:
 def test_simulated_rankings_always_say_so(page: str) -> None:
     section = page[page.index('<section id="rank"') : page.index('<section id="reward"')]
     examples = re.findall(r"<article>.*?</article>", section, re.S)
-    assert len(examples) == 3
+    assert len(examples) == 1  # ties teach nothing and are not shown
     assert all("simulated" in e for e in examples)
     assert re.findall(r"<dt>([^<]*)</dt>", examples[0]) == ["rank 1", "rank 2", "rank 3", "rank 4"]  # the most telling first
     assert examples[0].index("Paris is the capital.") < examples[0].index("I think Paris.") < examples[0].index("Lyon")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ from tercet.posttraining.config import EvalConfig
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     extra = {
-        "text": option(str, "--text", "a text to continue, instead of --tasks", ""),
+        "text": option(str, "--text", "a text to continue, instead of --tasks (\\n is a new line)", ""),
         "temperature": option(float, "--temperature", "of sampling a continuation of --text (0: the likeliest)", 0.0),
         "out": option(Path | None, "--out", "also write the rows here, as JSON"),
     }
@@ -32,19 +33,27 @@ def register(app: typer.Typer) -> None:
 
 def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) -> None:
     if bool(text) == bool(config.tasks):
-        raise ConfigError("tercet prompt: give either --text to continue, or --tasks to ask (with --shots and --examples)")
+        raise ConfigError(
+            "tercet prompt: give either --text to continue, or --tasks to ask (with --shots and --examples)"
+        )
+    # a shell's double quotes keep \\n as two characters; nobody means those here
+    texts = {name: getattr(config, name).replace("\\n", "\n") for name in ("description", "template", "separator")}
+    config, text = dataclasses.replace(config, **texts), text.replace("\\n", "\n")
     if text:
         from tercet.generation.chat import Chat
 
         typer.echo(text, nl=False)
-        Chat(config.model, temperature=temperature, max_new_tokens=config.max_new_tokens, seed=config.seed).complete(text, _print_piece)
+        chat = Chat(config.model, temperature=temperature, max_new_tokens=config.max_new_tokens, seed=config.seed)
+        chat.complete(text, _print_piece)
         typer.echo()
         return
     from tercet.cli.show import asking_table, console
     from tercet.evaluation.asking import ask
 
     rows = ask(config)
-    typer.echo(f"the first prompt with {rows[-1]['shots']} examples, and the answer:\n{rows[-1]['prompt']}{rows[-1]['answer']}\n")
+    typer.echo(
+        f"the first prompt with {rows[-1]['shots']} examples, and the answer:\n{rows[-1]['prompt']}{rows[-1]['answer']}\n"
+    )
     console.print(asking_table(rows))
     if out is not None:
         write_json(out, rows)
@@ -73,7 +82,9 @@ def _eval(config: EvalConfig, out: Path | None) -> None:
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="runs; their ancestors are found and come along")],
-    out: Annotated[Path | None, typer.Option(help="where the page goes  [default: report.html in the last run]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="where the page goes  [default: report.html in the last run]")
+    ] = None,
     scores: Annotated[Path | None, typer.Option(help="JSON that `tercet eval --out` wrote")] = None,
     asking: Annotated[Path | None, typer.Option(help="JSON that `tercet prompt --out` wrote")] = None,
 ) -> None:

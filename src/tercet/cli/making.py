@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -38,7 +39,9 @@ def register(app: typer.Typer) -> None:
     app.command("resume", no_args_is_help=True)(resume)
     app.command("data", no_args_is_help=True)(data)
     app.command("demo")(demo)
-    tokenizer = typer.Typer(help="Train a tokenizer, or look at what one does.", no_args_is_help=True, rich_markup_mode=None)
+    tokenizer = typer.Typer(
+        help="Train a tokenizer, or look at what one does.", no_args_is_help=True, rich_markup_mode=None
+    )
     tokenizer.command("train", no_args_is_help=True)(tokenizer_train)
     tokenizer.command("show", no_args_is_help=True)(tokenizer_show)
     app.add_typer(tokenizer, name="tokenizer")
@@ -68,11 +71,15 @@ def data(
     report = write_demo_data(out, seed)
     for source, sizes in report["text"].items():
         typer.echo(f"{source}: {sizes['train_bytes']:,} bytes to train on, {sizes['heldout_bytes']:,} held out")
-    typer.echo(f"conversations: {report['chat']['train_conversations']:,} to train on, {report['chat']['heldout_conversations']:,} held out")
+    typer.echo(
+        f"conversations: {report['chat']['train_conversations']:,} to train on, {report['chat']['heldout_conversations']:,} held out"
+    )
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="new folder for everything that the demo makes")] = Path("demo"),
+    out: Annotated[
+        Path | None, typer.Option(help="new folder for all that the demo makes  [default: demo, or demo-2, …]")
+    ] = None,
     minutes: Annotated[float, typer.Option(help="wall time to fill, 2 to 120")] = 12.0,
     seed: Annotated[int, typer.Option(help="seed of data, weights and samples")] = 0,
     threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
@@ -83,6 +90,8 @@ def demo(
     """
     from tercet.recipes.demo import run_demo
 
+    free = (Path("demo" if n == 1 else f"demo-{n}") for n in itertools.count(1))
+    out = out or next(path for path in free if not path.exists())
     run_demo(out, minutes=minutes, seed=seed, threads=threads, progress=for_terminal())
 
 

@@ -40,12 +40,20 @@ def add_command(app: typer.Typer, name: str, cls: type[Settings], action: Callab
         annotation, default = _option(field, kind, "--" + field.name.replace("_", "-"))
         if field.name == positional:
             default = typer.Argument(None, help=field.metadata["help"], show_default=False)
-        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation))
-    own = {f.name: f.default is not dataclasses.MISSING for f in dataclasses.fields(cls) if f.name in cls.__annotations__}
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+        )
+    own = {
+        f.name: f.default is not dataclasses.MISSING for f in dataclasses.fields(cls) if f.name in cls.__annotations__
+    }
     # what must be given comes first, then what is the stage's own, then what all stages share
     parameters.sort(key=lambda p: (p.name != positional, own.get(p.name, True), p.name not in own))
-    config_option = typer.Option(None, "--config", help="config.json of a run to repeat; options given here override it", show_default=False)
-    parameters.append(inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=config_option, annotation=Path | None))
+    config_option = typer.Option(
+        None, "--config", help="config.json of a run to repeat; options given here override it", show_default=False
+    )
+    parameters.append(
+        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=config_option, annotation=Path | None)
+    )
     parameters += (extra or {}).values()
 
     def command(**given: Any) -> None:
@@ -75,4 +83,9 @@ def _from_file(path: Path | None) -> dict[str, Any]:
 
 def option(kind: Any, flag: str, help: str, default: Any = None) -> inspect.Parameter:
     """One extra option of a command made by `add_command`; `...` as default makes it required."""
-    return inspect.Parameter(flag.strip("-").replace("-", "_"), inspect.Parameter.KEYWORD_ONLY, default=typer.Option(default, flag, help=help), annotation=kind)
+    return inspect.Parameter(
+        flag.strip("-").replace("-", "_"),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=typer.Option(default, flag, help=help),
+        annotation=kind,
+    )

@@ -26,7 +26,10 @@ def show_tokens(tokenizer: Tokenizer, text: str) -> None:
     for number, i in enumerate(ids):
         shown.append(tokenizer.token(i), style="black on cyan" if number % 2 else "black on yellow")
     console.print(shown)
-    console.print(f"{len(ids)} tokens, {len(text.encode()) / max(len(ids), 1):.2f} bytes per token: {' '.join(map(str, ids))}", markup=False)
+    console.print(
+        f"{len(ids)} tokens, {len(text.encode()) / max(len(ids), 1):.2f} bytes per token: {' '.join(map(str, ids))}",
+        markup=False,
+    )
 
 
 def show_conversations(tokenizer: Tokenizer, data: Sequence[str], limit: int) -> None:
@@ -94,7 +97,9 @@ def show_run(run: Run) -> None:
     m = run.manifest
     console.print(f"{run.path}: {m['verb']}, {m['status']}, {m['seconds']:.0f} s, began {m['created']}", markup=False)
     for role, parent in m["parents"].items():
-        console.print(f"  {role}: {parent['path']} ({parent['checkpoint']}, weights {parent['sha256'][:12]})", markup=False)
+        console.print(
+            f"  {role}: {parent['path']} ({parent['checkpoint']}, weights {parent['sha256'][:12]})", markup=False
+        )
     if (run.path / "model.json").is_file():
         shape = run.model_config()
         console.print(f"  {shape.parameters():,} parameters, context of {shape.context_length} tokens")

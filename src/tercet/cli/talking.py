@@ -19,12 +19,16 @@ def register(app: typer.Typer) -> None:
 
 def chat(
     run: Annotated[Path, typer.Argument(help="run of the model to talk to")],
-    base: Annotated[bool, typer.Option("--base", help="continue raw text instead of answering messages (for base models)")] = False,
+    base: Annotated[
+        bool, typer.Option("--base", help="continue raw text instead of answering messages (for base models)")
+    ] = False,
     compare: Annotated[Path | None, typer.Option(help="a second run, whose answers stand beside the first's")] = None,
     system: Annotated[str, typer.Option(help="system message")] = "",
     temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.7,
     top_k: Annotated[int, typer.Option(help="sample among the k likeliest tokens (0: all)")] = 0,
-    top_p: Annotated[float, typer.Option(help="sample among the likeliest tokens that together have this probability")] = 1.0,
+    top_p: Annotated[
+        float, typer.Option(help="sample among the likeliest tokens that together have this probability")
+    ] = 1.0,
     max_new_tokens: Annotated[int, typer.Option(help="longest answer")] = 64,
     seed: Annotated[int, typer.Option(help="seed of the answers")] = 0,
 ) -> None:
@@ -35,7 +39,18 @@ def chat(
     from tercet.generation.chat import Chat
 
     paths = [run] + ([compare] if compare else [])
-    chats = [Chat(p, system=system, temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=max_new_tokens, seed=seed) for p in paths]
+    chats = [
+        Chat(
+            p,
+            system=system,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+        )
+        for p in paths
+    ]
     if sys.stdin.isatty():
         typer.echo("/new begins a new conversation, /quit leaves")
     while True:

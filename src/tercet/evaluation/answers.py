@@ -29,7 +29,9 @@ class AnswerScores:
     mean_rubric: Estimate
 
 
-def ask_all(model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], params: SamplingParams, seed: int) -> list[Answer]:
+def ask_all(
+    model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], params: SamplingParams, seed: int
+) -> list[Answer]:
     """The model's answer to every task, in chat form."""
     return answer_all(model, tokenizer, [t.prompt for t in questions], params, seed)
 
@@ -82,7 +84,9 @@ def few_shot(model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task]
     for task in questions:
         pool = [e for e in examples if e.ability == task.ability and e.prompt != task.prompt and len(e.prompt) == 1]
         if len(pool) < shots:
-            raise ConfigError(f"{shots} shots for {task.ability!r}, but there are only {len(pool)} examples of that ability")
+            raise ConfigError(
+                f"{shots} shots for {task.ability!r}, but there are only {len(pool)} examples of that ability"
+            )
         prompts.append(form.prompt(task, random.Random(f"{seed}/{task.id}").sample(pool, shots)))
     newline = tokenizer.encode("\n")
     params = SamplingParams(max_new_tokens, temperature=0.0, stop_ids=(tokenizer.endoftext, *newline))

@@ -31,12 +31,16 @@ def ask(config: AskConfig) -> list[dict[str, Any]]:
     with threads(config.threads):
         model, tokenizer = load_language_model(run), Tokenizer.load(run.path)
         for shots in config.shots:
-            answers, right, prompt = few_shot(model, tokenizer, questions, examples, shots, form, config.max_new_tokens, config.seed)
+            answers, right, prompt = few_shot(
+                model, tokenizer, questions, examples, shots, form, config.max_new_tokens, config.seed
+            )
             hits: dict[str, list[bool]] = defaultdict(list)
             for task, hit in zip(questions, right):
                 hits["all"].append(hit)
                 hits[task.ability].append(hit)
             for ability, values in hits.items():
                 accuracy = proportion(sum(values), len(values)).to_json()
-                rows.append({"shots": shots, "ability": ability, "accuracy": accuracy, "prompt": prompt, "answer": answers[0]})
+                rows.append(
+                    {"shots": shots, "ability": ability, "accuracy": accuracy, "prompt": prompt, "answer": answers[0]}
+                )
     return rows

@@ -14,7 +14,9 @@ class AskConfig(Settings):
 
     model: str = setting(..., "run to ask")
     tasks: tuple[str, ...] = setting((), "questions with gold answers")
-    examples: tuple[str, ...] = setting((), "questions with gold answers from which the shots are drawn (needed above 0 shots)")
+    examples: tuple[str, ...] = setting(
+        (), "questions with gold answers from which the shots are drawn (needed above 0 shots)"
+    )
     shots: tuple[int, ...] = setting((0, 1, 4), "numbers of examples in the prompt")
     description: str = setting("", "text before the examples, such as 'Translate English to French:\\n'")
     template: str = setting("Q: {input}\nA: {output}", "one example; must end with {output}")
@@ -28,8 +30,10 @@ class AskConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if "{input}" not in self.template or not self.template.endswith("{output}"):
-            raise ConfigError(f"AskConfig.template is {self.template!r}; it must hold {{input}} and end with {{output}}")
+            raise ConfigError(
+                f"AskConfig.template is {self.template!r}; it must hold {{input}} and end with {{output}}"
+            )
         if not self.shots or min(self.shots) < 0:
             raise ConfigError(f"AskConfig.shots is {self.shots}; wanted numbers of examples, each 0 or more")
-        if self.tasks and max(self.shots) and not self.examples:
+        if self.tasks and any(self.shots) and not self.examples:
             raise ConfigError(f"AskConfig.shots is {self.shots}, but no examples are named to draw them from")

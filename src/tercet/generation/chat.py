@@ -15,7 +15,9 @@ from tercet.training.load import load_language_model
 from tercet.training.run import Run
 
 
-def answer_params(tokenizer: Tokenizer, max_new_tokens: int, temperature: float, top_k: int = 0, top_p: float = 1.0) -> SamplingParams:
+def answer_params(
+    tokenizer: Tokenizer, max_new_tokens: int, temperature: float, top_k: int = 0, top_p: float = 1.0
+) -> SamplingParams:
     """Sampling that ends with the assistant's turn (or, for a base model, with the text)."""
     return SamplingParams(max_new_tokens, temperature, top_k, top_p, stop_ids=(tokenizer.im_end, tokenizer.endoftext))
 
@@ -25,7 +27,9 @@ def answer_all(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Conve
     """An answer to every conversation: (text, whether the model ended it itself). Old turns are left out where needed."""
     room = model.config.context_length - params.max_new_tokens
     if room < 1:
-        raise ContextError(f"max_new_tokens {params.max_new_tokens} leaves no room for a prompt in the context of {model.config.context_length}")
+        raise ContextError(
+            f"max_new_tokens {params.max_new_tokens} leaves no room for a prompt in the context of {model.config.context_length}"
+        )
     ids = [prompt_fitting(tokenizer, p, room)[0] for p in prompts]
     done = generate(model, ids, params, [seed * 1_000_003 + i for i in range(len(ids))], batch_size=batch_size)
     return [answer_text(tokenizer, c.tokens) for c in done]
@@ -42,7 +46,9 @@ class Chat:
                  max_new_tokens: int = 64, seed: int = 0) -> None:  # fmt: skip
         run = run if isinstance(run, Run) else Run(run)
         self.model, self.tokenizer = load_language_model(run), Tokenizer.load(run.path)
-        self.params = answer_params(self.tokenizer, min(max_new_tokens, self.model.config.context_length // 2), temperature, top_k, top_p)
+        self.params = answer_params(
+            self.tokenizer, min(max_new_tokens, self.model.config.context_length // 2), temperature, top_k, top_p
+        )
         self.messages: Conversation = (Message("system", system),) if system else ()
         self.seed = seed
 

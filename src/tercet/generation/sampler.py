@@ -65,7 +65,9 @@ def pick(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[
         if params.top_p < 1:
             ordered, order = allowed.softmax(-1).sort(dim=-1, descending=True)
             before = ordered.cumsum(-1) - ordered  # a token stays where the likelier ones do not yet reach top_p
-            allowed = allowed.masked_fill(torch.zeros_like(allowed, dtype=torch.bool).scatter(1, order, before >= params.top_p), -torch.inf)
+            allowed = allowed.masked_fill(
+                torch.zeros_like(allowed, dtype=torch.bool).scatter(1, order, before >= params.top_p), -torch.inf
+            )
         cumulative = allowed.softmax(-1).cumsum(-1)
         # scaled by the last entry, so that rounding can never point behind the last allowed token
         chosen = torch.searchsorted(cumulative, uniform_B[:, None] * cumulative[:, -1:], right=True)[:, 0]
@@ -90,7 +92,9 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
     limit = model.config.context_length
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < limit:
-            raise ContextError(f"prompt {number} has {len(prompt)} tokens; the context of {limit} leaves room for prompts of 1 to {limit - 1}")
+            raise ContextError(
+                f"prompt {number} has {len(prompt)} tokens; the context of {limit} leaves room for prompts of 1 to {limit - 1}"
+            )
     out = [Completion() for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     for a in range(0, len(prompts), batch_size):
@@ -118,7 +122,9 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
         queries = column[cache.length : cache.length + new.shape[1]]
         visible = column[None, None, : cache.length + new.shape[1]]
         # padding may see itself, or its softmax would be empty
-        mask = (visible <= queries[None, :, None]) & ((visible >= start[rows][:, None, None]) | (visible == queries[None, :, None]))
+        mask = (visible <= queries[None, :, None]) & (
+            (visible >= start[rows][:, None, None]) | (visible == queries[None, :, None])
+        )
         positions = (queries[None] - start[rows][:, None]).clamp(min=0)
         hidden = model.hidden(new, positions_BT=positions, mask=mask[:, None], cache=cache)
         chosen, logp = pick(F.linear(hidden[:, -1], model.output_weight), params, uniform[rows, step])

@@ -71,7 +71,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(c, config.norm_eps)
         self.k_norm = RMSNorm(c, config.norm_eps)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
         """Attend within what `mask` allows ([B, 1, T, S] bool; None is plain causal)."""
         B, T, _ = x_BTD.shape
         c = self.config.head_dim
@@ -111,7 +113,9 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int
+    ) -> Tensor:
         """Residual stream in, residual stream out: [B, T, D]."""
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]

@@ -29,15 +29,22 @@ LABELER = "simulated"
 
 def ranked(task: Task, answers: Sequence[Answer], noise: float, tie_width: float, rng: random.Random) -> Comparison:
     """Rank answers, best first: rubric score plus Normal(0, noise), rounded to steps of `tie_width`; equal steps tie."""
-    steps = [round((rubric_score(task, text, done).total + rng.gauss(0.0, noise)) / tie_width) for text, done in answers]
+    steps = [
+        round((rubric_score(task, text, done).total + rng.gauss(0.0, noise)) / tie_width) for text, done in answers
+    ]
     order = sorted(set(steps), reverse=True)
-    return Comparison(task.prompt, tuple(text for text, _ in answers), tuple(order.index(s) + 1 for s in steps), LABELER)
+    return Comparison(
+        task.prompt, tuple(text for text, _ in answers), tuple(order.index(s) + 1 for s in steps), LABELER
+    )
 
 
 def rank(config: RankConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
     """Sample K answers to each task and rank them; writes OUT/rankings/{train,heldout}.jsonl and returns the run."""
     parent = Run(config.model)
-    with Run.start("rank", config, out, parents={"model": parent}, resume=resume, progress=progress) as run, threads(config.threads):
+    with (
+        Run.start("rank", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
+        threads(config.threads),
+    ):
         bad = BadRows(skip=config.skip_bad_rows)
         questions = [t for _, t in tasks(config.tasks, bad)]
         run.log_skipped(bad.count, bad.messages)
@@ -55,12 +62,25 @@ def rank(config: RankConfig, out: str | Path, *, resume: bool = False, progress:
             ties += sum(comparison.ranks[i] == comparison.ranks[j] for i in range(k) for j in range(i))
             sides[in_split(task.id, config.heldout_share)].append(comparison)
         if not sides[0] or not sides[1]:
-            raise DataError(f"{len(questions)} task(s) are too few for a training and a held-out part; give more, or change heldout_share")
+            raise DataError(
+                f"{len(questions)} task(s) are too few for a training and a held-out part; give more, or change heldout_share"
+            )
         for name, side in zip(("train", "heldout"), sides):
             write_jsonl(run.path / "rankings" / f"{name}.jsonl", (to_row(c) for c in side))
         (run.path / "rankings" / "README.txt").write_text(
-            f"SIMULATED rankings: no person has seen these answers. Rubric, with noise {config.noise}:\n\n{RUBRIC_TEXT}", encoding="utf-8"
+            f"SIMULATED rankings: no person has seen these answers. Rubric, with noise {config.noise}:\n\n{RUBRIC_TEXT}",
+            encoding="utf-8",
         )
-        run.update(rankings={"labeler": LABELER, "prompts": len(questions), "answers": config.answers, "pairs": pairs, "ties": ties})
-        run.log_line(f"simulated annotator: {len(questions)} prompts with {config.answers} answers each, {pairs} pairs of which {ties} tied")
+        run.update(
+            rankings={
+                "labeler": LABELER,
+                "prompts": len(questions),
+                "answers": config.answers,
+                "pairs": pairs,
+                "ties": ties,
+            }
+        )
+        run.log_line(
+            f"simulated annotator: {len(questions)} prompts with {config.answers} answers each, {pairs} pairs of which {ties} tied"
+        )
     return run

@@ -13,11 +13,15 @@ class SFTConfig(TrainSettings):
     """Instruction tuning: next-token prediction on conversations, weighted on the assistant's tokens only."""
 
     model: str = setting(..., "run to start from: a base model")
-    data: tuple[str, ...] = setting(..., "conversations: messages, Alpaca or ShareGPT rows in .jsonl(.gz) files, folders or globs")
+    data: tuple[str, ...] = setting(
+        ..., "conversations: messages, Alpaca or ShareGPT rows in .jsonl(.gz) files, folders or globs"
+    )
     heldout: tuple[str, ...] = setting((), "held-out conversations; where none are named, heldout_share is kept aside")
     heldout_share: float = setting(0.05, "share of conversations kept aside, by a hash", minimum=0)
     tasks: tuple[str, ...] = setting((), "questions with gold answers, asked before and after")
-    long_conversations: str = setting("truncate", "longer than the context: cut on a message border, or refuse", choices=("truncate", "refuse"))
+    long_conversations: str = setting(
+        "truncate", "longer than the context: cut on a message border, or refuse", choices=("truncate", "refuse")
+    )
     max_new_tokens: int = setting(32, "longest answer when the tasks are asked", minimum=1)
     steps: int = setting(300, "optimizer steps", minimum=1)
     lr: float = setting(1e-3, "AdamW learning rate", minimum=0)
@@ -48,14 +52,18 @@ class RewardConfig(TrainSettings):
     """A reward model from rankings: all pairs of a prompt, one forward pass per answer (InstructGPT's loss)."""
 
     model: str = setting(..., "run to start from: an instruction-tuned model")
-    data: tuple[str, ...] = setting(..., "comparisons: chosen/rejected, HH-RLHF transcripts, or K-way rankings in .jsonl(.gz)")
+    data: tuple[str, ...] = setting(
+        ..., "comparisons: chosen/rejected, HH-RLHF transcripts, or K-way rankings in .jsonl(.gz)"
+    )
     heldout: tuple[str, ...] = setting((), "held-out comparisons; where none are named, heldout_share is kept aside")
     heldout_share: float = setting(0.1, "share of prompts kept aside, by a hash", minimum=0)
     demonstrations: tuple[str, ...] = setting((), "conversations whose answers shall score 0 on average")
     demonstrations_limit: int = setting(400, "at most so many of them", minimum=1)
     steps: int = setting(100, "optimizer steps", minimum=1)
     batch_size: int = setting(16, "prompts per step", minimum=1)
-    micro_batch: int = setting(0, "prompts per forward pass (0: the whole batch); changes memory, not the result", minimum=0)
+    micro_batch: int = setting(
+        0, "prompts per forward pass (0: the whole batch); changes memory, not the result", minimum=0
+    )
     lr: float = setting(3e-4, "AdamW learning rate", minimum=0)
     precision: str = PRECISION
 
@@ -64,16 +72,22 @@ class RewardConfig(TrainSettings):
 class PPOConfig(TrainSettings):
     """PPO on r(x, y) − beta · log(π(y|x) / π_SFT(y|x)), plus gamma · E_pretrain[log π(x)]."""
 
-    model: str = setting(..., "run of the policy to start from, which is also the reference: an instruction-tuned model")
+    model: str = setting(
+        ..., "run of the policy to start from, which is also the reference: an instruction-tuned model"
+    )
     reward: str = setting(..., "run of the reward model")
-    prompts: tuple[str, ...] = setting(..., "rows with prompt or messages; rows with answers are also scored by the gold rubric")
+    prompts: tuple[str, ...] = setting(
+        ..., "rows with prompt or messages; rows with answers are also scored by the gold rubric"
+    )
     pretrain_data: tuple[str, ...] = setting((), "text for the pretraining term (needed where gamma is above 0)")
     pretrain_mixture: tuple[str, ...] = setting((), "shares of its sources as name=share; default: by size")
     pretrain_rows: int = setting(8, "rows of text per step for the pretraining term", minimum=1)
     heldout_text: tuple[str, ...] = setting((), "held-out text on which bits per byte are measured before and after")
     heldout_bytes: int = setting(40_000, "at most so many held-out bytes per source", minimum=1)
     beta: float = setting(0.05, "weight of the KL penalty, in reward units per nat", minimum=0)
-    gamma: float = setting(1.0, "weight of the pretraining loss (mean nats per token) beside the policy loss (mean per token)", minimum=0)
+    gamma: float = setting(
+        1.0, "weight of the pretraining loss (mean nats per token) beside the policy loss (mean per token)", minimum=0
+    )
     steps: int = setting(60, "rollout-and-update steps", minimum=1)
     batch_size: int = setting(64, "prompts (one answer each) per step", minimum=1)
     minibatches: int = setting(1, "optimizer steps per epoch over a step's rollouts", minimum=1)
@@ -95,9 +109,13 @@ class PPOConfig(TrainSettings):
         super().__post_init__()
         shares(self.pretrain_mixture, "PPOConfig.pretrain_mixture")
         if self.gamma > 0 and not self.pretrain_data:
-            raise ConfigError(f"PPOConfig.gamma is {self.gamma}, but no pretrain_data is named; name text, or set gamma to 0")
+            raise ConfigError(
+                f"PPOConfig.gamma is {self.gamma}, but no pretrain_data is named; name text, or set gamma to 0"
+            )
         if self.batch_size % self.minibatches:
-            raise ConfigError(f"PPOConfig.batch_size ({self.batch_size}) must be a multiple of minibatches ({self.minibatches})")
+            raise ConfigError(
+                f"PPOConfig.batch_size ({self.batch_size}) must be a multiple of minibatches ({self.minibatches})"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

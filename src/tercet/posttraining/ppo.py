@@ -53,7 +53,11 @@ def policy_objective(clip: float, temperature: float) -> Any:
         loss = -torch.minimum(ratio * advantage, clipped * advantage).double().sum()
         with torch.no_grad():
             outside = ((ratio - 1).abs() > clip).double().sum()
-        return loss, {"policy_loss": float(loss.detach()), "entropy": float(entropy.detach().double().sum()), "clip_fraction": float(outside)}
+        return loss, {
+            "policy_loss": float(loss.detach()),
+            "entropy": float(entropy.detach().double().sum()),
+            "clip_fraction": float(outside),
+        }
 
     return objective
 
@@ -72,13 +76,18 @@ class _PPO:
         self.config, self.run = config, run
         self.tokenizer = Tokenizer.load(sft.path)
         if Tokenizer.load(reward.path).fingerprint() != self.tokenizer.fingerprint():
-            raise ConfigError(f"{reward.path} and {sft.path} have different tokenizers; train the reward model from the same model")
+            raise ConfigError(
+                f"{reward.path} and {sft.path} have different tokenizers; train the reward model from the same model"
+            )
         self.tokenizer.save(run.path / "tokenizer.json")
         self.reference, self.reward_model = load_language_model(sft), load_reward_model(reward)
         run.save_model_config(self.reference.config)
         optimizer = OptimizerConfig.of(config, eps=1e-5)  # Huang et al. 2024, detail 7
         self.policy = Learner(copy.deepcopy(self.reference), optimizer)
-        self.critic = Learner(copy.deepcopy(self.reward_model), OptimizerConfig(config.critic_lr, 0.0, eps=1e-5, clip_norm=config.clip_norm))
+        self.critic = Learner(
+            copy.deepcopy(self.reward_model),
+            OptimizerConfig(config.critic_lr, 0.0, eps=1e-5, clip_norm=config.clip_norm),
+        )
         self.params = answer_params(self.tokenizer, config.max_new_tokens, config.temperature)
         self._load_data()
 
@@ -95,12 +104,17 @@ class _PPO:
                 self.tokenizer, by_source(list(documents(config.pretrain_data, bad))), shares(config.pretrain_mixture, "pretrain_mixture"),
                 self.reference.config.context_length, config.pretrain_rows, config.seed,
             )  # fmt: skip
-        self.heldout = limit_bytes(list(documents(config.heldout_text, bad)), config.heldout_bytes) if config.heldout_text else []
+        self.heldout = (
+            limit_bytes(list(documents(config.heldout_text, bad)), config.heldout_bytes) if config.heldout_text else []
+        )
 
     def collect(self, step: int) -> tuple[Rollouts, dict[str, float]]:
         """Answers to the prompts of this step, with their rewards, values and advantages; and what to log of them."""
         config = self.config
-        numbers = [permuted(step * config.batch_size + i, len(self.prompts), (config.seed, 2)) for i in range(config.batch_size)]
+        numbers = [
+            permuted(step * config.batch_size + i, len(self.prompts), (config.seed, 2))
+            for i in range(config.batch_size)
+        ]
         prompts = [self.prompts[n] for n in numbers]
         seeds = [(config.seed * 1_000_003 + step) * 65_537 + i for i in range(len(prompts))]
         done = sample(self.policy.model, prompts, self.params, seeds)  # type: ignore[arg-type]
@@ -109,7 +123,9 @@ class _PPO:
         scores = score_texts(self.reward_model, [[*p, *c.tokens] for p, c in zip(prompts, done)], self.tokenizer.pad)
         finished = torch.tensor([f for _, f in answers])
         rewards = torch.where(finished, torch.tensor(scores), config.missing_eos_score)
-        logp, ref_logp, values = judge(tokens, mask, self.policy.model, self.reference, self.critic.model, config.temperature)  # type: ignore[arg-type]
+        logp, ref_logp, values = judge(
+            tokens, mask, self.policy.model, self.reference, self.critic.model, config.temperature
+        )  # type: ignore[arg-type]
         kl = (logp - ref_logp) * mask
         advantages, returns = advantages_and_returns(
             place_rewards(rewards, kl, mask, config.beta), values, mask, config.discount, config.gae_lambda
@@ -133,7 +149,9 @@ class _PPO:
         objective = policy_objective(config.clip, config.temperature)
         metrics: dict[str, float] = {}
         for number in range(config.epochs * config.minibatches):
-            rows = torch.tensor([permuted(number * size + i, config.batch_size, (config.seed, 4, step)) for i in range(size)])
+            rows = torch.tensor(
+                [permuted(number * size + i, config.batch_size, (config.seed, 4, step)) for i in range(size)]
+            )
             batches = list(rollouts.rows(rows).split(config.micro_batch or size))
             metrics |= self.policy.forward_backward(batches, objective)
             if self.text is not None:
@@ -176,7 +194,10 @@ def ppo(config: PPOConfig, out: str | Path, *, resume: bool = False, progress: P
     """
     sft, reward = Run(config.model), Run(config.reward)
     parents = {"model": sft, "reward": reward}
-    with Run.start("ppo", config, out, parents=parents, resume=resume, progress=progress) as run, threads(config.threads):
+    with (
+        Run.start("ppo", config, out, parents=parents, resume=resume, progress=progress) as run,
+        threads(config.threads),
+    ):
         trainer = _PPO(config, run, sft, reward)
         done = trainer.restore()
         run.progress.begin("ppo", config.steps)

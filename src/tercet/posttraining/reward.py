@@ -63,7 +63,9 @@ def encode_answer(tokenizer: Tokenizer, prompt: Conversation, answer: str) -> tu
 def encode_comparison(tokenizer: Tokenizer, comparison: Comparison) -> Ranked:
     """Ids of all answers, and every pair that is not tied."""
     ranks = comparison.ranks
-    pairs = [(i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2) if ranks[i] != ranks[j]]
+    pairs = [
+        (i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2) if ranks[i] != ranks[j]
+    ]
     texts = tuple(encode_answer(tokenizer, comparison.prompt, r) for r in comparison.responses)
     return Ranked(texts, tuple(len(r) for r in comparison.responses), tuple(pairs))
 
@@ -78,7 +80,9 @@ def collate(prompts: Sequence[Ranked], pad: int) -> RankedBatch:
         pairs += [(base + i, base + j) for i, j in p.pairs]
         weights += [2.0 / (k * (k - 1))] * len(p.pairs)
         base += k
-    return RankedBatch(tokens, lengths - 1, torch.tensor(pairs).reshape(-1, 2), torch.tensor(weights), float(len(prompts)))
+    return RankedBatch(
+        tokens, lengths - 1, torch.tensor(pairs).reshape(-1, 2), torch.tensor(weights), float(len(prompts))
+    )
 
 
 def ranking_loss(model: ScalarModel, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
@@ -112,7 +116,9 @@ def accuracy(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]]) -> Es
     return pair_accuracy(hits, groups)
 
 
-def load_rankings(config: RewardConfig, tokenizer: Tokenizer, length: int, run: Run) -> tuple[list[Ranked], list[Ranked]]:
+def load_rankings(
+    config: RewardConfig, tokenizer: Tokenizer, length: int, run: Run
+) -> tuple[list[Ranked], list[Ranked]]:
     """(training, held-out) prompts that have at least one strict pair. Others are counted and left out.
 
     Raises DataError where a side is empty.
@@ -145,12 +151,18 @@ def load_demonstrations(config: RewardConfig, tokenizer: Tokenizer, length: int)
     if not config.demonstrations:
         return []
     found = [c for _, c in conversations(config.demonstrations, BadRows(skip=config.skip_bad_rows))]
-    chosen = [found[permuted(i, len(found), (config.seed, 3))] for i in range(min(len(found), config.demonstrations_limit))]
-    texts = [encode_answer(tokenizer, c[:i], m.content) for c in chosen for i, m in enumerate(c) if m.role == "assistant"]
+    chosen = [
+        found[permuted(i, len(found), (config.seed, 3))] for i in range(min(len(found), config.demonstrations_limit))
+    ]
+    texts = [
+        encode_answer(tokenizer, c[:i], m.content) for c in chosen for i, m in enumerate(c) if m.role == "assistant"
+    ]
     return [t for t in texts if len(t) <= length]
 
 
-def normalise(model: ScalarModel, demonstrations: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad: int) -> None:
+def normalise(
+    model: ScalarModel, demonstrations: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad: int
+) -> None:
     """Set gain so that the ranked answers' scores have standard deviation 1, and bias so that demonstrations average 0.
 
     Without demonstrations the ranked answers average 0.
@@ -167,7 +179,10 @@ def normalise(model: ScalarModel, demonstrations: Sequence[Sequence[int]], answe
 def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
     """Train a reward model from comparisons; returns its run. Raises ConfigError, DataError on bad input."""
     parent = Run(config.model)
-    with Run.start("reward", config, out, parents={"model": parent}, resume=resume, progress=progress) as run, threads(config.threads):
+    with (
+        Run.start("reward", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
+        threads(config.threads),
+    ):
         backbone, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(backbone.config)
@@ -179,7 +194,10 @@ def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progr
         micro = config.micro_batch or config.batch_size
 
         def batch(step: int) -> Iterator[RankedBatch]:
-            picks = [train[permuted(step * config.batch_size + i, len(train), (config.seed, 2))] for i in range(config.batch_size)]
+            picks = [
+                train[permuted(step * config.batch_size + i, len(train), (config.seed, 2))]
+                for i in range(config.batch_size)
+            ]
             return (collate(picks[a : a + micro], tokenizer.pad) for a in range(0, len(picks), micro))
 
         def evaluate(done: int) -> None:
@@ -189,7 +207,11 @@ def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progr
             right = accuracy(heldout, [[next(scores) for _ in p.texts] for p in heldout])
             run.log(done, heldout_accuracy=right.value, longer_wins=longer.value)
             if due(done, 0, config.steps):
-                mean = sum(score_texts(model, demonstrations, tokenizer.pad)) / len(demonstrations) if demonstrations else None
+                mean = (
+                    sum(score_texts(model, demonstrations, tokenizer.pad)) / len(demonstrations)
+                    if demonstrations
+                    else None
+                )
                 run.update(accuracy=right.to_json(), longer_wins=longer.to_json(), demonstrations_mean=mean)
 
         fit(run, learner, lambda step: list(batch(step)), ranking_loss, config, evaluate)

@@ -45,10 +45,14 @@ class Rollouts:
             yield self.rows(slice(a, a + size))
 
 
-def sample(policy: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]) -> list[Completion]:
+def sample(
+    policy: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
+) -> list[Completion]:
     """One answer to each prompt. Raises ConfigError for top-k or top-p: they would bias the probability ratio."""
     if params.top_k or params.top_p < 1 or params.temperature == 0:
-        raise ConfigError("rollouts need plain sampling: top_k 0, top_p 1 and a temperature above 0, or π_old is not what was sampled from")
+        raise ConfigError(
+            "rollouts need plain sampling: top_k 0, top_p 1 and a temperature above 0, or π_old is not what was sampled from"
+        )
     return generate(policy, prompts, params, seeds, batch_size=128)
 
 
@@ -61,7 +65,9 @@ def assemble(prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: 
     return tokens, (columns >= first) & (columns < end)
 
 
-def action_logprobs(model: Transformer, tokens: Tensor, action_mask: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def action_logprobs(
+    model: Transformer, tokens: Tensor, action_mask: Tensor, temperature: float
+) -> tuple[Tensor, Tensor]:
     """log π and entropy at the actions, each [number of actions] in row order, with gradients."""
     hidden = model.hidden(tokens[:, :-1])
     return token_logprobs(model, hidden[action_mask], tokens[:, 1:][action_mask], temperature)
@@ -96,7 +102,9 @@ def place_rewards(scores: Tensor, kl: Tensor, action_mask: Tensor, beta: float) 
     return rewards
 
 
-def advantages_and_returns(rewards: Tensor, values: Tensor, action_mask: Tensor, discount: float, lam: float) -> tuple[Tensor, Tensor]:
+def advantages_and_returns(
+    rewards: Tensor, values: Tensor, action_mask: Tensor, discount: float, lam: float
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2016, equation 16) over the actions, and A + V; all [N, T].
 
     Gaps in the mask (tokens that the policy did not choose) are stepped over: the recursion carries on unchanged.

@@ -42,7 +42,9 @@ class _Judged:
 
 
 @torch.no_grad()
-def sequence_logprobs(model: Transformer, prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: int) -> list[float]:
+def sequence_logprobs(
+    model: Transformer, prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: int
+) -> list[float]:
     """log π(answer | prompt) in nats of each completion."""
     out: list[float] = []
     for a in range(0, len(prompts), PASS_ROWS):
@@ -51,7 +53,9 @@ def sequence_logprobs(model: Transformer, prompts: Sequence[Sequence[int]], done
     return out
 
 
-def _answers(config: EvalConfig, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], judge: ScalarModel | None) -> tuple[dict[str, Any], _Judged]:
+def _answers(
+    config: EvalConfig, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], judge: ScalarModel | None
+) -> tuple[dict[str, Any], _Judged]:
     """Greedy answers for exact match; sampled ones (temperature 1, the same seeds for every model) for all else."""
     room = model.config.context_length - config.max_new_tokens
     prompts = [prompt_fitting(tokenizer, t.prompt, room)[0] for t in questions]
@@ -66,7 +70,10 @@ def _answers(config: EvalConfig, model: Transformer, tokenizer: Tokenizer, quest
         "abilities": {a: e.to_json() for a, e in best.by_ability.items()},
         "held_out": _by_kind(questions, [answer_text(tokenizer, c.tokens)[0] for c in greedy]),
         "rubric": scores.mean_rubric.to_json(),
-        "rubric_parts": {part: mean([getattr(r, part) for r in scores.rubric]).to_json() for part in ("right", "sentence", "direct", "finished")},
+        "rubric_parts": {
+            part: mean([getattr(r, part) for r in scores.rubric]).to_json()
+            for part in ("right", "sentence", "direct", "finished")
+        },
         "well_formed": mean([r.sentence for r in scores.rubric]).to_json(),
         "finished": scores.finished.to_json(),
         "examples": [_example(tokenizer, t, c) for t, c in list(zip(questions, greedy))[:40]],
@@ -89,15 +96,25 @@ def _example(tokenizer: Tokenizer, task: Task, done: Completion) -> dict[str, An
     text, finished = answer_text(tokenizer, done.tokens)
     prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
     score = rubric_score(task, text, finished).total
-    return {"prompt": prompt, "answer": text, "gold": task.answers[0], "ability": task.ability, "held_out": task.held_out, "rubric": score}
+    return {
+        "prompt": prompt,
+        "answer": text,
+        "gold": task.answers[0],
+        "ability": task.ability,
+        "held_out": task.held_out,
+        "rubric": score,
+    }
 
 
-def _against(reference: _Judged, model: Transformer, ours: _Judged, reference_model: Transformer, pad: int) -> dict[str, Any]:
+def _against(
+    reference: _Judged, model: Transformer, ours: _Judged, reference_model: Transformer, pad: int
+) -> dict[str, Any]:
     """KL(model ‖ reference) per answer, win rate by the gold rubric, and the paired difference of rubric scores."""
     kl = [
         a - b
         for a, b in zip(
-            sequence_logprobs(model, ours.prompts, ours.samples, pad), sequence_logprobs(reference_model, ours.prompts, ours.samples, pad)
+            sequence_logprobs(model, ours.prompts, ours.samples, pad),
+            sequence_logprobs(reference_model, ours.prompts, ours.samples, pad),
         )
     ]
     return {
@@ -127,8 +144,15 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     reference_run = Run(config.reference) if config.reference else None
     prints = {Tokenizer.load(r.path).fingerprint() for r in [*runs, reward_run, reference_run] if r is not None}
     if len(prints) > 1 and (reward_run or reference_run):
-        raise ConfigError("the models, the reward model and the reference must share one tokenizer to be compared answer by answer")
-    result: dict[str, Any] = {"config": config.to_json(), "skipped_rows": skipped, "tasks": len(questions), "models": {}}
+        raise ConfigError(
+            "the models, the reward model and the reference must share one tokenizer to be compared answer by answer"
+        )
+    result: dict[str, Any] = {
+        "config": config.to_json(),
+        "skipped_rows": skipped,
+        "tasks": len(questions),
+        "models": {},
+    }
     with threads(config.threads):
         judge = load_reward_model(reward_run) if reward_run else None
         reference_model = load_language_model(reference_run) if reference_run else None

@@ -29,7 +29,9 @@ from tercet.training.progress import Progress
 from tercet.training.run import Run, threads
 
 
-def render_all(tokenizer: Tokenizer, found: Sequence[tuple[str, Conversation]], length: int, refuse: bool, run: Run) -> list[Rendered]:
+def render_all(
+    tokenizer: Tokenizer, found: Sequence[tuple[str, Conversation]], length: int, refuse: bool, run: Run
+) -> list[Rendered]:
     """Every conversation as ids and weights, cut to `length` tokens on a message border; what was cut is counted.
 
     A conversation whose first answer does not fit at all is left out and counted. With `refuse`, both raise
@@ -45,17 +47,23 @@ def render_all(tokenizer: Tokenizer, found: Sequence[tuple[str, Conversation]], 
             lost += 1
             continue
         if messages and refuse:
-            raise ContextError(f"{where}: the conversation is longer than {length} tokens; shorten it, or set long_conversations to truncate")
+            raise ContextError(
+                f"{where}: the conversation is longer than {length} tokens; shorten it, or set long_conversations to truncate"
+            )
         cut += messages > 0
         out.append(rendered)
     if cut or lost:
-        run.log_line(f"{cut} of {len(found)} conversations cut on a message border, {lost} left out: their first answer does not fit into {length} tokens")
+        run.log_line(
+            f"{cut} of {len(found)} conversations cut on a message border, {lost} left out: their first answer does not fit into {length} tokens"
+        )
     if not out:
         raise DataError(f"none of {len(found)} conversations fits into the context of {length} tokens")
     return out
 
 
-def load_conversations(config: SFTConfig, run: Run) -> tuple[list[tuple[str, Conversation]], list[tuple[str, Conversation]]]:
+def load_conversations(
+    config: SFTConfig, run: Run
+) -> tuple[list[tuple[str, Conversation]], list[tuple[str, Conversation]]]:
     """(training, held-out) conversations with where they stand. The same opening never lands on both sides of a split."""
     bad = BadRows(skip=config.skip_bad_rows)
     every = list(conversations(config.data, bad))
@@ -68,14 +76,19 @@ def load_conversations(config: SFTConfig, run: Run) -> tuple[list[tuple[str, Con
             sides = every[:-1], every[-1:]
     run.log_skipped(bad.count, bad.messages)
     if not sides[0] or not sides[1]:
-        raise DataError(f"{len(every)} conversation(s): training needs some and held-out measuring needs others; give more, or name --heldout")
+        raise DataError(
+            f"{len(every)} conversation(s): training needs some and held-out measuring needs others; give more, or name --heldout"
+        )
     return sides
 
 
 def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
     """Tune a base model on conversations; returns the run. Raises ConfigError, DataError, ContextError on bad input."""
     parent = Run(config.model)
-    with Run.start("sft", config, out, parents={"model": parent}, resume=resume, progress=progress) as run, threads(config.threads):
+    with (
+        Run.start("sft", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
+        threads(config.threads),
+    ):
         model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(model.config)
@@ -90,7 +103,9 @@ def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: P
             return pack_whole([(r.tokens, r.weights) for r in rendered], length, tokenizer.pad)
 
         feed, measured = Feed({"chat": pack(train)}, None, config.batch_size, config.seed), pack(heldout)
-        run.log_line(f"{len(train)} conversations in {len(feed.sources[0])} rows of {length} tokens, {len(heldout)} held out")
+        run.log_line(
+            f"{len(train)} conversations in {len(feed.sources[0])} rows of {length} tokens, {len(heldout)} held out"
+        )
         learner = Learner(model, OptimizerConfig.of(config), config.precision)
 
         def evaluate(done: int) -> None:
@@ -106,10 +121,18 @@ def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: P
     return run
 
 
-def measure_answers(run: Run, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], config: SFTConfig, done: int) -> dict[str, float]:
+def measure_answers(
+    run: Run, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], config: SFTConfig, done: int
+) -> dict[str, float]:
     """Exact match (greedy) and the share of answers that the model ends itself; a few answers go to samples.jsonl."""
     params = answer_params(tokenizer, config.max_new_tokens, temperature=0.0)
     answers = ask_all(model, tokenizer, questions, params, config.seed)
     scores = score_answers(questions, answers)
-    run.log_samples(done, [{"prompt": t.prompt[-1].content, "text": a[0], "gold": t.answers[0]} for t, a in list(zip(questions, answers))[:8]])
+    run.log_samples(
+        done,
+        [
+            {"prompt": t.prompt[-1].content, "text": a[0], "gold": t.answers[0]}
+            for t, a in list(zip(questions, answers))[:8]
+        ],
+    )
     return {"exact_match": scores.exact.value, "finished": scores.finished.value}

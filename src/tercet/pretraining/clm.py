@@ -29,7 +29,9 @@ from tercet.training.settings import shares
 def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int) -> Rows:
     """Documents as rows of `length` targets, each between two `<|endoftext|>`."""
     eot = tokenizer.endoftext
-    return pack_stream([[eot, *ids, eot] for ids in tokenizer.encode_batch([d.text for d in texts])], length, tokenizer.pad)
+    return pack_stream(
+        [[eot, *ids, eot] for ids in tokenizer.encode_batch([d.text for d in texts])], length, tokenizer.pad
+    )
 
 
 def limit_bytes(texts: Sequence[Document], limit: int) -> list[Document]:
@@ -73,7 +75,9 @@ def build_feed(tokenizer: Tokenizer, train: Mapping[str, Sequence[Document]], mi
     """Pack each source and mix them. Raises ConfigError where the mixture names other sources than the data has."""
     if mixture is not None and (wrong := sorted(set(mixture) ^ set(train))):
         raise ConfigError(f"mixture and data disagree on {', '.join(wrong)}; the data's sources are {', '.join(train)}")
-    return Feed({source: pack_documents(tokenizer, group, length) for source, group in train.items()}, mixture, batch_size, seed)
+    return Feed(
+        {source: pack_documents(tokenizer, group, length) for source, group in train.items()}, mixture, batch_size, seed
+    )
 
 
 def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
@@ -90,7 +94,9 @@ def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, p
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(shape)
         train, heldout = load_text(config, run)
-        feed = build_feed(tokenizer, train, shares(config.mixture, "mixture"), config.context_length, config.batch_size, config.seed)
+        feed = build_feed(
+            tokenizer, train, shares(config.mixture, "mixture"), config.context_length, config.batch_size, config.seed
+        )
         model = Transformer(shape, seed=config.seed)
         learner = Learner(model, OptimizerConfig.of(config), config.precision)
         run.log_line(
@@ -101,7 +107,13 @@ def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, p
         def evaluate(done: int) -> None:
             bits = bits_per_byte(model, tokenizer, heldout)
             run.log(done, **{f"heldout/{source}": e.value for source, e in bits.items()}, heldout=average(bits))
-            run.log_samples(done, [{"prompt": p, "text": t} for p, t in zip(config.sample_prompts, continue_texts(model, tokenizer, config))])
+            run.log_samples(
+                done,
+                [
+                    {"prompt": p, "text": t}
+                    for p, t in zip(config.sample_prompts, continue_texts(model, tokenizer, config))
+                ],
+            )
             if due(done, 0, config.steps):
                 run.update(heldout={source: e.to_json() for source, e in bits.items()})
 
@@ -114,4 +126,7 @@ def continue_texts(model: Transformer, tokenizer: Tokenizer, config: PretrainCon
     """What the model writes after each of `sample_prompts`: the same random numbers at every measurement."""
     prompts = [[tokenizer.endoftext, *tokenizer.encode(p)] for p in config.sample_prompts]
     params = SamplingParams(max_new_tokens=60, temperature=0.7, stop_ids=(tokenizer.endoftext,))
-    return [tokenizer.decode(c.tokens) for c in generate(model, prompts, params, [config.seed + i for i in range(len(prompts))])]
+    return [
+        tokenizer.decode(c.tokens)
+        for c in generate(model, prompts, params, [config.seed + i for i in range(len(prompts))])
+    ]

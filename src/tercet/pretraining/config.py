@@ -13,7 +13,9 @@ class PretrainConfig(TrainSettings):
 
     data: tuple[str, ...] = setting(..., "training text: .txt and .jsonl(.gz) files, folders or globs")
     tokenizer: str = setting(..., "tokenizer.json, or a run or folder that has one")
-    heldout: tuple[str, ...] = setting((), "held-out text; where none is named, heldout_share of the documents is kept aside")
+    heldout: tuple[str, ...] = setting(
+        (), "held-out text; where none is named, heldout_share of the documents is kept aside"
+    )
     heldout_share: float = setting(0.02, "share of documents kept aside, by a hash of their id", minimum=0)
     heldout_bytes: int = setting(200_000, "at most so many held-out bytes per source are measured", minimum=1)
     mixture: tuple[str, ...] = setting((), "shares of the sources as name=share (code=0.3 text=0.7); default: by size")
@@ -27,7 +29,9 @@ class PretrainConfig(TrainSettings):
     micro_batch: int = MICRO_BATCH
     muon_lr: float = setting(0.02, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0)
     warmup: int = setting(20, "steps of linear warm-up", minimum=0)
-    decay: float = setting(0.6, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0)
+    decay: float = setting(
+        0.6, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0
+    )
     sample_prompts: tuple[str, ...] = setting((), "texts to continue at every measurement")
     precision: str = PRECISION
 

@@ -26,10 +26,20 @@ def _interval(value: dict[str, Any]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def claims(below: dict[str, Any], asked: Sequence[dict[str, Any]], tuned: Run, judge: Run, aligned: Sequence[Run], scores: dict[str, Any]) -> list[Claim]:
+def claims(
+    below: dict[str, Any],
+    asked: Sequence[dict[str, Any]],
+    tuned: Run,
+    judge: Run,
+    aligned: Sequence[Run],
+    scores: dict[str, Any],
+) -> list[Claim]:
     """The claims of stages 2 to 7, in their order."""
     models = {m["verb"] + ("" if i < 3 else " γ=0"): m for i, m in enumerate(scores["models"].values())}
-    mean = {k: sum(row[k] for row in below["sources"].values()) / len(below["sources"]) for k in ("model", "unigram", "bigram", "trigram", "xz")}
+    mean = {
+        k: sum(row[k] for row in below["sources"].values()) / len(below["sources"])
+        for k in ("model", "unigram", "bigram", "trigram", "xz")
+    }
     shots = {r["shots"]: r["accuracy"] for r in asked if r["ability"] == "all" and r["form"] == asked[0]["form"]}
     before, after = (tuned.metrics("exact_match")[i] for i in (0, -1))
     accuracy, longer = judge.manifest["accuracy"], judge.manifest["longer_wins"]

@@ -76,9 +76,13 @@ class Demo:
         """Data and tokenizer."""
         self.progress.say(f"[0:00] data: real text, conversations and the microworld, into {self.data}")
         steps = self.plan.steps("pretrain")
-        report = write_demo_data(self.data, self.seed, megabytes=max(1.5, steps * ROWS * CONTEXT * BYTES_PER_TOKEN * 1.15 / 1e6))
+        report = write_demo_data(
+            self.data, self.seed, megabytes=max(1.5, steps * ROWS * CONTEXT * BYTES_PER_TOKEN * 1.15 / 1e6)
+        )
         for source, sizes in report["text"].items():
-            self.progress.say(f"  {source}: {sizes['train_bytes'] / 1e6:.2f} MB to train on, {sizes['heldout_bytes'] / 1e6:.2f} MB held out")
+            self.progress.say(
+                f"  {source}: {sizes['train_bytes'] / 1e6:.2f} MB to train on, {sizes['heldout_bytes'] / 1e6:.2f} MB held out"
+            )
         texts = (d.text for d in documents([self.path("data", "text", "train")], BadRows()))
         tokenizer = train_tokenizer(texts, VOCABULARY)
         tokenizer.save(self.out / "tokenizer.json")
@@ -96,7 +100,9 @@ class Demo:
 
     def ask(self) -> list[dict[str, Any]]:
         """The lecture's prompts: questions with 0, 1 and 4 examples, and word translation."""
-        self.progress.say(f"\n[{clock(time.monotonic() - self.plan.began)}] asking the base model with 0, 1 and 4 examples in the prompt")
+        self.progress.say(
+            f"\n[{clock(time.monotonic() - self.plan.began)}] asking the base model with 0, 1 and 4 examples in the prompt"
+        )
         forms = [("Q: … A:", AskConfig(
             model=self.path("base"), tasks=(self.path("data", "tasks", "heldout.jsonl"),), examples=(self.path("data", "tasks", "examples.jsonl"),),
             limit=350, **self.common,
@@ -126,7 +132,9 @@ class Demo:
 
     def compare(self) -> tuple[Run, Run]:
         """Simulated rankings, and the reward model that learns from them."""
-        rank_config = RankConfig(model=self.path("sft"), tasks=(self.path("data", "tasks", "preference.jsonl"),), **self.common)
+        rank_config = RankConfig(
+            model=self.path("sft"), tasks=(self.path("data", "tasks", "preference.jsonl"),), **self.common
+        )
         ranked = self.stage("rankings", rank, rank_config)
         config = RewardConfig(
             model=self.path("sft"), data=(self.path("rankings", "rankings", "train.jsonl"),),
@@ -160,7 +168,9 @@ class Demo:
         return evaluate(config, self.out / "scores.json")
 
 
-def baselines(tokenizer: Tokenizer, train: list[Document], heldout: list[Document], model: dict[str, Any]) -> dict[str, Any]:
+def baselines(
+    tokenizer: Tokenizer, train: list[Document], heldout: list[Document], model: dict[str, Any]
+) -> dict[str, Any]:
     """Bits per byte of n-gram models of the same tokens, and of xz, beside the model's; per source."""
     import numpy as np
 
@@ -191,7 +201,9 @@ def run_demo(out: Path, *, minutes: float, seed: int, threads: int, progress: Pr
     plan = Plan(minutes, threads)
     with cpu_threads(threads):
         plan.measure()
-        progress.say(f"this machine: {plan.speed:,.0f} training tokens/s in float32, {plan.fast_speed:,.0f} in {plan.precision}, {threads} threads")
+        progress.say(
+            f"this machine: {plan.speed:,.0f} training tokens/s in float32, {plan.fast_speed:,.0f} in {plan.precision}, {threads} threads"
+        )
         demo = Demo(out, plan, seed, progress)
         tokenizer = demo.prepare()
         base = demo.pretrain()
@@ -205,7 +217,13 @@ def run_demo(out: Path, *, minutes: float, seed: int, threads: int, progress: Pr
         aligned = demo.align()
         scores = demo.measure()
         shown = claims(below, rows, tuned, judge, aligned, scores)
-        page = write_report([r.path for r in (base, tuned, ranked, judge, *aligned)], out / "report.html", scores=scores, asking=rows, baselines=below)
+        page = write_report(
+            [r.path for r in (base, tuned, ranked, judge, *aligned)],
+            out / "report.html",
+            scores=scores,
+            asking=rows,
+            baselines=below,
+        )
     summary = {
         "minutes": minutes, "seconds": round(time.monotonic() - plan.began, 1),
         "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024), "seed": seed, "threads": threads,

@@ -1,10 +1,10 @@
 """The demo's data as ordinary files: text, conversations and tasks, each in a training and a held-out part.
 
-    DIR/text/{train,heldout}/{bible,code,docs,microworld}.jsonl.gz
-    DIR/chat/{train,heldout}.jsonl                  conversations to learn from
-    DIR/tasks/{examples,preference,heldout}.jsonl   questions with gold answers
-    DIR/words/english-to-french.jsonl, …            word pairs to translate, in the lecture's form
-    DIR/data.json                                   sizes and the overlap that was found
+DIR/text/{train,heldout}/{bible,code,docs,microworld}.jsonl.gz
+DIR/chat/{train,heldout}.jsonl                  conversations to learn from
+DIR/tasks/{examples,preference,heldout}.jsonl   questions with gold answers
+DIR/words/english-to-french.jsonl, …            word pairs to translate, in the lecture's form
+DIR/data.json                                   sizes and the overlap that was found
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ def _some(texts: list[Document], limit: int) -> list[Document]:
 
 def _write_words(out: Path) -> None:
     for language in LANGUAGES:
-        pairs = [Task((Message("user", word),), (to[language],), f"English to {language}", word) for word, to in WORDS.items()]
+        pairs = [
+            Task((Message("user", word),), (to[language],), f"English to {language}", word)
+            for word, to in WORDS.items()
+        ]
         write_jsonl(out / "words" / f"english-to-{language.lower()}.jsonl", (tasks.to_row(t) for t in pairs))
 
 
@@ -86,7 +89,9 @@ def _write_chat(out: Path, seed: int, count: int) -> dict[str, Any]:
     return {"train_conversations": len(train), "heldout_conversations": len(heldout)}
 
 
-def write_demo_data(out: str | Path, seed: int = 0, megabytes: float = 12.0, world_conversations: int = 6_000) -> dict[str, Any]:
+def write_demo_data(
+    out: str | Path, seed: int = 0, megabytes: float = 12.0, world_conversations: int = 6_000
+) -> dict[str, Any]:
     """Write the demo's data into `out`; returns (and writes to data.json) its sizes and overlaps.
 
     At most about `megabytes` of training text, each source at most its share in MIXTURE. Raises ConfigError where `out` is in use or a data package is missing.
@@ -98,7 +103,9 @@ def write_demo_data(out: str | Path, seed: int = 0, megabytes: float = 12.0, wor
         "bible": sources.bible, "code": sources.python_code, "docs": sources.python_docs,
         "microworld": partial(microworld.documents, seed, int(megabytes * 1e6 * MIXTURE["microworld"] / WORLD_BYTES) + 100),
     }  # fmt: skip
-    sizes = {name: _write_text(out, name, texts[name](), int(megabytes * 1e6 * share)) for name, share in MIXTURE.items()}
+    sizes = {
+        name: _write_text(out, name, texts[name](), int(megabytes * 1e6 * share)) for name, share in MIXTURE.items()
+    }
     report: dict[str, Any] = {"seed": seed, "text": sizes}
     _write_words(out)
     report["chat"] = _write_chat(out, seed, world_conversations)

@@ -22,8 +22,20 @@ ROWS, CONTEXT, VOCABULARY = 8, 256, 2048
 SHARE = {"pretrain": 0.47, "sft": 0.24, "reward": 0.12, "ppo": 0.36, "ppo without ptx": 0.52}
 # Seconds that a stage needs besides its steps, and the work of a step in tokens of float32 training; measured, 2 cores.
 OVERHEAD = {"pretrain": 12.0, "sft": 8.0, "reward": 12.0, "ppo": 12.0, "ppo without ptx": 9.0}
-STEP_TOKENS = {"pretrain": ROWS * CONTEXT, "sft": ROWS * CONTEXT, "reward": 4_400, "ppo": 17_000, "ppo without ptx": 13_500}
-LIMITS = {"pretrain": (60, 40_000), "sft": (40, 1_200), "reward": (20, 120), "ppo": (12, 300), "ppo without ptx": (12, 300)}
+STEP_TOKENS = {
+    "pretrain": ROWS * CONTEXT,
+    "sft": ROWS * CONTEXT,
+    "reward": 4_400,
+    "ppo": 17_000,
+    "ppo without ptx": 13_500,
+}
+LIMITS = {
+    "pretrain": (60, 40_000),
+    "sft": (40, 1_200),
+    "reward": (20, 120),
+    "ppo": (12, 300),
+    "ppo without ptx": (12, 300),
+}
 FAST = ("pretrain", "sft")  # stages that run in the faster precision
 SAFETY = 0.86  # plan for this share of the wall time: machines slow down
 
@@ -45,7 +57,11 @@ class Plan:
 
     def shape(self) -> dict[str, Any]:
         """Model sizes for this much time: about 20 tokens a parameter would be best, a few are what a laptop gives."""
-        layers, width, heads = next(s for limit, s in ((6, (4, 128, 2)), (25, (5, 192, 3)), (60, (6, 256, 4)), (1e9, (8, 320, 5))) if self.minutes < limit)
+        layers, width, heads = next(
+            s
+            for limit, s in ((6, (4, 128, 2)), (25, (5, 192, 3)), (60, (6, 256, 4)), (1e9, (8, 320, 5)))
+            if self.minutes < limit
+        )
         return {
             "hidden_size": width, "num_layers": layers, "num_heads": heads, "num_kv_heads": heads, "head_dim": 64,
             "intermediate_size": width * 8 // 3 // 64 * 64, "context_length": CONTEXT,

@@ -15,11 +15,10 @@ LONGEST = 1500  # characters of one shown text
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a table: its text, and its interval where there is one; `prose` is written by a model or a person."""
+    """One value of a table: its text, and its interval where there is one."""
 
     text: str
     interval: str = ""
-    prose: bool = False
 
 
 EMPTY = Cell("–")
@@ -46,7 +45,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure as inline SVG. `svg` is the only thing in a report that is not escaped: it comes from figures.py."""
+    """A figure as inline SVG. `svg` comes from figures.py, which escapes what it is given."""
 
     svg: Markup
     caption: str
@@ -115,7 +114,7 @@ class Section:
 
     id: str
     title: str
-    lead: tuple[str, ...]
+    lead: tuple[str | Markup, ...]
     blocks: list[Block] = field(default_factory=list)
 
 
@@ -129,7 +128,7 @@ def plain(value: float | None, digits: int = 3, percent: bool = False) -> Cell:
     """A number without an interval."""
     if value is None:
         return EMPTY
-    return Cell(f"{100 * value:.1f} %" if percent else f"{value:,.{digits}f}")
+    return Cell(minus(f"{100 * value:.1f} %" if percent else f"{value:,.{digits}f}"))
 
 
 def measured(value: Mapping[str, Any] | None, percent: bool = False) -> Cell:
@@ -140,17 +139,17 @@ def measured(value: Mapping[str, Any] | None, percent: bool = False) -> Cell:
     if percent:
         known = e.low == e.low
         return Cell(f"{100 * e.value:.1f} %", f"{100 * e.low:.1f} to {100 * e.high:.1f} %" if known else f"interval unknown, n = {e.n}")
-    number, _, interval = str(e).partition(" [")
-    return Cell(number, interval.rstrip("]").replace(", ", " to ") if "unknown" not in interval else interval.rstrip("]"))
+    number, _, interval = str(e).rstrip("]").partition(" [")
+    return Cell(minus(number), minus(interval if "unknown" in interval else interval.replace(", ", " to ")))
 
 
-def prose(text: object) -> Cell:
-    """Text that a model or a person wrote, shown as it is; very long ones are cut and say so."""
-    return Cell(shorten(str(text)) or "(nothing)", prose=True)
+def minus(text: str) -> str:
+    """A number with the minus sign that is as wide as its digits."""
+    return text.replace("-", "\u2212")
 
 
 def shorten(text: str) -> str:
-    """At most `LONGEST` characters."""
+    """At most `LONGEST` characters of what a model or a person wrote; a cut is told."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tercet.data.microworld.rubric import normalise
+from tercet.evaluation.metrics import Estimate
 from tercet.posttraining.scores import estimate
 from tercet.reporting import figures
 from tercet.reporting.blocks import (
@@ -42,7 +43,7 @@ def prompting(asking: Sequence[Mapping[str, Any]]) -> Section:
         "Here nothing was trained. The base model only continued a text in which a question stands, after no, one or several worked examples: "
         "zero-, one- and few-shot prompting.",
         "If accuracy grows with the examples, the model picks up a task from its context alone, without any change of its weights (in-context learning). "
-        "Small models do little of this; it grew with size.",
+        "Small models do little of this; it comes with size.",
     )
     forms = list(dict.fromkeys(str(row["form"]) for row in asking))
     shots = sorted({int(row["shots"]) for row in asking})
@@ -61,9 +62,11 @@ def prompting(asking: Sequence[Mapping[str, Any]]) -> Section:
         for ability in dict.fromkeys(r["ability"] for r in asking if r["form"] == form):
             by_shots = {int(r["shots"]): r["accuracy"] for r in asking if r["form"] == form and r["ability"] == ability}
             table.append(Row("all questions" if ability == "all" else str(ability), tuple(measured(by_shots.get(s), percent=True) for s in shots)))
-    blocks.append(Table("Right answers by form of the prompt, ability and number of examples, with 95 % intervals", ("ability", *(f"{s}-shot" for s in shots)), tuple(table)))
+    caption = "Right answers by form of the prompt, ability and number of examples, with 95 % intervals"
+    blocks.append(Table(caption, ("ability", *(f"{s}-shot" for s in shots)), tuple(table)))
     example = next((r for r in asking if r["shots"] == (1 if 1 in shots else shots[-1])), asking[0])
-    shown = Exchange(f"{example['form']}, {example['shots']}-shot", (("text to continue", shorten(example["prompt"])),), (Said("the model", shorten(example["answer"])),))
+    heading, answer = f"{example['form']}, {example['shots']}-shot", Said("the model", shorten(example["answer"]))
+    shown = Exchange(heading, (("text to continue", shorten(example["prompt"])),), (answer,))
     return Section("prompting", "Prompting", lead, [*blocks, Exchanges("One prompt as the model sees it", (shown,))])
 
 
@@ -90,7 +93,7 @@ def scoring(scores: Scores, members: Sequence[Member]) -> Section:
     rows = [Row("parameters", tuple(Cell(compact(m["parameters"])) for m in models.values()))]
     rows += [*_text_rows(models), *_answer_rows(models), *_against_rows(models, against)]
     table = Table("Scores on held-out text and questions, with 95 % intervals", ("measure", *names.values()), tuple(rows))
-    return Section("scores", "All models, the same questions", lead, [*_score_charts(models, names), table])
+    return Section("scores", "Scores", lead, [*_score_charts(models, names), table])
 
 
 def _nested(models: Scores, key: str, inner: str | None = None) -> list[Any]:
@@ -132,7 +135,7 @@ def _answer_rows(models: Scores) -> list[Row]:
     for part, title in PARTS.items():
         rows += _row(title, _nested(models, "rubric_parts", part), percent=True)
     rows += _row("ends its answer itself", _nested(models, "finished"), "instead of running into the limit of length", percent=True)
-    return rows + _row("reward", _nested(models, "reward"), "of the reward model: 0 is an average demonstration")
+    return rows + _row("reward", _nested(models, "reward"), "what the reward model gives the answers")
 
 
 def _against_rows(models: Scores, against: str) -> list[Row]:
@@ -143,18 +146,16 @@ def _against_rows(models: Scores, against: str) -> list[Row]:
 
 
 def _score_charts(models: Scores, names: Mapping[str, str]) -> list[Block]:
-    abilities = _keys(models, "abilities")
-    values = {
-        names[path]: [estimate(e) if (e := (m.get("abilities") or {}).get(a)) else None for a in abilities]
-        + [estimate(m["exact_match"]) if m.get("exact_match") else None]
-        for path, m in models.items()
-    }
-    caption = "Right answers (greedy) of every model by ability, with 95 % intervals."
-    right = figures.dots("abilities", caption, "right answers", [*abilities, "all"], values) if abilities else None
-    sources = _keys(models, "bits_per_byte")
-    heights = {names[path]: [((m.get("bits_per_byte") or {}).get(s) or {}).get("value") for s in sources] for path, m in models.items()}
-    text = figures.bars("scored-text", "Held-out text under every model. Lower is better.", "bits per byte", sources, heights)
-    return charts(right, text)
+    def found(m: Mapping[str, Any], key: str, inner: Sequence[str]) -> list[Estimate | None]:
+        return [estimate(e) if (e := (m.get(key) or {}).get(i)) else None for i in inner]
+
+    abilities, sources = _keys(models, "abilities"), _keys(models, "bits_per_byte")
+    right = {names[path]: found(m, "abilities", abilities) for path, m in models.items()}
+    text = {names[path]: found(m, "bits_per_byte", sources) for path, m in models.items()}
+    return charts(
+        figures.dots("abilities", "Right answers (greedy) by ability, with 95 % intervals.", "right answers", abilities, right, percent=True),
+        figures.dots("scored-text", "Held-out text, with 95 % intervals. Lower (further left) is better.", "bits per byte", sources, text),
+    )
 
 
 # -- answers ----------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from tercet.evaluation.metrics import Estimate
@@ -32,7 +33,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 INK, GRID = "#101112", "#c0c1c2"  # stand-ins that become currentColor and var(--grid)
 WIDTH = 4.4  # inches; at 320 CSS pixels the 9 pt text is still 9 pixels high
 MOST_POINTS = 240
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none", "svg.hashsalt": "tercet", "text.parse_math": False, "font.size": 9, "axes.grid": True,
     "axes.spines.top": False, "axes.spines.right": False, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK,
     "ytick.color": INK, "axes.edgecolor": INK, "grid.color": GRID, "grid.linewidth": 0.6, "axes.axisbelow": True,
@@ -86,6 +87,7 @@ def lines(name: str, caption: str, xlabel: str, ylabel: str, curves: Sequence[Cu
             handles[label] = axes.axhline(value, color=INK, linewidth=1, linestyle=(0, (1, 2 + 3 * number)))
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
         if percent:
             axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         if len(handles) > 1:
@@ -119,8 +121,9 @@ def bars(name: str, caption: str, ylabel: str, groups: Sequence[str], values: Ma
     return _chart(name, svg, caption, f"Bar chart. {caption} {ylabel}: {told}.")
 
 
-def dots(name: str, caption: str, xlabel: str, rows: Sequence[str], values: Mapping[str, Sequence[Estimate | None]]) -> Chart | None:
-    """Shares with their intervals as points: one line of points for each of `rows`, one point for each key of `values`."""
+def dots(name: str, caption: str, xlabel: str, rows: Sequence[str], values: Mapping[str, Sequence[Estimate | None]], *,
+         percent: bool = False) -> Chart | None:  # fmt: skip
+    """Values with their intervals as points: a line of points for each of `rows`, a point for each key of `values`."""
     if not rows or not values:
         return None
     with matplotlib.rc_context(STYLE):
@@ -129,24 +132,25 @@ def dots(name: str, caption: str, xlabel: str, rows: Sequence[str], values: Mapp
         axes.grid(axis="y", visible=False)
         handles: dict[str, Any] = {}
         for number, (label, estimates) in enumerate(values.items()):
-            known = [(i + (number - (len(values) - 1) / 2) * 0.7 / len(values), e) for i, e in enumerate(estimates) if e is not None]
+            placed = [(i + (number - (len(values) - 1) / 2) * 0.7 / len(values), e) for i, e in enumerate(estimates) if e is not None]
             colour = COLOURS[number % len(COLOURS)]
-            for at, e in known:
+            for at, e in placed:
                 if math.isfinite(e.low):
                     axes.plot([e.low, e.high], [at, at], color=colour, linewidth=1.4)
-            look = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markersize": 5, "linestyle": "none"}
-            (handles[label],) = axes.plot([e.value for _, e in known], [at for at, _ in known], **look)
+            look: dict[str, Any] = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markersize": 5, "linestyle": "none"}
+            (handles[label],) = axes.plot([e.value for _, e in placed], [at for at, _ in placed], **look)
         for border in range(1, len(rows)):
             axes.axhline(border - 0.5, color=GRID, linewidth=0.6)
         axes.set_yticks(range(len(rows)), [_clean(r) for r in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlim(-0.02, 1.02)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+        if percent:
+            axes.set_xlim(-0.02, 1.02)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
         axes.set_xlabel(xlabel)
         _legend(figure, axes, handles)
         svg = _save(figure)
     told = "; ".join(
-        f"{row}: " + ", ".join(f"{label} {100 * e.value:.0f} %" for label, es in values.items() if (e := es[i]) is not None) for i, row in enumerate(rows)
+        f"{row}: " + ", ".join(f"{label} {known.value:.3g}" for label, es in values.items() if (known := es[i])) for i, row in enumerate(rows)
     )
     return _chart(name, svg, caption, f"Dot chart. {caption} {xlabel}: {told}.")
 
@@ -175,9 +179,10 @@ def _clean(label: str) -> str:
 def _legend(figure: Figure, axes: Axes, handles: Mapping[str, Any]) -> None:
     """Above the axes, where it hides no data; as many columns as fit."""
     labels = [_clean(h) for h in handles]
-    columns = max(1, min(len(labels), int(66 // (max(map(len, labels)) + 7))))
+    wide = [40 + 5.4 * len(label) for label in labels]  # about, in points: line, gaps and text
+    columns = len(labels) if sum(wide) < 72 * WIDTH else max(1, int(72 * WIDTH // max(wide)))
     # matplotlib leaves out labels that begin with "_", so each gets a space before it
-    figure.legend(list(handles.values()), [f" {h}" for h in labels], loc="outside upper left", ncols=columns, handlelength=2.4, columnspacing=1.2)
+    figure.legend(list(handles.values()), [f" {h}" for h in labels], loc="outside upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
 
 
 def _save(figure: Figure) -> str:

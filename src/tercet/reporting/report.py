@@ -94,7 +94,8 @@ def _key_numbers(members: Sequence[Member], scores: Mapping[str, Any] | None) ->
         for path, label in labels(scores, members).items():
             if exact := scores["models"][path].get("exact_match"):
                 numbers.append((f"right answers, {label}", measured(exact, percent=True)))
-    numbers.append((f"computing time, {len(members)} runs" if len(members) > 1 else "computing time", Cell(duration(sum(m.run.manifest["seconds"] for m in members)))))
+    runs = f", {len(members)} runs" if len(members) > 1 else ""
+    numbers.append((f"computing time{runs}", Cell(duration(sum(m.run.manifest["seconds"] for m in members)))))
     if peaks := [m.run.manifest["peak_memory_mb"] for m in members if m.run.manifest.get("peak_memory_mb")]:
         numbers.append(("largest memory", Cell(memory(max(peaks)))))
     return numbers

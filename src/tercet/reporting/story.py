@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from markupsafe import Markup
+
 from tercet.reporting import figures
 from tercet.reporting.blocks import (
     EMPTY,
@@ -27,11 +29,11 @@ from tercet.reporting.blocks import (
     listed,
     measured,
     plain,
-    prose,
     shorten,
 )
 from tercet.reporting.figures import Curve
 from tercet.reporting.lineage import Member
+from tercet.training.settings import shares
 
 BITS = "bits per byte"
 GUESSING = 0.5  # a judge of pairs that knows nothing
@@ -86,7 +88,8 @@ def pretraining(members: Sequence[Member], baselines: Mapping[str, Any] | None) 
 def _pretrain_run(member: Member, name: str) -> list[Block]:
     config, sources = member.run.config, heldout_sources(member)
     read = member.done * config["batch_size"] * config["context_length"]
-    mixture = f", mixed as {listed(config['mixture'])}" if config["mixture"] else ""
+    mixed = shares(tuple(config["mixture"]), "mixture") or {}
+    mixture = f": {listed([f'{100 * share / sum(mixed.values()):.0f} % {source}' for source, share in mixed.items()])}" if mixed else ""
     blocks: list[Block] = [Prose(f"It read {compact(read)} tokens in {member.done:,} steps{mixture}.")]
     blocks += charts(
         _loss_chart(member, f"{name}-loss", "Training loss: the surprise at each next token. Thin: every step; thick: moving average."),
@@ -99,19 +102,19 @@ def _pretrain_run(member: Member, name: str) -> list[Block]:
 
 
 def _heldout_table(members: Sequence[Member]) -> list[Block]:
-    """Bits per byte before and after: with intervals where the run recorded them."""
-    rows = []
+    """Bits per byte before and after, two columns a run: with intervals where the run recorded them."""
+    columns = ["source"]
+    cells: dict[str, list[Cell]] = {source: [] for m in members for source in heldout_sources(m)}
     for member in members:
-        measurements = member.run.metrics("heldout")
-        final = member.run.manifest.get("heldout") or {}
-        for source in heldout_sources(member) if measurements else []:
+        of = f"{member.label}, " if len(members) > 1 else ""
+        columns += [f"{of}first measurement", f"{of}last measurement"]
+        measurements, final = member.run.metrics("heldout"), member.run.manifest.get("heldout") or {}
+        for source, row in cells.items():
             key = f"heldout/{source}"
-            after = measured(final[source]) if source in final else plain(measurements[-1].get(key))
-            documents = Cell(f"{final[source]['n']:,}") if source in final else EMPTY
-            name = source if len(members) == 1 else f"{member.label}: {source}"
-            rows.append(Row(name, (plain(measurements[0].get(key)), after, documents)))
-    columns = ("source", f"first ({BITS})", f"last ({BITS}), 95 % interval", "documents")
-    return [Table("Held-out text before and after", columns, tuple(rows))] if rows else []
+            first, last = (plain(measurements[i].get(key)) if measurements else EMPTY for i in (0, -1))
+            row += [first, measured(final[source]) if source in final else last]
+    rows = tuple(Row(source, tuple(row)) for source, row in cells.items())
+    return [Table(f"Held-out text, {BITS}, with 95 % intervals where the run recorded them", tuple(columns), rows)] if rows else []
 
 
 def _continuations(member: Member) -> list[Block]:
@@ -165,8 +168,9 @@ def _sft_run(member: Member, name: str) -> list[Block]:
     heldout = curve(member, "heldout", "held-out conversations")
     blocks = charts(
         _loss_chart(member, f"{name}-loss", "Training loss on the assistant's words. Thin: every step; thick: moving average."),
-        figures.lines(f"{name}-heldout", "Loss on conversations kept aside. If it rises again, the model learns by heart.", "step", "loss (nats per token)", [heldout]),
-    )
+        figures.lines(f"{name}-heldout", "Loss on conversations kept aside. If it rises again, the model learns by heart.", "step",
+                      "loss (nats per token)", [heldout]),
+    )  # fmt: skip
     measures = (
         ("heldout", "loss on held-out conversations", "nats per token, lower is better", False),
         ("exact_match", "right answers", "greedy answers that equal an accepted one", True),
@@ -179,16 +183,18 @@ def _sft_run(member: Member, name: str) -> list[Block]:
     if rows:
         caption = "Before and after instruction tuning, as the run itself measured; intervals stand with the scores of all models"
         blocks.append(Table(caption, ("measure", "before", "after"), tuple(rows)))
+    return [*blocks, *_questions(member)]
+
+
+def _questions(member: Member) -> list[Block]:
+    """The same questions as the model answered them before and after."""
     samples = member.run.read_lines("samples.jsonl")
-    first, last = (min((s["step"] for s in samples), default=0), max((s["step"] for s in samples), default=0))
-    asked = dict.fromkeys((s["prompt"], str(s.get("gold", ""))) for s in samples)
-    table = []
-    for prompt, gold in itertools.islice(asked, 8):
-        said = {s["step"]: s["text"] for s in samples if s["prompt"] == prompt}
-        table.append(Row(shorten(prompt), (prose(said.get(first, "")), prose(said.get(last, "")), prose(gold))))
-    if table:
-        blocks.append(Table("The same questions before and after", ("question", f"step {first:,}", f"step {last:,}", "a right answer"), tuple(table)))
-    return blocks
+    steps = sorted({s["step"] for s in samples})
+    items = []
+    for prompt, gold in itertools.islice(dict.fromkeys((s["prompt"], str(s.get("gold", ""))) for s in samples), 8):
+        said = [Said(f"after step {s['step']:,}", shorten(s["text"])) for s in samples if s["prompt"] == prompt and s["step"] in (steps[0], steps[-1])]
+        items.append(Exchange("", (("user", shorten(prompt)),), tuple(said), shorten(gold)))
+    return [Exchanges("The same questions before and after", tuple(items))] if items else []
 
 
 # -- preferences ------------------------------------------------------------------------------------------------
@@ -201,7 +207,7 @@ def ranking(members: Sequence[Member]) -> Section:
         "to say which of two answers is better than to write a perfect one, or to give it a mark.",
         "The annotator here is simulated: a fixed, published rubric plus random noise plays the people. No person has seen these answers.",
     )
-    return Section("rank", "Rankings (simulated annotator)", lead, _per_run(members, _rank_run))
+    return Section("rank", "Rankings (simulated)", lead, _per_run(members, _rank_run))
 
 
 def _rank_run(member: Member, name: str) -> list[Block]:
@@ -217,15 +223,15 @@ def _rank_run(member: Member, name: str) -> list[Block]:
         )
         blocks.append(Table("The simulated rankings", ("what", "how many"), numbers))
     rows = member.run.read_lines("rankings/train.jsonl")
-    telling = sorted(rows, key=lambda row: -len(set(row["ranks"])))[:3]  # stable: of those equally telling, the first
+    strict = [row for row in rows if len(set(row["ranks"])) > 1]
+    telling = sorted(strict, key=lambda row: -len(set(row["ranks"])))[:3]  # stable: of those equally telling, the first
     items = []
     for row in telling:
         turns = [{"role": "user", "content": row["prompt"]}] if isinstance(row["prompt"], str) else row["prompt"]
         ordered = sorted(zip(row["ranks"], row["responses"]), key=lambda pair: int(pair[0]))
-        labeler = row.get("labeler") or "unnamed"
-        items.append(
-            Exchange(f"ranked by: {labeler} annotator", tuple((t["role"], shorten(t["content"])) for t in turns), tuple(Said(f"rank {r}", shorten(a)) for r, a in ordered))
-        )
+        said = tuple(Said(f"rank {rank}", shorten(answer)) for rank, answer in ordered)
+        heading = f"ranked by: {row.get('labeler') or 'unnamed'} annotator"
+        items.append(Exchange(heading, tuple((t["role"], shorten(t["content"])) for t in turns), said))
     if items:
         blocks.append(Exchanges("Examples of simulated rankings", tuple(items)))
     return blocks
@@ -259,7 +265,7 @@ def _reward_run(member: Member, name: str) -> list[Block]:
         if value := manifest.get(key):
             rows.append(Row(title, (measured(value, percent=True), Cell(f"{value['n']:,}")), note))
     if (mean := manifest.get("demonstrations_mean")) is not None:
-        rows.append(Row("mean score of the demonstrations", (plain(mean), EMPTY), "set to 0: by definition: a score above 0 beats the average demonstration"))
+        rows.append(Row("mean score of the demonstrations", (plain(mean), EMPTY), "0 by definition: a score above 0 beats the average demonstration"))
     if rows:
         blocks.append(Table("Held-out comparisons", ("measure", "value, 95 % interval", "questions"), tuple(rows)))
     return blocks
@@ -267,6 +273,9 @@ def _reward_run(member: Member, name: str) -> list[Block]:
 
 # -- RLHF -------------------------------------------------------------------------------------------------------
 
+OBJECTIVE = Markup(  # a constant: nothing in it comes from a run
+    "What it maximises: <span class='formula'>E[ r(x, y) − β · log( π(y|x) / π<sub>SFT</sub>(y|x) ) ] + γ · E<sub>pretrain</sub>[ log π(x) ]</span>"
+)
 MAIN_PPO = (
     ("reward", "reward", "What the reward model gives the answers, on average. This is what PPO pushes up."),
     ("gold", "rubric score (0 to 1)", "The true rubric, which PPO never sees. If it falls while the reward rises, the policy is fooling the reward model."),
@@ -288,14 +297,15 @@ MORE_PPO = (
 
 def rlhf(members: Sequence[Member]) -> Section:
     """PPO; several runs stand beside each other in the same charts."""
-    lead = [
+    lead: list[str | Markup] = [
         "The tuned model, now called the policy, answered questions; the reward model scored the answers; and PPO made well-scored answers a little more "
         "likely, step after step. That is reinforcement learning from feedback: the model learns from marks on its own answers, not from answers to copy.",
-        "It maximises E[ r(x,y) − β·log(π(y|x) / π_SFT(y|x)) ] + γ·E_pretrain[ log π(x) ]. The β term is a leash that keeps it near the SFT model, because "
-        "the reward model can be fooled; the γ term mixes in pretraining text, so that what was learned there is not lost (the alignment tax).",
+        OBJECTIVE,
+        "The β term is a leash that keeps the policy near the SFT model, because the reward model can be fooled. The γ term mixes in pretraining text, so that "
+        "what was learned there is not lost: such a loss is called the alignment tax.",
     ]
     if len({m.run.config["gamma"] > 0 for m in members}) > 1:
-        lead.append("The same training was done twice: with the pretraining term (γ above 0) and without it (γ = 0). Compare them on held-out text.")
+        lead.append("The same training was done twice: with the pretraining term (γ above 0) and without it (γ = 0). Compare them on held-out text.")
     blocks: list[Block] = []
     for member in members:
         if (status := member.run.manifest["status"]) != "finished":
@@ -314,15 +324,20 @@ def rlhf(members: Sequence[Member]) -> Section:
     return Section("ppo", "RLHF", tuple(lead), blocks)
 
 
+PPO_ROWS = (("reward", "reward"), ("gold", "rubric score"), ("kl", "KL (nats per answer)"), ("finished", "ended by itself"), ("length", "tokens per answer"))
+
+
 def _ppo_table(members: Sequence[Member]) -> list[Block]:
-    """Means over the first and the last steps: single steps are too noisy to compare."""
+    """Means over the first and the last five steps, two columns a run: single steps are too noisy to compare."""
     rows = []
-    for member in members:
-        for key, title in (("reward", "reward"), ("gold", "rubric score"), ("kl", "KL (nats per answer)"), ("finished", "ended by itself"), ("length", "tokens per answer")):
+    for key, title in PPO_ROWS:
+        cells: list[Cell] = []
+        for member in members:
             values: list[Any] = [r[key] for r in member.run.metrics(key)]
-            if values:
-                few = min(5, len(values))
-                name = title if len(members) == 1 else f"{member.label}: {title}"
-                rows.append(Row(name, tuple(plain(fmean(part), percent=key == "finished") for part in (values[:few], values[-few:]))))
-    caption = "On the training questions, mean of the first and of the last 5 steps (held-out questions: see the scores)"
-    return [Table(caption, ("measure", "first steps", "last steps"), tuple(rows))] if rows else []
+            cells += [plain(fmean(part) if part else None, percent=key == "finished") for part in (values[:5], values[-5:])]
+        if set(cells) != {EMPTY}:
+            rows.append(Row(title, tuple(cells)))
+    several = len(members) > 1
+    columns = [f"{member.label + ', ' if several else ''}{when}" for member in members for when in ("first 5 steps", "last 5 steps")]
+    caption = "On the training questions, mean of the first and of the last 5 steps (for held-out questions see the scores)"
+    return [Table(caption, ("measure", *columns), tuple(rows))] if rows else []

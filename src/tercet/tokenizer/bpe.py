@@ -41,8 +41,12 @@ class Tokenizer:
         self._backend = backend
         ids = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
         if missing := [token for token, i in ids.items() if i is None]:
-            raise CheckpointError(f"tokenizer without the special tokens {', '.join(missing)}; train one with `tercet tokenizer train`")
-        self.endoftext, self.im_start, self.im_end, self.pad, self.mask = (int(i) for i in ids.values() if i is not None)
+            raise CheckpointError(
+                f"tokenizer without the special tokens {', '.join(missing)}; train one with `tercet tokenizer train`"
+            )
+        self.endoftext, self.im_start, self.im_end, self.pad, self.mask = (
+            int(i) for i in ids.values() if i is not None
+        )
         self._special = {int(i): token for token, i in ids.items() if i is not None}
         self.special_ids = frozenset(self._special)
 
@@ -60,7 +64,9 @@ class Tokenizer:
         try:
             return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError) as error:
-            raise DataError(f"text that is not valid Unicode (a lone surrogate): {error}; clean it with text.encode('utf-8', 'replace')") from error
+            raise DataError(
+                f"text that is not valid Unicode (a lone surrogate): {error}; clean it with text.encode('utf-8', 'replace')"
+            ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
@@ -102,7 +108,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Raises ConfigError where `vocab_size` has no room for the bytes, DataError where there is no text.
     """
     if vocab_size < _SMALLEST:
-        raise ConfigError(f"vocab_size is {vocab_size}; at least {_SMALLEST} is needed (256 bytes + {len(SPECIAL_TOKENS)} special tokens)")
+        raise ConfigError(
+            f"vocab_size is {vocab_size}; at least {_SMALLEST} is needed (256 bytes + {len(SPECIAL_TOKENS)} special tokens)"
+        )
     seen = [0]
 
     def counted() -> Iterable[str]:

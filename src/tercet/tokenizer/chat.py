@@ -84,7 +84,9 @@ def prompt_fitting(tokenizer: Tokenizer, conversation: Conversation, max_tokens:
         tokens = render_prompt(tokenizer, system + rest[start:])
         if len(tokens) <= max_tokens:
             return tokens, start
-    raise ContextError(f"the last message alone fills the context: {max_tokens} tokens are free for the prompt; shorten the message")
+    raise ContextError(
+        f"the last message alone fills the context: {max_tokens} tokens are free for the prompt; shorten the message"
+    )
 
 
 def answer_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, bool]:

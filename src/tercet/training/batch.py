@@ -36,7 +36,9 @@ class Batch:
         """Micro-batches of at most `rows` rows."""
         for a in range(0, len(self.tokens), rows):
             s = slice(a, a + rows)
-            yield Batch(self.tokens[s], self.targets[s], self.weights[s], None if self.segments is None else self.segments[s])
+            yield Batch(
+                self.tokens[s], self.targets[s], self.weights[s], None if self.segments is None else self.segments[s]
+            )
 
 
 @dataclass(frozen=True)

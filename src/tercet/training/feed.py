@@ -34,16 +34,22 @@ class Feed:
     its share, in a seeded order.
     """
 
-    def __init__(self, sources: Mapping[str, Rows], weights: Mapping[str, float] | None, batch_size: int, seed: int) -> None:
+    def __init__(
+        self, sources: Mapping[str, Rows], weights: Mapping[str, float] | None, batch_size: int, seed: int
+    ) -> None:
         names = sorted(sources)
         shares = np.array([1.0 * len(sources[n]) if weights is None else weights[n] for n in names], dtype=np.float64)
         if (shares < 0).any() or not shares.sum() > 0:
-            raise ConfigError(f"mixture weights {dict(zip(names, shares))}: none may be negative and one must be above 0")
+            raise ConfigError(
+                f"mixture weights {dict(zip(names, shares))}: none may be negative and one must be above 0"
+            )
         edges = np.round(np.cumsum(shares / shares.sum()) * _PATTERN).astype(int)
         counts = np.diff(edges, prepend=0)
         lost = [n for n, c, s in zip(names, counts, shares) if c == 0 and s > 0]
         if lost and weights is not None:
-            raise ConfigError(f"mixture weights of {', '.join(lost)} are below a thousandth of the whole; leave them out")
+            raise ConfigError(
+                f"mixture weights of {', '.join(lost)} are below a thousandth of the whole; leave them out"
+            )
         self.sources = [sources[n] for n in names]
         self.batch_size, self.seed = batch_size, seed
         if len(names) == 1:

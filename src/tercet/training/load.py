@@ -11,7 +11,9 @@ def _load(model: Transformer | ScalarModel, run: Run) -> None:
     try:
         model.load_state_dict(run.weights())
     except RuntimeError as error:
-        raise CheckpointError(f"{run.last_checkpoint()}: weights of another model than model.json says: {error}") from error
+        raise CheckpointError(
+            f"{run.last_checkpoint()}: weights of another model than model.json says: {error}"
+        ) from error
     model.eval()
 
 

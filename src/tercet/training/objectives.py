@@ -23,7 +23,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor, low: bool) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor, low: bool
+    ) -> Tensor:
         total = torch.zeros((), dtype=torch.float64)
         kind = torch.bfloat16 if low else hidden_ND.dtype
         hidden, weight = hidden_ND.detach().to(kind), weight_VD.detach().to(kind)
@@ -66,7 +68,9 @@ def next_token(model: Transformer, batch: Batch) -> tuple[Tensor, dict[str, floa
     return loss, {"loss": float(loss.detach())}
 
 
-def token_logprobs(model: Transformer, hidden_ND: Tensor, targets_N: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    model: Transformer, hidden_ND: Tensor, targets_N: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """log π(target) and the entropy of π at each position, both [N], under softmax(logits / temperature).
 
     Differentiable; the logits of a chunk are recomputed in the backward pass so that memory stays bounded.

@@ -34,7 +34,9 @@ class OptimizerConfig:
     @classmethod
     def of(cls, settings: TrainSettings, eps: float = 1e-8) -> OptimizerConfig:
         """The optimizer that a stage's settings ask for."""
-        return cls(settings.lr, settings.muon_lr, eps=eps, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm)
+        return cls(
+            settings.lr, settings.muon_lr, eps=eps, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm
+        )
 
 
 def orthogonalize(matrices: Tensor, steps: int, low_precision: bool = False) -> Tensor:
@@ -62,7 +64,9 @@ class Optimizer:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._muon = [n for n, p in self.parameters.items() if self.config.muon_lr > 0 and p.dim() == 2 and ".layers." in n]
+        self._muon = [
+            n for n, p in self.parameters.items() if self.config.muon_lr > 0 and p.dim() == 2 and ".layers." in n
+        ]
         self._adam = [n for n in self.parameters if n not in set(self._muon)]
         for name, p in self.parameters.items():
             for kind in ("momentum",) if name in set(self._muon) else ("m", "v"):
@@ -82,7 +86,9 @@ class Optimizer:
         """Clip, update every parameter at `scale` times its learning rate, forget the gradients; returns the norm before clipping."""
         norm = total_norm(self.gradients())
         if self.config.clip_norm > 0 and norm > self.config.clip_norm:
-            torch._foreach_mul_([p.grad for p in self.parameters.values() if p.grad is not None], self.config.clip_norm / norm)
+            torch._foreach_mul_(
+                [p.grad for p in self.parameters.values() if p.grad is not None], self.config.clip_norm / norm
+            )
         self.steps += 1
         self._adam_step(self.config.lr * scale)
         if self._muon:

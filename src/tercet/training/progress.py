@@ -110,7 +110,12 @@ class Live(_Line):
 
         super().begin(stage, steps)
         self.end()
-        self._bar = Bar(BarColumn(bar_width=24), TextColumn("{task.description}", markup=False), console=self.console, transient=True)
+        self._bar = Bar(
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}", markup=False),
+            console=self.console,
+            transient=True,
+        )
         self._task = self._bar.add_task(stage, total=steps)
         self._bar.start()
 

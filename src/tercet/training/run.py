@@ -1,10 +1,10 @@
 """The run directory: what was asked, from what, with what result; enough to resume, to repeat and to explain.
 
-    RUN/run.json        verb, argv, parents with hashes, git state, versions, seed, status
-        config.json     the fully resolved settings; the run is repeated from it
-        model.json      the model's shape                 tokenizer.json
-        metrics.jsonl   one object a line, with "step"    log.txt       samples.jsonl
-        checkpoints/step-00000100/{model,optimizer,…}.safetensors, state.json
+RUN/run.json        verb, argv, parents with hashes, git state, versions, seed, status
+    config.json     the fully resolved settings; the run is repeated from it
+    model.json      the model's shape                 tokenizer.json
+    metrics.jsonl   one object a line, with "step"    log.txt       samples.jsonl
+    checkpoints/step-00000100/{model,optimizer,…}.safetensors, state.json
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def _git() -> dict[str, str]:
         return {}
 
     def ask(*args: str) -> str:
-        return subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, errors="replace", timeout=10).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(here), *args], capture_output=True, text=True, errors="replace", timeout=10
+        ).stdout.strip()
 
     with contextlib.suppress(OSError, subprocess.TimeoutExpired):
         return {"commit": ask("rev-parse", "HEAD"), "diff": ask("diff", "HEAD", "--", "src")[:200_000]}
@@ -104,7 +106,9 @@ class Run:
         self.path = Path(path)
         file = self.path / "run.json"
         if not file.is_file():
-            raise CheckpointError(f"{self.path}: not a run directory (no run.json); a run is made by `tercet pretrain`, `sft`, `reward` or `ppo`")
+            raise CheckpointError(
+                f"{self.path}: not a run directory (no run.json); a run is made by `tercet pretrain`, `sft`, `reward` or `ppo`"
+            )
         try:
             self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             self.config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
@@ -127,7 +131,11 @@ class Run:
         """
         path = Path(path)
         described = {
-            role: {"path": os.path.relpath(p.path, path), "checkpoint": p.last_checkpoint().name, "sha256": p.weights_hash()}
+            role: {
+                "path": os.path.relpath(p.path, path),
+                "checkpoint": p.last_checkpoint().name,
+                "sha256": p.weights_hash(),
+            }
             for role, p in (parents or {}).items()
         }
         if resume:
@@ -139,7 +147,9 @@ class Run:
                     raise CheckpointError(f"{path}: its parent {now['path']} has other weights than when the run began")
         else:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise ConfigError(f"{path} exists and is not empty; choose another --out, or continue it with `tercet resume {path}`")
+                raise ConfigError(
+                    f"{path} exists and is not empty; choose another --out, or continue it with `tercet resume {path}`"
+                )
             path.mkdir(parents=True, exist_ok=True)
             manifest = {
                 "format": FORMAT, "verb": verb, "argv": sys.argv, "parents": described, "status": "running",
@@ -164,20 +174,26 @@ class Run:
         self._interrupted.set()
         self.log_line("interrupt: saving after this step (Ctrl-C again to stop at once)")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if self._old_handler is not None:
             signal.signal(signal.SIGINT, self._old_handler)
         status = "finished" if kind is None else "interrupted" if kind in (Interrupted, KeyboardInterrupt) else "failed"
         self.update(
             status=status,
             seconds=round(self.manifest["seconds"] + time.time() - self._began, 2),
-            peak_memory_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)),
+            peak_memory_mb=round(
+                resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
+            ),
             **({"error": f"{kind.__name__}: {error}"} if kind is not None and status == "failed" else {}),
         )
         if isinstance(error, NonFiniteError):
             saved = self.checkpoints()
             last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
-            raise NonFiniteError(f"{error} in {self.path}; {last}. Hint: lower the learning rate, or clip_norm, and start from there") from error
+            raise NonFiniteError(
+                f"{error} in {self.path}; {last}. Hint: lower the learning rate, or clip_norm, and start from there"
+            ) from error
 
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""
@@ -245,14 +261,18 @@ class Run:
     def last_checkpoint(self) -> Path:
         """The newest checkpoint. Raises CheckpointError where there is none."""
         if not (saved := self.checkpoints()):
-            raise CheckpointError(f"{self.path}: no checkpoint yet (status {self.manifest['status']}); continue it with `tercet resume {self.path}`")
+            raise CheckpointError(
+                f"{self.path}: no checkpoint yet (status {self.manifest['status']}); continue it with `tercet resume {self.path}`"
+            )
         return saved[-1]
 
     def weights_hash(self) -> str:
         """SHA-256 of the newest checkpoint's weights."""
         return file_hash(self.last_checkpoint() / "model.safetensors")
 
-    def save_checkpoint(self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int) -> Path:
+    def save_checkpoint(
+        self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
+    ) -> Path:
         """Write checkpoints/step-N: aside, synced, renamed. Older ones beyond `keep` are removed after that."""
         folder = self.path / "checkpoints"
         aside, target = folder / f".tmp-step-{step:08d}", folder / f"step-{step:08d}"

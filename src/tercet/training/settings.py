@@ -52,7 +52,9 @@ class Settings:
             if minimum is not None and value is not None and not value >= minimum:
                 raise ConfigError(f"{where} is {value!r}; it must be at least {minimum:g}")
             if choices is not None and value not in choices:
-                raise ConfigError(f"{where} is {value!r}; wanted one of {', '.join(choices)}{suggest(str(value), choices)}")
+                raise ConfigError(
+                    f"{where} is {value!r}; wanted one of {', '.join(choices)}{suggest(str(value), choices)}"
+                )
 
     def to_json(self) -> dict[str, Any]:
         """Every setting with its value, for `config.json`."""
@@ -60,7 +62,7 @@ class Settings:
 
 
 def suggest(name: str, known: typing.Iterable[str]) -> str:
-    """"; did you mean X?" where a known name is close, else nothing."""
+    """ "; did you mean X?" where a known name is close, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -89,7 +91,9 @@ class TrainSettings(Settings):
     weight_decay: float = setting(0.0, "decoupled weight decay", minimum=0)
     clip_norm: float = setting(1.0, "gradient norm above which gradients are scaled down (0: never)", minimum=0)
     warmup: int = setting(10, "steps of linear warm-up", minimum=0)
-    decay: float = setting(1.0, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0)
+    decay: float = setting(
+        1.0, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0
+    )
     eval_every: int = setting(0, "steps between held-out measurements (0: before and after only)", minimum=0)
     checkpoint_every: int = setting(100, "steps between checkpoints (0: at the end only)", minimum=0)
     keep: int = setting(2, "newest checkpoints kept", minimum=1)
@@ -103,7 +107,9 @@ class TrainSettings(Settings):
             raise ConfigError(f"{type(self).__name__}.decay is {self.decay}; it is a share, from 0 to 1")
 
 
-PRECISION = setting("float32", "of matrix products; bfloat16 is faster where the processor has it", choices=("float32", "bfloat16"))
+PRECISION = setting(
+    "float32", "of matrix products; bfloat16 is faster where the processor has it", choices=("float32", "bfloat16")
+)
 MICRO_BATCH = setting(0, "rows per forward pass (0: the whole batch); changes memory, not the result", minimum=0)
 
 

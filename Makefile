@@ -1,0 +1,49 @@
+# make demo   from text to an aligned, measured model: makes .venv, installs, runs (MINUTES=12, OUT=folder)
+# make test   the tests, in the same .venv
+# make lint   style and types        make e2e   a short demo whose claims are checked        make wheel   build it
+
+PYTHON ?= python3
+MINUTES ?= 12
+OUT ?=
+# nothing outside of this folder is touched: caches live in .venv too
+export PIP_CACHE_DIR = $(CURDIR)/.venv/cache/pip
+export MPLCONFIGDIR = $(CURDIR)/.venv/cache/matplotlib
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.PHONY: demo test lint e2e wheel clean
+
+demo: .venv/.demo
+	.venv/bin/tercet demo --minutes $(MINUTES) $(if $(OUT),--out $(OUT))
+
+test: .venv/.test
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
+
+lint: .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+e2e: .venv/.demo
+	rm -rf demo-e2e
+	.venv/bin/tercet demo --minutes $(MINUTES) --out demo-e2e
+	.venv/bin/python tests/check_demo.py demo-e2e
+
+wheel: .venv/.dev
+	.venv/bin/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf .venv build dist src/*.egg-info
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+	  echo "tercet needs Python 3.10 or newer; found $$($(PYTHON) --version 2>&1 || echo none)."; \
+	  echo "Install one, then say which: make PYTHON=/path/to/python3.12"; exit 2; }
+	@$(PYTHON) -m venv .venv || { rm -rf .venv; \
+	  echo "could not make .venv; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
+
+# one stamp for each set of extras: installed again only when what is asked for changes
+.venv/.demo .venv/.test .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing tercet with what '$*' needs into .venv (the first time: some minutes)"
+	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,$*]' || { \
+	  echo "could not install: is a package index within reach? What pip said stands above."; exit 1; }
+	@touch $@
