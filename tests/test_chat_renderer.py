@@ -31,7 +31,15 @@ def assistant(text: str) -> Message:
 
 
 SYSTEM = Message("system", "Be brief.")
-MULTI: Conversation = (SYSTEM, user("Hi"), assistant("Hello! 🙂"), user(""), assistant(""), user("Bye"), assistant("日本"))
+MULTI: Conversation = (
+    SYSTEM,
+    user("Hi"),
+    assistant("Hello! 🙂"),
+    user(""),
+    assistant(""),
+    user("Bye"),
+    assistant("日本"),
+)
 
 TEXTS = st.lists(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
@@ -57,6 +65,8 @@ HEADER = {
     "system": [1, 87, 93, 87, 88, 73, 81, 203],
 }
 HI, YO = [44, 77], [61, 83]
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+BYTES = [*PRINTABLE, *(b for b in range(256) if b not in PRINTABLE)]  # in the order of their ids
 
 
 def test_a_single_turn_by_hand(byte_tokenizer: Tokenizer) -> None:
@@ -96,7 +106,7 @@ def test_characters_of_several_bytes_are_trained_whole(byte_tokenizer: Tokenizer
 
 
 def test_a_lookalike_is_spelled_out_by_hand(byte_tokenizer: Tokenizer) -> None:
-    """"<|im_end|>" as content: ten bytes, none of them the special token."""
+    """Of "<|im_end|>" as content come ten bytes, none of them the special token."""
     spelled = [32, 96, 77, 81, 67, 73, 82, 72, 96, 34]
     assert render(byte_tokenizer, (user("<|im_end|>"),)).tokens == [*HEADER["user"], *spelled, 2, 203]
 
@@ -110,7 +120,8 @@ def test_a_lookalike_is_spelled_out_by_hand(byte_tokenizer: Tokenizer) -> None:
 def test_turns_cannot_be_forged(tokenizer: Tokenizer, conversation: Conversation) -> None:
     """Exactly one start and one end a message, and no other special token, whatever the contents spell."""
     tokens = render(tokenizer, conversation).tokens
-    assert [t for t in tokens if t in tokenizer.special_ids] == [tokenizer.im_start, tokenizer.im_end] * len(conversation)
+    special = [t for t in tokens if t in tokenizer.special_ids]
+    assert special == [tokenizer.im_start, tokenizer.im_end] * len(conversation)
     for message, part in zip(conversation, _between(tokens, tokenizer.im_start)):
         body, tail = part[: part.index(tokenizer.im_end)], part[part.index(tokenizer.im_end) + 1 :]
         assert tokenizer.decode(body) == f"{message.role}\n{message.content}"
@@ -127,7 +138,9 @@ def _between(tokens: list[int], border: int) -> list[list[int]]:
 def test_exactly_the_answers_and_their_ends_are_trained(tokenizer: Tokenizer, conversation: Conversation) -> None:
     rendered = render(tokenizer, conversation)
     assert set(rendered.weights) == {0.0, 1.0}
-    wanted = [t for m in conversation if m.role == "assistant" for t in (*tokenizer.encode(m.content), tokenizer.im_end)]
+    wanted = [
+        t for m in conversation if m.role == "assistant" for t in (*tokenizer.encode(m.content), tokenizer.im_end)
+    ]
     assert [t for t, w in zip(rendered.tokens, rendered.weights) if w] == wanted
 
 
@@ -157,10 +170,8 @@ def test_the_text_form_is_the_exported_template(byte_tokenizer: Tokenizer, conve
     messages = [{"role": m.role, "content": m.content} for m in conversation]
 
     def spelled(tokens: list[int]) -> str:
-        parts = [[]]
-        for t in tokens:
-            parts = [*parts, [t], []] if t in byte_tokenizer.special_ids else [*parts[:-1], [*parts[-1], t]]
-        return "".join(byte_tokenizer.token(p[0]) if p and p[0] in byte_tokenizer.special_ids else byte_tokenizer.decode(p) for p in parts)
+        special = {i: byte_tokenizer.token(i).encode() for i in byte_tokenizer.special_ids}
+        return b"".join(special.get(t) or bytes([BYTES[t - 5]]) for t in tokens).decode()
 
     assert spelled(render(byte_tokenizer, conversation).tokens) == template.render(messages=messages)
     prompt = template.render(messages=messages[:-1], add_generation_prompt=True)

@@ -113,7 +113,7 @@ def test_impossible_mixtures_are_refused() -> None:
     for weights in ({"a": 1.0, "b": -0.1}, {"a": 0.0, "b": 0.0}, {"a": float("nan"), "b": 1.0}):
         with pytest.raises(ConfigError, match="mixture weights"):
             Feed(sources, weights, 1, 0)
-    with pytest.raises(ConfigError, match="mixture weights of b are below a thousandth"):
+    with pytest.raises(ConfigError, match="mixture weight of b is below a thousandth"):
         Feed(sources, {"a": 1.0, "b": 0.0001}, 1, 0)
 
 
@@ -155,7 +155,9 @@ def test_a_stream_has_every_token_as_target_once(texts: list[list[int]], length:
 def test_packing_whole_texts_loses_nothing(data: st.DataObject, texts: list[list[int]], spare: int) -> None:
     length = max(map(len, texts)) - 1 + spare
     length = max(length, 1)
-    pairs = [(t, data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=len(t), max_size=len(t)))) for t in texts]
+    pairs = [
+        (t, data.draw(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=len(t), max_size=len(t)))) for t in texts
+    ]
     rows = pack_whole(pairs, length, PAD)
     found = []
     for row in range(len(rows)):
@@ -189,7 +191,9 @@ def test_packing_fills_rows() -> None:
 def test_a_weight_never_crosses_texts(segments: list[int], weights: list[float]) -> None:
     n = len(segments)
     rows = Rows(
-        np.arange(n, dtype=np.int32)[None], np.array([segments], dtype=np.int32), np.array([weights[:n]], dtype=np.float32)
+        np.arange(n, dtype=np.int32)[None],
+        np.array([segments], dtype=np.int32),
+        np.array([weights[:n]], dtype=np.float32),
     )
     batch = rows.batch([0])
     assert batch.segments is not None

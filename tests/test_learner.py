@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,7 +46,7 @@ def text_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Batch]:
     weights = (rng(2).random((n, 25)) * (rng(3).random((n, 25)) < np.linspace(0.05, 1, n)[:, None])).astype(np.float32)
     segments = np.sort(rng(4).integers(0, 3, (n, 25)), axis=1).astype(np.int32)
     rows, edges = Rows(tokens, segments, weights), np.cumsum([0, *sizes])
-    return [rows.batch(range(a, b)) for a, b in zip(edges, edges[1:])]
+    return [rows.batch(range(a, b)) for a, b in itertools.pairwise(edges)]
 
 
 def ranked_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Any]:
@@ -56,7 +57,7 @@ def ranked_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Any]:
         texts = tuple(tuple(rng(100 * n + i).integers(0, 300, 1 + (7 * n + 11 * i) % 30).tolist()) for i in range(k))
         prompts.append(Ranked(texts, (0,) * k, tuple((i, i + 1) for i in range(k - 1))))
     edges = np.cumsum([0, *sizes])
-    return [collate(prompts[a:b], pad=3) for a, b in zip(edges, edges[1:])]
+    return [collate(prompts[a:b], pad=3) for a, b in itertools.pairwise(edges)]
 
 
 def rollout_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Rollouts]:
@@ -73,7 +74,7 @@ def rollout_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Rollouts]:
 
     whole = Rollouts(tokens, mask, noise(0.3, -6), noise(0.3, -6), noise(1), noise(1), noise(1), torch.zeros(n))
     edges = np.cumsum([0, *sizes])
-    return [whole.rows(slice(a, b)) for a, b in zip(edges, edges[1:])]
+    return [whole.rows(slice(a, b)) for a, b in itertools.pairwise(edges)]
 
 
 KINDS: dict[str, tuple[Callable[..., list[Any]], Any]] = {
@@ -215,7 +216,9 @@ def test_a_loss_that_is_not_finite_is_an_error(value: float) -> None:
         learner.forward_backward([Numbers(1.0, 1), Numbers(value, 1)], times)
 
 
-@pytest.mark.parametrize("values", [(float("nan"), 0.0), (float("inf"), 0.0), (float("inf"), float("-inf"))])
+@pytest.mark.parametrize(
+    "values", [(float("nan"), 0.0), (0.0, float("nan")), (0.0, float("-inf")), (float("inf"), float("-inf"))]
+)
 def test_a_gradient_that_is_not_finite_changes_nothing(make_model: Make, values: tuple[float, float]) -> None:
     model = make_model(1)
     learner = Learner(model, OptimizerConfig(lr=0.01, muon_lr=0.01, weight_decay=0.1))

@@ -168,7 +168,7 @@ def test_a_token_changes_nothing_before_it(make_model: Make) -> None:
 def test_a_text_longer_than_the_context_is_refused(make_model: Make) -> None:
     model = make_model()
     assert model(torch.zeros(1, 64, dtype=torch.long)).shape == (1, 64, 300)
-    with pytest.raises(ContextError, match="65 tokens.*64"):
+    with pytest.raises(ContextError, match=r"65 tokens.*64"):
         model(torch.zeros(1, 65, dtype=torch.long))
 
 
@@ -180,7 +180,10 @@ def test_rotary_scores_depend_on_the_distance_only(make_model: Make) -> None:
     q, k = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def score(at_q: int, at_k: int) -> float:
-        turned = [rotate(x, model.rope_cos[None, p : p + 1], model.rope_sin[None, p : p + 1]) for x, p in ((q, at_q), (k, at_k))]
+        turned = [
+            rotate(x, model.rope_cos[None, p : p + 1], model.rope_sin[None, p : p + 1])
+            for x, p in ((q, at_q), (k, at_k))
+        ]
         assert float(turned[0].norm()) == pytest.approx(float(q.norm()), rel=1e-6)
         return float((turned[0] * turned[1]).sum())
 
@@ -224,7 +227,8 @@ def test_scalar_is_gain_times_score_plus_bias(make_model: Make) -> None:
 
 def test_scalar_head_starts_as_stiennon_says() -> None:
     """Weights Normal(0, 1/√(hidden + 1)), bias 0; the output of a fresh model is the score itself."""
-    model = ScalarModel(Transformer(ModelConfig(vocab_size=8, hidden_size=4096, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, intermediate_size=1)), seed=3)
+    wide = ModelConfig(8, hidden_size=4096, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, intermediate_size=1)
+    model = ScalarModel(Transformer(wide), seed=3)
     assert model.score.weight.std().item() == pytest.approx(4097**-0.5, rel=0.05)
     assert model.score.bias.item() == 0
     assert (float(model.gain), float(model.bias)) == (1, 0)
@@ -237,7 +241,8 @@ def test_scalar_does_not_depend_on_the_padding(make_model: Make, amount: int) ->
     text = ids(15)
     alone = model(torch.tensor([text]))[0]
     right = model(torch.tensor([text + [3] * amount]))[0, :15]
-    left = model(torch.tensor([[3] * amount + text]), torch.tensor([[-1] * amount + [0] * 15], dtype=torch.int32))[0, amount:]
+    segments = torch.tensor([[-1] * amount + [0] * 15], dtype=torch.int32)
+    left = model(torch.tensor([[3] * amount + text]), segments)[0, amount:]
     torch.testing.assert_close(right, alone, atol=1e-5, rtol=0)
     torch.testing.assert_close(left, alone, atol=1e-5, rtol=0)
 
@@ -245,7 +250,9 @@ def test_scalar_does_not_depend_on_the_padding(make_model: Make, amount: int) ->
 # -- shape and start ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_heads": 6, "num_kv_heads": 3}, {"num_layers": 3, "head_dim": 10, "vocab_size": 77}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"num_heads": 6, "num_kv_heads": 3}, {"num_layers": 3, "head_dim": 10, "vocab_size": 77}]
+)
 def test_the_formula_counts_every_parameter(make_model: Make, changes: dict[str, int]) -> None:
     model = make_model(0, **changes)
     total = sum(p.numel() for p in model.parameters())
@@ -254,10 +261,10 @@ def test_the_formula_counts_every_parameter(make_model: Make, changes: dict[str,
 
 
 def test_weights_have_the_names_of_qwen3(make_model: Make) -> None:
-    layer = (
-        "input_layernorm mlp.down_proj mlp.gate_proj mlp.up_proj post_attention_layernorm self_attn.k_norm self_attn.k_proj "
-        "self_attn.o_proj self_attn.q_norm self_attn.q_proj self_attn.v_proj"
-    ).split()
+    layer = [
+        *("input_layernorm", "post_attention_layernorm", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+        *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    ]
     wanted = {f"model.layers.{i}.{name}.weight" for i in (0, 1) for name in layer}
     assert set(make_model().state_dict()) == wanted | {"model.embed_tokens.weight", "model.norm.weight"}
 
@@ -281,7 +288,11 @@ def test_a_fresh_model_knows_nothing(shape: ModelConfig) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"num_heads": 3, "num_kv_heads": 2}, "multiple"), ({"head_dim": 15}, "even"), ({"num_layers": 0}, "num_layers is 0")],
+    [
+        ({"num_heads": 3, "num_kv_heads": 2}, "multiple"),
+        ({"head_dim": 15}, "even"),
+        ({"num_layers": 0}, "num_layers is 0"),
+    ],
 )
 def test_impossible_shapes_are_refused(shape: ModelConfig, changes: dict[str, int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

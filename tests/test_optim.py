@@ -158,7 +158,9 @@ def test_muon_equals_torchs(monkeypatch: pytest.MonkeyPatch, decay: float) -> No
     """20 steps. torch rounds to bfloat16 inside, which would hide small differences: here it is made to keep float64."""
     mine = optimizer(OptimizerConfig(lr=0.05, muon_lr=0.02, weight_decay=decay, clip_norm=0.0))
     hidden = {n: nn.Parameter(x) for n, x in draw(0).items() if ".layers." in n and x.dim() == 2}
-    muon = torch.optim.Muon(list(hidden.values()), lr=0.02, weight_decay=decay, momentum=0.95, ns_coefficients=NEWTON_SCHULZ)
+    muon = torch.optim.Muon(
+        list(hidden.values()), lr=0.02, weight_decay=decay, momentum=0.95, ns_coefficients=NEWTON_SCHULZ
+    )
     monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor.clone())
     for step in range(20):
         set_gradients(mine.parameters, step, 1e3)
@@ -191,7 +193,9 @@ def test_clipping_is_by_the_norm_of_the_whole_gradient() -> None:
     norm = float(np.sqrt(sum((g.numpy() ** 2).sum() for g in draw(100).values())))
     assert total_norm(draw(100).values()) == pytest.approx(norm)
     for clip, factor in ((norm / 4, 0.25), (norm * 2, 1.0), (0.0, 1.0)):
-        config = OptimizerConfig(lr=0.05, muon_lr=0.02, eps=1e-2, clip_norm=clip)  # an eps by which AdamW feels the scale
+        config = OptimizerConfig(
+            lr=0.05, muon_lr=0.02, eps=1e-2, clip_norm=clip
+        )  # an eps by which AdamW feels the scale
         clipped, scaled = optimizer(config), optimizer(dataclasses.replace(config, clip_norm=0.0))
         set_gradients(clipped.parameters, 0)
         set_gradients(scaled.parameters, 0, factor)

@@ -73,7 +73,9 @@ def test_advantages_step_over_gaps(masks: list[list[bool]], discount: float, lam
         at = [t for t in range(9) if mask[t]]
         wanted = naive_gae(rewards[row, at].tolist(), values[row, at].tolist(), discount, lam)
         assert advantages[row, at].tolist() == pytest.approx(wanted, abs=1e-10)
-        assert returns[row, at].tolist() == pytest.approx([a + float(values[row, t]) for a, t in zip(wanted, at)], abs=1e-10)
+        assert returns[row, at].tolist() == pytest.approx(
+            [a + float(values[row, t]) for a, t in zip(wanted, at)], abs=1e-10
+        )
         rest = [t for t in range(9) if not mask[t]]
         assert not advantages[row, rest].any()
         assert not returns[row, rest].any()
@@ -91,7 +93,9 @@ def test_a_gap_before_the_reward_carries_it_forward() -> None:
 
 def test_the_score_sits_on_the_last_action() -> None:
     """Not on the padding, not on the last column, not on the first token; a KL of a token costs β where it is."""
-    mask = torch.tensor([[False, True, True, False, False], [True, False, True, True, False], [False, False, False, False, True]])
+    mask = torch.tensor(
+        [[False, True, True, False, False], [True, False, True, True, False], [False, False, False, False, True]]
+    )
     kl = torch.tensor([[9.0, 0.5, -0.2, 9.0, 9.0], [1.0, 9.0, 0.0, 0.3, 9.0], [9.0, 9.0, 9.0, 9.0, 2.0]], dtype=F64)
     before = kl.clone()
     rewards = place_rewards(torch.tensor([10.0, -20.0, 30.0], dtype=F64), kl, mask, beta=0.1)
@@ -238,7 +242,10 @@ def test_entropy_and_losses_leave_padding_out(make_model: Make) -> None:
     loss.backward()
     wanted = gradient(policy)
 
-    tokens, values = r.tokens.clone(), {f: getattr(r, f).clone() for f in ("logp", "ref_logp", "values", "advantages", "returns")}
+    tokens, values = (
+        r.tokens.clone(),
+        {f: getattr(r, f).clone() for f in ("logp", "ref_logp", "values", "advantages", "returns")},
+    )
     for row in range(8):
         end = int(r.action_mask[row].nonzero().max()) + 2
         tokens[row, end:] = 17
@@ -268,7 +275,9 @@ def test_value_loss_is_half_the_squared_error(make_model: Make) -> None:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.8])
 @pytest.mark.parametrize("beta", [0.0, 0.4])
-def test_the_expected_update_is_the_gradient_of_the_penalised_reward(make_model: Make, temperature: float, beta: float) -> None:
+def test_the_expected_update_is_the_gradient_of_the_penalised_reward(
+    make_model: Make, temperature: float, beta: float
+) -> None:
     """∇ E[r − β log(π/π_ref)] over ALL 40 answers of at most 3 tokens, token 0 ending them.
 
     The expectation is taken of what PPO computes (rewards placed, advantages with λ 1 against a critic, clipped loss);
@@ -278,7 +287,12 @@ def test_the_expected_update_is_the_gradient_of_the_penalised_reward(make_model:
     policy, reference = make_model(1, F64, vocab_size=4), make_model(2, F64, vocab_size=4)
     critic = ScalarModel(make_model(3, F64, vocab_size=4), seed=4).to(F64)
     prompt = [2, 1]
-    answers = [a for n in (1, 2, 3) for a in itertools.product(range(4), repeat=n) if 0 not in a[:-1] and (n == 3 or a[-1] == 0)]
+    answers = [
+        a
+        for n in (1, 2, 3)
+        for a in itertools.product(range(4), repeat=n)
+        if 0 not in a[:-1] and (n == 3 or a[-1] == 0)
+    ]
     assert len(answers) == 40
     scores = torch.randn(40, generator=torch.Generator().manual_seed(0), dtype=F64)
 
@@ -298,7 +312,9 @@ def test_the_expected_update_is_the_gradient_of_the_penalised_reward(make_model:
     rewards = place_rewards(scores, (logp - ref_logp) * mask, mask, beta)
     advantages, returns = advantages_and_returns(rewards, values, mask, 1.0, 1.0)
     expected = advantages * logps.detach().exp()[:, None]
-    policy_objective(0.2, temperature)(policy, Rollouts(tokens, mask, logp, ref_logp, values, expected, returns, scores))[0].backward()
+    policy_objective(0.2, temperature)(
+        policy, Rollouts(tokens, mask, logp, ref_logp, values, expected, returns, scores)
+    )[0].backward()
     got = -gradient(policy)
     assert float((got - wanted).norm() / wanted.norm()) < 1e-8
 
@@ -400,7 +416,9 @@ def test_k_answers_are_their_pairs_on_average(make_model: Make, tokenizer: Token
     loss, _ = ranking_loss(model, collate([whole], tokenizer.pad))
     loss.backward()
     got = gradient(model)
-    pairs = [dataclasses.replace(whole, texts=(whole.texts[b], whole.texts[w]), pairs=((0, 1),)) for b, w in whole.pairs]
+    pairs = [
+        dataclasses.replace(whole, texts=(whole.texts[b], whole.texts[w]), pairs=((0, 1),)) for b, w in whole.pairs
+    ]
     apart, _ = ranking_loss(model, collate(pairs, tokenizer.pad))
     (apart / 6).backward()
     assert loss.item() == pytest.approx(apart.item() / 6, rel=1e-6)
@@ -417,7 +435,9 @@ def test_pairs_of_a_ranking(tokenizer: Tokenizer) -> None:
 
 
 def test_accuracy_counts_equal_scores_one_half(tokenizer: Tokenizer) -> None:
-    prompts = [encode_comparison(tokenizer, comparison(p, r)) for p, r in (("x", (1, 2, 3)), ("y", (2, 1)), ("z", (1, 1)))]
+    prompts = [
+        encode_comparison(tokenizer, comparison(p, r)) for p, r in (("x", (1, 2, 3)), ("y", (2, 1)), ("z", (1, 1)))
+    ]
     estimate = accuracy(prompts, [[3.0, 3.0, 1.0], [0.0, -1.0], [1.0, 2.0]])
     assert estimate.value == pytest.approx((0.5 + 1 + 1 + 0) / 4)
 
@@ -489,7 +509,9 @@ def test_without_noise_the_ranking_is_the_rubrics(tie_width: float, ranks: tuple
     assert found.ranks == ranks
     assert found.responses == tuple(text for text, _ in ANSWERS)
     assert (found.prompt, found.labeler) == (TASK.prompt, "simulated")
-    for order in itertools.islice(itertools.permutations(range(7)), 0, 5040, 411):  # the order of asking does not matter
+    for order in itertools.islice(
+        itertools.permutations(range(7)), 0, 5040, 411
+    ):  # the order of asking does not matter
         shuffled = ranked(TASK, [ANSWERS[i] for i in order], 0.0, tie_width, random.Random(0))
         assert shuffled.ranks == tuple(ranks[i] for i in order)
 

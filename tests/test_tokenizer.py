@@ -13,7 +13,9 @@ from tercet.errors import CheckpointError, ConfigError, DataError
 from tercet.tokenizer.bpe import SPECIAL_TOKENS, StreamDecoder, Tokenizer, train_tokenizer
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)  # everything but lone surrogates
-LOOKALIKES = st.lists(UNICODE | st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "im_start", "\n"]), max_size=6).map("".join)
+LOOKALIKES = st.lists(UNICODE | st.sampled_from([*SPECIAL_TOKENS, "<|", "|>", "im_start", "\n"]), max_size=6).map(
+    "".join
+)
 WOMAN_SCIENTIST = "👩🏽‍🔬"  # four code points, 15 bytes
 
 
@@ -52,7 +54,10 @@ def test_every_special_token_is_an_id_that_only_code_can_produce(tokenizer: Toke
     assert tokenizer.token(i) == special
     assert tokenizer.decode([i]) == ""
     assert len(tokenizer.encode(special)) > 1
-    assert tokenizer.encode_batch([special, "x" + special]) == [tokenizer.encode(special), tokenizer.encode("x" + special)]
+    assert tokenizer.encode_batch([special, "x" + special]) == [
+        tokenizer.encode(special),
+        tokenizer.encode("x" + special),
+    ]
 
 
 def test_pad_is_not_the_end(tokenizer: Tokenizer) -> None:
@@ -76,6 +81,12 @@ def test_merges_make_texts_shorter_but_never_cross_words(tokenizer: Tokenizer, b
     pieces = [tokenizer.token(i) for i in tokenizer.encode(text)]
     assert "".join(pieces) == text
     assert not any(" " in piece[1:] for piece in pieces)
+
+
+def test_a_batch_is_its_texts_in_order(tokenizer: Tokenizer) -> None:
+    texts = [f"text {n} " * (n % 7) for n in range(300)]
+    assert tokenizer.encode_batch(texts) == [tokenizer.encode(text) for text in texts]
+    assert tokenizer.encode_batch([]) == []
 
 
 def test_training_is_repeatable() -> None:
@@ -166,7 +177,14 @@ def test_a_damaged_file_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None
     other = json.loads(whole)
     other["added_tokens"] = [t for t in other["added_tokens"] if t["content"] != "<|pad|>"]
     del other["model"]["vocab"]["<|pad|>"]
-    for damaged in (b"", b"{}", whole[: len(whole) // 2].encode(), b"\xff\xfe\x00", b'{"model": 3}', json.dumps(other).encode()):
+    for damaged in (
+        b"",
+        b"{}",
+        whole[: len(whole) // 2].encode(),
+        b"\xff\xfe\x00",
+        b'{"model": 3}',
+        json.dumps(other).encode(),
+    ):
         file.write_bytes(damaged)
         with pytest.raises(CheckpointError):
             Tokenizer.load(file)

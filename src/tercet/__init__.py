@@ -5,8 +5,14 @@ The names below load on first use, so that `import tercet` stays fast and does n
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import Any
+
+# OpenMP's threads wait for each other by spinning. Where another program takes one of the cores they spin for nothing, and
+# training becomes ten times slower, not two; spinning less costs nothing on an idle machine (docs/log.md). Read by libgomp
+# when torch is imported, so it is set here, before.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 

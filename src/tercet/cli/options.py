@@ -23,6 +23,8 @@ def _option(field: dataclasses.Field[Any], kind: Any, flag: str) -> tuple[Any, A
     value: Any = field.default
     default = "" if required or value in ((), "") else f"  [default: {' '.join(map(str, value)) if many else value}]"
     text = field.metadata["help"] + ("  [required]" if required else default) + ("  (may be repeated)" if many else "")
+    if kind is bool and value is True:
+        flag += "/--no-" + flag.removeprefix("--")
     annotation = list[typing.get_args(kind)[0]] | None if many else kind | None  # type: ignore[misc]
     return annotation, typer.Option(None, flag, help=text, show_default=False)
 

@@ -29,7 +29,6 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     stop_ids: tuple[int, ...] = ()
-    banned_ids: tuple[int, ...] = ()  # never sampled (greedy and top-k respect it too); their mass is removed
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -52,8 +51,6 @@ class Completion:
 def pick(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Next token [B] by inverting the cumulative distribution at `uniform_B` ∈ [0, 1), and its log-probability [B]."""
     logits = logits_BV.double()
-    if params.banned_ids:
-        logits[:, list(params.banned_ids)] = -torch.inf
     logp = F.log_softmax(logits / (params.temperature or 1.0), dim=-1)
     if params.temperature == 0:
         chosen = logits.argmax(-1)
@@ -125,7 +122,8 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
         mask = (visible <= queries[None, :, None]) & (
             (visible >= start[rows][:, None, None]) | (visible == queries[None, :, None])
         )
-        positions = (queries[None] - start[rows][:, None]).clamp(min=0)
+        # a sequence that ended at the border of the context may stay in the batch for some steps
+        positions = (queries[None] - start[rows][:, None]).clamp(0, limit - 1)
         hidden = model.hidden(new, positions_BT=positions, mask=mask[:, None], cache=cache)
         chosen, logp = pick(F.linear(hidden[:, -1], model.output_weight), params, uniform[rows, step])
         for row, token, value in zip(rows.tolist(), chosen.tolist(), logp.tolist()):

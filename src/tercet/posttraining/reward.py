@@ -51,7 +51,7 @@ class RankedBatch:
     tokens: Tensor  # [N, T] i64
     last: Tensor  # [N] i64, position of each answer's last token
     pairs: Tensor  # [P, 2] i64, rows (better, worse)
-    pair_weights: Tensor  # [P], 1 / C(K, 2) of the pair's prompt
+    pair_weights: Tensor  # [P] f64, 1 / C(K, 2) of the pair's prompt
     count: float  # prompts
 
 
@@ -81,15 +81,15 @@ def collate(prompts: Sequence[Ranked], pad: int) -> RankedBatch:
         weights += [2.0 / (k * (k - 1))] * len(p.pairs)
         base += k
     return RankedBatch(
-        tokens, lengths - 1, torch.tensor(pairs).reshape(-1, 2), torch.tensor(weights), float(len(prompts))
+        tokens, lengths - 1, torch.tensor(pairs).reshape(-1, 2), torch.tensor(weights, dtype=torch.float64), float(len(prompts))
     )
 
 
 def ranking_loss(model: ScalarModel, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
     """Σ over prompts of −1/C(K,2) Σ over pairs log σ(r_better − r_worse) (Ouyang et al. 2022, equation 1)."""
-    scores = model(batch.tokens)[torch.arange(len(batch.tokens)), batch.last].float()
+    scores = model(batch.tokens)[torch.arange(len(batch.tokens)), batch.last].double()
     margin = scores[batch.pairs[:, 0]] - scores[batch.pairs[:, 1]]
-    loss = -(batch.pair_weights * F.logsigmoid(margin)).double().sum()
+    loss = -(batch.pair_weights * F.logsigmoid(margin)).sum()
     return loss, {"loss": float(loss.detach())}
 
 

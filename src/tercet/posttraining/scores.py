@@ -103,6 +103,7 @@ def _example(tokenizer: Tokenizer, task: Task, done: Completion) -> dict[str, An
         "ability": task.ability,
         "held_out": task.held_out,
         "rubric": score,
+        "right": exact_match(task, text),
     }
 
 

@@ -49,7 +49,7 @@ def claims(
     most = max(shots)
     return [
         Claim("pretraining beats n-gram models of the same tokens, in bits per byte (mean over sources)",
-              all(r["model"] < min(r["unigram"], r["bigram"], r["trigram"]) for r in below["sources"].values()),
+              mean["model"] < min(mean["unigram"], mean["bigram"], mean["trigram"]),
               ", ".join(f"{k} {v:.3f}" for k, v in mean.items())),
         Claim("the base model answers by completion alone", shots[most]["low"] > 0.05,
               ", ".join(f"{s} examples {_interval(e)}" for s, e in sorted(shots.items()))),

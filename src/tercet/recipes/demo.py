@@ -30,7 +30,6 @@ from tercet.pretraining.config import PretrainConfig
 from tercet.recipes.claims import claims
 from tercet.recipes.demo_data import MIXTURE, write_demo_data
 from tercet.recipes.plan import CONTEXT, ROWS, VOCABULARY, Plan, check_minutes
-from tercet.reporting.lineage import command
 from tercet.reporting.report import write_report
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.progress import Progress, clock
@@ -43,7 +42,6 @@ SAMPLE_PROMPTS = (
     "Translate English to French:\nsea otter => loutre de mer\ncheese =>",
 )  # fmt: skip
 MIXED = tuple(f"{name}={share}" for name, share in MIXTURE.items())
-HELDOUT_BYTES = 40_000
 BYTES_PER_TOKEN = 2.6  # of the mixture, roughly: decides how much text is written
 
 
@@ -53,6 +51,7 @@ class Demo:
     def __init__(self, out: Path, plan: Plan, seed: int, progress: Progress) -> None:
         self.out, self.plan, self.seed, self.progress = out, plan, seed, progress
         self.data = out / "data"
+        self.heldout_bytes, self.questions = (20_000, 210) if plan.minutes < 6 else (40_000, 350)
         self.common: dict[str, Any] = {"threads": plan.threads, "seed": seed}
         self.trained: dict[str, Any] = {**self.common, "batch_size": ROWS, "precision": plan.precision}
 
@@ -67,7 +66,6 @@ class Demo:
         done = run(config, self.out / name, progress=self.progress)
         if planned:
             self.plan.learn(planned, int(config.to_json()["steps"]), time.monotonic() - start)
-        self.progress.say(f"again by hand: {command(done)}")
         return done
 
     # -- the stages -----------------------------------------------------------------------------------------------
@@ -93,7 +91,7 @@ class Demo:
         steps = self.plan.steps("pretrain")
         config = PretrainConfig(
             data=(self.path("data", "text", "train"),), heldout=(self.path("data", "text", "heldout"),), tokenizer=self.path("tokenizer.json"),
-            mixture=MIXED, heldout_bytes=HELDOUT_BYTES, sample_prompts=SAMPLE_PROMPTS, steps=steps, eval_every=max(1, steps // 2),
+            mixture=MIXED, heldout_bytes=self.heldout_bytes, sample_prompts=SAMPLE_PROMPTS, steps=steps, eval_every=max(1, steps // 2),
             lr=8e-3, muon_lr=0.012, checkpoint_every=max(50, steps // 4), **self.plan.shape(), **self.trained,
         )  # fmt: skip
         return self.stage("base", pretrain, config, "pretrain")
@@ -105,7 +103,7 @@ class Demo:
         )
         forms = [("Q: … A:", AskConfig(
             model=self.path("base"), tasks=(self.path("data", "tasks", "heldout.jsonl"),), examples=(self.path("data", "tasks", "examples.jsonl"),),
-            limit=350, **self.common,
+            limit=self.questions, **self.common,
         ))]  # fmt: skip
         for language in ("French", "German", "Spanish"):
             words = (self.path("data", "words", f"english-to-{language.lower()}.jsonl"),)
@@ -145,17 +143,24 @@ class Demo:
 
     def align(self) -> list[Run]:
         """PPO with the pretraining term, and the same without it."""
-        runs, steps = [], 0
-        for name, planned, gamma in (("rlhf", "ppo", 1.0), ("rlhf-gamma0", "ppo without ptx", 0.0)):
-            # both take the same number of steps, or they could not be compared
-            steps = steps or self.plan.steps(planned)
-            config = PPOConfig(
-                model=self.path("sft"), reward=self.path("reward"), prompts=(self.path("data", "tasks", "preference.jsonl"),),
-                pretrain_data=(self.path("data", "text", "train"),) if gamma else (), pretrain_mixture=MIXED if gamma else (),
-                heldout_text=(self.path("data", "text", "heldout"),), heldout_bytes=HELDOUT_BYTES, gamma=gamma, steps=steps, **self.common,
-            )  # fmt: skip
-            runs.append(self.stage(name, ppo, config, planned))
-        return runs
+        steps = self.plan.steps("ppo")  # both runs take the same number, or they could not be compared
+        text = {"pretrain_data": (self.path("data", "text", "train"),), "pretrain_mixture": MIXED}
+        shared: dict[str, Any] = {
+            "model": self.path("sft"),
+            "reward": self.path("reward"),
+            "prompts": (self.path("data", "tasks", "preference.jsonl"),),
+            "heldout_text": (self.path("data", "text", "heldout"),),
+            "heldout_bytes": self.heldout_bytes,
+            "steps": steps,
+            "epochs": 2,
+            "lr": 5e-4,
+            "critic_lr": 1e-3,
+            **self.common,
+        }
+        return [
+            self.stage("rlhf", ppo, PPOConfig(gamma=0.5, **text, **shared), "ppo"),
+            self.stage("rlhf-gamma0", ppo, PPOConfig(gamma=0.0, **shared)),
+        ]
 
     def measure(self) -> dict[str, Any]:
         """All models side by side."""
@@ -163,7 +168,7 @@ class Demo:
         config = EvalConfig(
             models=tuple(self.path(n) for n in ("base", "sft", "rlhf", "rlhf-gamma0")), text=(self.path("data", "text", "heldout"),),
             tasks=(self.path("data", "tasks", "heldout.jsonl"),), reward=self.path("reward"), reference=self.path("sft"),
-            heldout_bytes=HELDOUT_BYTES, limit=350, **self.common,
+            heldout_bytes=self.heldout_bytes, limit=self.questions, **self.common,
         )  # fmt: skip
         return evaluate(config, self.out / "scores.json")
 
@@ -208,7 +213,7 @@ def run_demo(out: Path, *, minutes: float, seed: int, threads: int, progress: Pr
         tokenizer = demo.prepare()
         base = demo.pretrain()
         train = list(documents([demo.path("data", "text", "train")], BadRows()))
-        heldout = limit_bytes(list(documents([demo.path("data", "text", "heldout")], BadRows())), HELDOUT_BYTES)
+        heldout = limit_bytes(list(documents([demo.path("data", "text", "heldout")], BadRows())), demo.heldout_bytes)
         below = baselines(tokenizer, train, heldout, base.manifest["heldout"])
         write_text(out / "baselines.json", json.dumps(below, indent=1) + "\n")
         rows = demo.ask()

@@ -138,7 +138,10 @@ def measured(value: Mapping[str, Any] | None, percent: bool = False) -> Cell:
     e = estimate(dict(value))
     if percent:
         known = e.low == e.low
-        return Cell(f"{100 * e.value:.1f} %", f"{100 * e.low:.1f} to {100 * e.high:.1f} %" if known else f"interval unknown, n = {e.n}")
+        return Cell(
+            f"{100 * e.value:.1f} %",
+            f"{100 * e.low:.1f} to {100 * e.high:.1f} %" if known else f"interval unknown, n = {e.n}",
+        )
     number, _, interval = str(e).rstrip("]").partition(" [")
     return Cell(minus(number), minus(interval if "unknown" in interval else interval.replace(", ", " to ")))
 
@@ -165,6 +168,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {whole % 60} s"
+
+
+def memory(megabytes: float) -> str:
+    """Megabytes as a person says them."""
+    return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
 def compact(number: float) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tercet.data.microworld.rubric import normalise
 from tercet.evaluation.metrics import Estimate
 from tercet.posttraining.scores import estimate
 from tercet.reporting import figures
@@ -61,7 +60,12 @@ def prompting(asking: Sequence[Mapping[str, Any]]) -> Section:
         table.append(Row(form))
         for ability in dict.fromkeys(r["ability"] for r in asking if r["form"] == form):
             by_shots = {int(r["shots"]): r["accuracy"] for r in asking if r["form"] == form and r["ability"] == ability}
-            table.append(Row("all questions" if ability == "all" else str(ability), tuple(measured(by_shots.get(s), percent=True) for s in shots)))
+            table.append(
+                Row(
+                    "all questions" if ability == "all" else str(ability),
+                    tuple(measured(by_shots.get(s), percent=True) for s in shots),
+                )
+            )
     caption = "Right answers by form of the prompt, ability and number of examples, with 95 % intervals"
     blocks.append(Table(caption, ("ability", *(f"{s}-shot" for s in shots)), tuple(table)))
     example = next((r for r in asking if r["shots"] == (1 if 1 in shots else shots[-1])), asking[0])
@@ -92,7 +96,9 @@ def scoring(scores: Scores, members: Sequence[Member]) -> Section:
     )
     rows = [Row("parameters", tuple(Cell(compact(m["parameters"])) for m in models.values()))]
     rows += [*_text_rows(models), *_answer_rows(models), *_against_rows(models, against)]
-    table = Table("Scores on held-out text and questions, with 95 % intervals", ("measure", *names.values()), tuple(rows))
+    table = Table(
+        "Scores on held-out text and questions, with 95 % intervals", ("measure", *names.values()), tuple(rows)
+    )
     return Section("scores", "Scores", lead, [*_score_charts(models, names), table])
 
 
@@ -115,33 +121,55 @@ def _text_rows(models: Scores) -> list[Row]:
     if not sources:
         return []
     mean = tuple(plain(v) if v is not None else EMPTY for v in _nested(models, "bits_per_byte_mean"))
-    rows = [Row("Held-out text: bits per byte (lower is better)"), Row("mean of the sources", mean, "a rise after pretraining is the alignment tax")]
+    rows = [
+        Row("Held-out text: bits per byte (lower is better)"),
+        Row("mean of the sources", mean, "a rise after pretraining is the alignment tax"),
+    ]
     for source in sources:
         rows += _row(source, _nested(models, "bits_per_byte", source))
     return rows
 
 
 def _answer_rows(models: Scores) -> list[Row]:
-    rows = _row("all questions", _nested(models, "exact_match"), "the greedy answer equals an accepted one", percent=True)
+    rows = _row(
+        "all questions", _nested(models, "exact_match"), "the greedy answer equals an accepted one", percent=True
+    )
     if not rows:
         return []
     rows.insert(0, Row("Right answers (greedy)"))
     for ability in _keys(models, "abilities"):
         rows += _row(ability, _nested(models, "abilities", ability), percent=True)
     for kind in _keys(models, "held_out"):
-        rows += _row(f"new {kind}", _nested(models, "held_out", kind), f"questions whose {kind} never occurred in training", percent=True)
+        rows += _row(
+            f"new {kind}",
+            _nested(models, "held_out", kind),
+            f"questions whose {kind} never occurred in training",
+            percent=True,
+        )
     rows.append(Row("Sampled answers (temperature 1)"))
     rows += _row("rubric score", _nested(models, "rubric"), "from 0 to 1: the stated rubric, without noise")
     for part, title in PARTS.items():
         rows += _row(title, _nested(models, "rubric_parts", part), percent=True)
-    rows += _row("ends its answer itself", _nested(models, "finished"), "instead of running into the limit of length", percent=True)
+    rows += _row(
+        "ends its answer itself",
+        _nested(models, "finished"),
+        "instead of running into the limit of length",
+        percent=True,
+    )
     return rows + _row("reward", _nested(models, "reward"), "what the reward model gives the answers")
 
 
 def _against_rows(models: Scores, against: str) -> list[Row]:
     rows = _row("KL", _nested(models, "kl"), f"nats per answer: how far from {against}")
-    rows += _row("win rate", _nested(models, "win_rate"), "share of questions whose answer has the better rubric score; a tie counts half", percent=True)
-    rows += _row("difference of rubric scores", _nested(models, "rubric_difference"), "question by question; above 0 is better")
+    rows += _row(
+        "win rate",
+        _nested(models, "win_rate"),
+        "share of questions whose answer has the better rubric score; a tie counts half",
+        percent=True,
+    )
+    rows += _row(
+        "difference of rubric scores", _nested(models, "rubric_difference"), "question by question; above 0 is better"
+    )
     return [Row(f"Compared with {against}, answer by answer"), *rows] if rows else []
 
 
@@ -153,20 +181,25 @@ def _score_charts(models: Scores, names: Mapping[str, str]) -> list[Block]:
     right = {names[path]: found(m, "abilities", abilities) for path, m in models.items()}
     text = {names[path]: found(m, "bits_per_byte", sources) for path, m in models.items()}
     return charts(
-        figures.dots("abilities", "Right answers (greedy) by ability, with 95 % intervals.", "right answers", abilities, right, percent=True),
-        figures.dots("scored-text", "Held-out text, with 95 % intervals. Lower (further left) is better.", "bits per byte", sources, text),
+        figures.dots(
+            "abilities",
+            "Right answers (greedy) by ability, with 95 % intervals.",
+            "right answers",
+            abilities,
+            right,
+            percent=True,
+        ),
+        figures.dots(
+            "scored-text",
+            "Held-out text, with 95 % intervals. Lower (further left) is better.",
+            "bits per byte",
+            sources,
+            text,
+        ),
     )
 
 
 # -- answers ----------------------------------------------------------------------------------------------------
-
-
-def is_right(example: Mapping[str, Any]) -> bool:
-    """Whether a scored answer is right.
-
-    The rubric gives 0.5 for being right and 0.5 for all else together, so above 0.5 it is; exactly 0.5 is compared with gold.
-    """
-    return float(example["rubric"]) > 0.5 or normalise(example["answer"]) == normalise(example["gold"])
 
 
 def chosen(last: Sequence[Mapping[str, Any]], count: int = SHOWN) -> list[int]:
@@ -174,7 +207,7 @@ def chosen(last: Sequence[Mapping[str, Any]], count: int = SHOWN) -> list[int]:
     seen: dict[tuple[bool, str], int] = {}
     sides: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     for number, example in enumerate(last):
-        key = is_right(example), str(example["ability"])
+        key = bool(example["right"]), str(example["ability"])
         seen[key] = seen.get(key, 0) + 1
         sides[key[0]].append((seen[key], number))
     order = [[number for _, number in sorted(sides[side])] for side in (True, False)]
@@ -191,7 +224,10 @@ def answering(scores: Scores, members: Sequence[Member]) -> Section | None:
     items = []
     for number in chosen(list(models.values())[-1][: min(map(len, models.values()))]):
         first = next(iter(models.values()))[number]
-        said = tuple(Said(names[path], shorten(examples[number]["answer"]), is_right(examples[number])) for path, examples in models.items())
+        said = tuple(
+            Said(names[path], shorten(examples[number]["answer"]), bool(examples[number]["right"]))
+            for path, examples in models.items()
+        )
         turns = tuple((m["role"], shorten(m["content"])) for m in first["prompt"])
         heading = str(first["ability"]) + (f", new {first['held_out']}" if first["held_out"] else "")
         items.append(Exchange(heading, turns, said, str(first["gold"])))
@@ -199,5 +235,7 @@ def answering(scores: Scores, members: Sequence[Member]) -> Section | None:
         "The same questions, answered by every model in turn. Some are chosen because the last model gets them right and some because it gets them wrong, "
         "so do not read a score off them.",
     )
-    note = Prose("Greedy answers: the likeliest token each time. A base model is asked in the same chat form, which it has never seen.")
+    note = Prose(
+        "Greedy answers: the likeliest token each time. A base model is asked in the same chat form, which it has never seen."
+    )
     return Section("answers", "Side by side", lead, [note, Exchanges("", tuple(items))])

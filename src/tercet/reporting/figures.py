@@ -73,14 +73,21 @@ def lines(name: str, caption: str, xlabel: str, ylabel: str, curves: Sequence[Cu
         axes = figure.add_subplot()
         handles: dict[str, Any] = {}
         for number, (curve, x, y) in enumerate(drawn):
-            look: dict[str, Any] = {"color": COLOURS[number % len(COLOURS)], "linestyle": DASHES[number % len(DASHES)], "linewidth": 1.8}
+            look: dict[str, Any] = {
+                "color": COLOURS[number % len(COLOURS)],
+                "linestyle": DASHES[number % len(DASHES)],
+                "linewidth": 1.8,
+            }
             if len(x) <= 12:
                 look |= {"marker": MARKERS[number % len(MARKERS)], "markersize": 5}
             elif smooth:
                 axes.plot(*_thinned(x, y), color=look["color"], linewidth=0.7, alpha=0.35)
                 x, y = _thinned(x, _moving_average(y))
             if curve.intervals:
-                errors = [[max(0.0, v - e.low) for v, e in zip(y, curve.intervals)], [max(0.0, e.high - v) for v, e in zip(y, curve.intervals)]]
+                errors = [
+                    [max(0.0, v - e.low) for v, e in zip(y, curve.intervals)],
+                    [max(0.0, e.high - v) for v, e in zip(y, curve.intervals)],
+                ]
                 axes.errorbar(x, y, yerr=errors, fmt="none", ecolor=look["color"], elinewidth=1.2, capsize=3)
             (handles[curve.name],) = axes.plot(x, y, **look)
         for number, (label, value) in enumerate((levels or {}).items()):
@@ -98,7 +105,9 @@ def lines(name: str, caption: str, xlabel: str, ylabel: str, curves: Sequence[Cu
     return _chart(name, svg, caption, f"Line chart. {caption} {ylabel} against {xlabel}: {told}{marks}.")
 
 
-def bars(name: str, caption: str, ylabel: str, groups: Sequence[str], values: Mapping[str, Sequence[float | None]]) -> Chart | None:
+def bars(
+    name: str, caption: str, ylabel: str, groups: Sequence[str], values: Mapping[str, Sequence[float | None]]
+) -> Chart | None:
     """One group of bars for each of `groups`, one bar for each key of `values`; None leaves a bar out."""
     if not groups or not values:
         return None
@@ -110,13 +119,16 @@ def bars(name: str, caption: str, ylabel: str, groups: Sequence[str], values: Ma
         for number, (label, heights) in enumerate(values.items()):
             at = [g + (number - (len(values) - 1) / 2) * wide for g in range(len(groups))]
             known = [(a, h) for a, h in zip(at, heights) if h is not None and math.isfinite(h)]
-            handles[label] = axes.bar([a for a, _ in known], [h for _, h in known], wide * 0.9, color=COLOURS[number % len(COLOURS)])
+            handles[label] = axes.bar(
+                [a for a, _ in known], [h for _, h in known], wide * 0.9, color=COLOURS[number % len(COLOURS)]
+            )
         axes.set_xticks(range(len(groups)), [_clean(g) for g in groups])
         axes.set_ylabel(ylabel)
         _legend(figure, axes, handles)
         svg = _save(figure)
     told = "; ".join(
-        f"{group}: " + ", ".join(f"{label} {h[i]:.3g}" for label, h in values.items() if h[i] is not None) for i, group in enumerate(groups)
+        f"{group}: " + ", ".join(f"{label} {h[i]:.3g}" for label, h in values.items() if h[i] is not None)
+        for i, group in enumerate(groups)
     )
     return _chart(name, svg, caption, f"Bar chart. {caption} {ylabel}: {told}.")
 
@@ -132,12 +144,21 @@ def dots(name: str, caption: str, xlabel: str, rows: Sequence[str], values: Mapp
         axes.grid(axis="y", visible=False)
         handles: dict[str, Any] = {}
         for number, (label, estimates) in enumerate(values.items()):
-            placed = [(i + (number - (len(values) - 1) / 2) * 0.7 / len(values), e) for i, e in enumerate(estimates) if e is not None]
+            placed = [
+                (i + (number - (len(values) - 1) / 2) * 0.7 / len(values), e)
+                for i, e in enumerate(estimates)
+                if e is not None
+            ]
             colour = COLOURS[number % len(COLOURS)]
             for at, e in placed:
                 if math.isfinite(e.low):
                     axes.plot([e.low, e.high], [at, at], color=colour, linewidth=1.4)
-            look: dict[str, Any] = {"color": colour, "marker": MARKERS[number % len(MARKERS)], "markersize": 5, "linestyle": "none"}
+            look: dict[str, Any] = {
+                "color": colour,
+                "marker": MARKERS[number % len(MARKERS)],
+                "markersize": 5,
+                "linestyle": "none",
+            }
             (handles[label],) = axes.plot([e.value for _, e in placed], [at for at, _ in placed], **look)
         for border in range(1, len(rows)):
             axes.axhline(border - 0.5, color=GRID, linewidth=0.6)
@@ -150,7 +171,8 @@ def dots(name: str, caption: str, xlabel: str, rows: Sequence[str], values: Mapp
         _legend(figure, axes, handles)
         svg = _save(figure)
     told = "; ".join(
-        f"{row}: " + ", ".join(f"{label} {known.value:.3g}" for label, es in values.items() if (known := es[i])) for i, row in enumerate(rows)
+        f"{row}: " + ", ".join(f"{label} {known.value:.3g}" for label, es in values.items() if (known := es[i]))
+        for i, row in enumerate(rows)
     )
     return _chart(name, svg, caption, f"Dot chart. {caption} {xlabel}: {told}.")
 
@@ -182,13 +204,22 @@ def _legend(figure: Figure, axes: Axes, handles: Mapping[str, Any]) -> None:
     wide = [40 + 5.4 * len(label) for label in labels]  # about, in points: line, gaps and text
     columns = len(labels) if sum(wide) < 72 * WIDTH else max(1, int(72 * WIDTH // max(wide)))
     # matplotlib leaves out labels that begin with "_", so each gets a space before it
-    figure.legend(list(handles.values()), [f" {h}" for h in labels], loc="outside upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
+    figure.legend(
+        list(handles.values()),
+        [f" {h}" for h in labels],
+        loc="outside upper left",
+        ncols=columns,
+        handlelength=2.2,
+        columnspacing=1.2,
+    )
 
 
 def _save(figure: Figure) -> str:
     out = io.StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing", category=UserWarning)  # the browser has its own fonts
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing", category=UserWarning
+        )  # the browser has its own fonts
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return out.getvalue()
 
@@ -197,7 +228,9 @@ def _chart(name: str, svg: str, caption: str, told: str) -> Chart:
     """matplotlib's file as a part of a page: no header, ids of its own, the page's fonts and colours, a text alternative."""
     box = re.search(r'viewBox="([\d. ]+)"', svg)
     assert box is not None
-    body = svg[svg.index("</defs>") + len("</defs>") : svg.rindex("</svg>")]  # the first defs hold a style that would leak
+    body = svg[
+        svg.index("</defs>") + len("</defs>") : svg.rindex("</svg>")
+    ]  # the first defs hold a style that would leak
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', body))
     body = re.sub(r' id="([^"]*)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", body)
     body = re.sub(r'(href="#|url\(#)', rf"\g<1>{name}-", body).replace("xlink:href", "href")
@@ -206,4 +239,9 @@ def _chart(name: str, svg: str, caption: str, told: str) -> Chart:
     for number, colour in enumerate(COLOURS):
         body = body.replace(colour, f"var(--c{number})")
     body = body.replace(INK, "currentColor").replace(GRID, "var(--grid)")
-    return Chart(Markup('<svg class="chart" viewBox="{}" role="img" aria-label="{}">').format(box[1], told) + Markup(body) + Markup("</svg>"), caption)
+    return Chart(
+        Markup('<svg class="chart" viewBox="{}" role="img" aria-label="{}">').format(box[1], told)
+        + Markup(body)
+        + Markup("</svg>"),
+        caption,
+    )

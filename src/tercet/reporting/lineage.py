@@ -94,7 +94,9 @@ def family(paths: Sequence[str | Path]) -> list[Member]:
     members = []
     for key in order:
         parents = tuple(
-            Parent(role, str(p), labels.get(_key(p), ""), sha, bool(sha and hashes.get(_key(p)) and hashes[_key(p)] != sha))
+            Parent(
+                role, str(p), labels.get(_key(p), ""), sha, bool(sha and hashes.get(_key(p)) and hashes[_key(p)] != sha)
+            )
             for role, p, sha in _parents(found[key])
         )
         members.append(Member(found[key], labels[key], levels[key], parents, hashes[key]))
@@ -119,7 +121,9 @@ def _parents(run: Run) -> list[tuple[str, Path, str]]:
     for role, parent in run.manifest["parents"].items():
         out.append((role, Path(os.path.normpath(run.path / parent["path"])), str(parent["sha256"])))
     if run.manifest["verb"] == "reward":
-        folders = dict.fromkeys(Path(p).parent.parent for p in run.config.get("data", ()) if Path(p).parent.name == "rankings")
+        folders = dict.fromkeys(
+            Path(p).parent.parent for p in run.config.get("data", ()) if Path(p).parent.name == "rankings"
+        )
         out += [("rankings", folder, "") for folder in folders if (folder / "run.json").is_file()]
     return out
 
@@ -129,7 +133,9 @@ def _collect(run: Run, found: dict[str, Run]) -> None:
     if _key(run.path) in found:
         return
     if run.manifest["verb"] not in CONFIGS:
-        raise ConfigError(f"{run.path / 'run.json'}: verb is {run.manifest['verb']!r}; wanted one of {', '.join(CONFIGS)}")
+        raise ConfigError(
+            f"{run.path / 'run.json'}: verb is {run.manifest['verb']!r}; wanted one of {', '.join(CONFIGS)}"
+        )
     for _, path, _ in _parents(run):
         if (path / "run.json").is_file():
             _collect(Run(path), found)

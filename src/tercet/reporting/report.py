@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tercet.errors import DataError
-from tercet.reporting.blocks import Cell, Row, Section, Table, compact, duration, listed, measured, plain
+from tercet.reporting.blocks import Cell, Row, Section, Table, compact, duration, listed, measured, memory, plain
 from tercet.reporting.compare import answering, labels, prompting, scoring
 from tercet.reporting.lineage import Member, command, family
 from tercet.reporting.story import pretraining, ranking, rewarding, rlhf, tuning
@@ -33,12 +33,16 @@ def write_report(paths: Sequence[str | Path], out: str | Path, scores: dict[str,
     """
     members = family(paths)
     folder = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     page = folder.get_template("page.html.jinja").render(
         title=title, subtitle=_subtitle(members), numbers=_key_numbers(members, scores), levels=_levels(members), members=members,
         sections=_sections(members, scores, asking, baselines), commands=[(m.label, command(m.run)) for m in members],
-        versions=_versions(members), limits=_limits(members, scores), duration=duration,
+        versions=_versions(members), limits=_limits(members, scores), duration=duration, memory=memory,
     )  # fmt: skip
     target = Path(out)
     try:
@@ -84,7 +88,9 @@ def _key_numbers(members: Sequence[Member], scores: Mapping[str, Any] | None) ->
         numbers.append(("parameters", Cell(compact(first.run.model_config().parameters()))))
     if first.verb == "pretrain":
         config = first.run.config
-        numbers.append(("tokens read in pretraining", Cell(compact(first.done * config["batch_size"] * config["context_length"]))))
+        numbers.append(
+            ("tokens read in pretraining", Cell(compact(first.done * config["batch_size"] * config["context_length"])))
+        )
         if found := first.run.metrics("heldout"):
             numbers.append(("bits per byte of held-out text", plain(found[-1]["heldout"])))
     for member in members:
@@ -99,11 +105,6 @@ def _key_numbers(members: Sequence[Member], scores: Mapping[str, Any] | None) ->
     if peaks := [m.run.manifest["peak_memory_mb"] for m in members if m.run.manifest.get("peak_memory_mb")]:
         numbers.append(("largest memory", Cell(memory(max(peaks)))))
     return numbers
-
-
-def memory(megabytes: float) -> str:
-    """Megabytes as a person says them."""
-    return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
 def _levels(members: Sequence[Member]) -> list[list[Member]]:
@@ -124,35 +125,51 @@ def _versions(members: Sequence[Member]) -> Table:
             str(manifest["seed"]), str(manifest["threads"]), manifest["device"], manifest["status"], duration(manifest["seconds"]),
             memory(peak) if peak else "–", str(len(manifest.get("resumed", []))), str(manifest.get("skipped_rows", 0)), manifest["created"][:10], code, versions,
         )  # fmt: skip
-        rows.append(Row(member.label, tuple(Cell(c) for c in cells), str(member.run.path)))
-    columns = ("run", "seed", "threads", "device", "status", "time", "memory", "resumed", "bad rows skipped", "begun", "code", "versions")
+        rows.append(Row(member.label, tuple(Cell(c) for c in cells)))
+    columns = (
+        "run",
+        "seed",
+        "threads",
+        "device",
+        "status",
+        "time",
+        "memory",
+        "resumed",
+        "bad rows skipped",
+        "begun",
+        "code",
+        "versions",
+    )
     return Table("Versions, seeds and resources", columns, tuple(rows))
 
 
 def _limits(members: Sequence[Member], scores: Mapping[str, Any] | None) -> list[str]:
     """What a reader must not conclude from the page."""
-    verbs = [m.verb for m in members]
+    verbs = {m.verb for m in members}
+    repeated = len({(m.verb, m.run.config.get("gamma") == 0) for m in members}) < len(members)
     first = members[0].run
-    size = f" ({compact(first.model_config().parameters())} parameters)" if (first.path / "model.json").is_file() else ""
+    size = (
+        f" ({compact(first.model_config().parameters())} parameters)" if (first.path / "model.json").is_file() else ""
+    )
     out = [
-        f"The model is tiny{size}: large models have many thousand times as many parameters and read far more text. What it can do, and which stage helps "
-        "how much, need not be so at their size."
+        f"The model is tiny{size}: large language models have thousands of times as many and read far more text. What it can do, and which stage helps how "
+        "much, need not be so at their size."
     ]
-    if len({m.run.manifest["seed"] for m in members}) == 1 and all(verbs.count(v) == 1 for v in set(verbs) - {"ppo"}):
-        out.append(
-            f"Every stage was trained with one seed ({first.manifest['seed']}). The intervals say how far the choice of test texts and questions matters, not "
-            "how much another seed would change; for reinforcement learning that can be more than the differences shown."
-        )
-    else:
-        out.append("The intervals say how far the choice of test texts and questions matters, not how much another random seed would change.")
-    if set(verbs) & {"rank", "reward", "ppo"}:
+    once = "" if repeated else "Every stage was run once, with one random seed. "
+    out.append(
+        f"{once}The intervals say how far the choice of test texts and questions matters, not how much another seed would change; in reinforcement learning that "
+        "can be more than the differences shown."
+    )
+    if verbs & {"rank", "reward", "ppo"}:
         out.append(_feedback(members))
     if scores and any("abilities" in m for m in scores["models"].values()):
         out.append("The questions are short and of a few kinds. A model that answers them well need not answer yours.")
     if unfinished := [m.label for m in members if m.run.manifest["status"] != "finished"]:
         out.append(f"Not every run is finished: {listed(unfinished)}.")
     if changed := [f"{m.label} (its {p.role})" for m in members for p in m.parents if p.changed]:
-        out.append(f"Parents whose weights have changed since the run began: {listed(changed)}. Those numbers do not belong to the weights that are there now.")
+        out.append(
+            f"Parents whose weights have changed since the run began: {listed(changed)}. Those numbers do not belong to the weights that are there now."
+        )
     if missing := [f"{p.path} ({p.role} of {m.label})" for m in members for p in m.parents if not p.label]:
         out.append(f"Runs that are no longer there and so are left out: {listed(missing)}.")
     return out

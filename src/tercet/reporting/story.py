@@ -89,7 +89,11 @@ def _pretrain_run(member: Member, name: str) -> list[Block]:
     config, sources = member.run.config, heldout_sources(member)
     read = member.done * config["batch_size"] * config["context_length"]
     mixed = shares(tuple(config["mixture"]), "mixture") or {}
-    mixture = f": {listed([f'{100 * share / sum(mixed.values()):.0f} % {source}' for source, share in mixed.items()])}" if mixed else ""
+    mixture = (
+        f": {listed([f'{100 * share / sum(mixed.values()):.0f} % {source}' for source, share in mixed.items()])}"
+        if mixed
+        else ""
+    )
     blocks: list[Block] = [Prose(f"It read {compact(read)} tokens in {member.done:,} steps{mixture}.")]
     blocks += charts(
         _loss_chart(member, f"{name}-loss", "Training loss: the surprise at each next token. Thin: every step; thick: moving average."),
@@ -114,7 +118,11 @@ def _heldout_table(members: Sequence[Member]) -> list[Block]:
             first, last = (plain(measurements[i].get(key)) if measurements else EMPTY for i in (0, -1))
             row += [first, measured(final[source]) if source in final else last]
     rows = tuple(Row(source, tuple(row)) for source, row in cells.items())
-    return [Table(f"Held-out text, {BITS}, with 95 % intervals where the run recorded them", tuple(columns), rows)] if rows else []
+    return (
+        [Table(f"Held-out text, {BITS}, with 95 % intervals where the run recorded them", tuple(columns), rows)]
+        if rows
+        else []
+    )
 
 
 def _continuations(member: Member) -> list[Block]:
@@ -124,9 +132,15 @@ def _continuations(member: Member) -> list[Block]:
     shown = sorted({steps[0], steps[len(steps) // 2], steps[-1]}) if steps else []
     items = []
     for prompt in dict.fromkeys(s["prompt"] for s in samples):
-        said = [Said(f"after step {s['step']:,}", shorten(s["text"])) for s in samples if s["prompt"] == prompt and s["step"] in shown]
+        said = [
+            Said(f"after step {s['step']:,}", shorten(s["text"]))
+            for s in samples
+            if s["prompt"] == prompt and s["step"] in shown
+        ]
         items.append(Exchange("", (("text to continue", shorten(prompt)),), tuple(said)))
-    return [Exchanges("The same beginnings, continued at different times of training", tuple(items[:4]))] if items else []
+    return (
+        [Exchanges("The same beginnings, continued at different times of training", tuple(items[:4]))] if items else []
+    )
 
 
 def _baselines(sources: Mapping[str, Mapping[str, float]]) -> list[Block]:
@@ -181,7 +195,7 @@ def _sft_run(member: Member, name: str) -> list[Block]:
         if found := member.run.metrics(key):
             rows.append(Row(title, tuple(plain(found[i][key], percent=percent) for i in (0, -1)), note))
     if rows:
-        caption = "Before and after instruction tuning, as the run itself measured; intervals stand with the scores of all models"
+        caption = "Before and after instruction tuning, as the run itself measured (without intervals)"
         blocks.append(Table(caption, ("measure", "before", "after"), tuple(rows)))
     return [*blocks, *_questions(member)]
 
@@ -192,8 +206,11 @@ def _questions(member: Member) -> list[Block]:
     steps = sorted({s["step"] for s in samples})
     items = []
     for prompt, gold in itertools.islice(dict.fromkeys((s["prompt"], str(s.get("gold", ""))) for s in samples), 8):
-        said = [Said(f"after step {s['step']:,}", shorten(s["text"])) for s in samples if s["prompt"] == prompt and s["step"] in (steps[0], steps[-1])]
-        items.append(Exchange("", (("user", shorten(prompt)),), tuple(said), shorten(gold)))
+        asked = [s for s in samples if s["prompt"] == prompt and s["step"] in (steps[0], steps[-1])]
+        said = tuple(
+            Said(f"after step {s['step']:,}" if s["step"] else "before tuning", shorten(s["text"])) for s in asked
+        )
+        items.append(Exchange("", (("user", shorten(prompt)),), said, shorten(gold)))
     return [Exchanges("The same questions before and after", tuple(items))] if items else []
 
 
@@ -217,9 +234,17 @@ def _rank_run(member: Member, name: str) -> list[Block]:
         numbers = (
             Row("annotator", (Cell(found["labeler"]),)),
             Row("questions", (Cell(f"{found['prompts']:,}"),)),
-            Row("answers to each question (K)", (Cell(str(found["answers"])),), f"sampled at temperature {member.run.config['temperature']:g}"),
+            Row(
+                "answers to each question (K)",
+                (Cell(str(found["answers"])),),
+                f"sampled at temperature {member.run.config['temperature']:g}",
+            ),
             Row("pairs of answers", (Cell(f"{found['pairs']:,}"),), "K answers make K·(K−1)/2 pairs"),
-            Row("of them tied", (Cell(f"{found['ties']:,} ({100 * found['ties'] / pairs:.0f} %)"),), "equal rank: nothing is learned from these"),
+            Row(
+                "of them tied",
+                (Cell(f"{found['ties']:,} ({100 * found['ties'] / pairs:.0f} %)"),),
+                "equal rank: nothing is learned from these",
+            ),
         )
         blocks.append(Table("The simulated rankings", ("what", "how many"), numbers))
     rows = member.run.read_lines("rankings/train.jsonl")
@@ -265,7 +290,13 @@ def _reward_run(member: Member, name: str) -> list[Block]:
         if value := manifest.get(key):
             rows.append(Row(title, (measured(value, percent=True), Cell(f"{value['n']:,}")), note))
     if (mean := manifest.get("demonstrations_mean")) is not None:
-        rows.append(Row("mean score of the demonstrations", (plain(mean), EMPTY), "0 by definition: a score above 0 beats the average demonstration"))
+        rows.append(
+            Row(
+                "mean score of the demonstrations",
+                (plain(mean), EMPTY),
+                "0 by definition: a score above 0 beats the average demonstration",
+            )
+        )
     if rows:
         blocks.append(Table("Held-out comparisons", ("measure", "value, 95 % interval", "questions"), tuple(rows)))
     return blocks
@@ -278,7 +309,11 @@ OBJECTIVE = Markup(  # a constant: nothing in it comes from a run
 )
 MAIN_PPO = (
     ("reward", "reward", "What the reward model gives the answers, on average. This is what PPO pushes up."),
-    ("gold", "rubric score (0 to 1)", "The true rubric, which PPO never sees. If it falls while the reward rises, the policy is fooling the reward model."),
+    (
+        "gold",
+        "rubric score (0 to 1)",
+        "The true rubric, which PPO never sees. If it falls while the reward rises, the policy is fooling the reward model.",
+    ),
     ("kl", "KL (nats per answer)", "How far the policy has moved away from the SFT model."),
 )
 MORE_PPO = (
@@ -286,7 +321,11 @@ MORE_PPO = (
     ("finished", "share of answers", "Answers that the model ends itself."),
     ("entropy", "entropy (nats per token)", "How undecided the policy is at each token."),
     ("clip_fraction", "share of tokens", "Tokens whose probability moved beyond the clipping range."),
-    ("explained_variance", "explained variance", "How much of the returns the critic foresees (1: all of it, 0: nothing)."),
+    (
+        "explained_variance",
+        "explained variance",
+        "How much of the returns the critic foresees (1: all of it, 0: nothing).",
+    ),
     ("value_loss", "value loss", "The critic's error."),
     ("policy_loss", "policy loss", "PPO's clipped objective, as a loss."),
     ("grad_norm", "gradient norm", "Size of the policy's gradient before clipping."),
@@ -305,12 +344,20 @@ def rlhf(members: Sequence[Member]) -> Section:
         "what was learned there is not lost: such a loss is called the alignment tax.",
     ]
     if len({m.run.config["gamma"] > 0 for m in members}) > 1:
-        lead.append("The same training was done twice: with the pretraining term (γ above 0) and without it (γ = 0). Compare them on held-out text.")
+        lead.append(
+            "The same training was done twice: with the pretraining term (γ above 0) and without it (γ = 0). Compare them on held-out text."
+        )
     blocks: list[Block] = []
     for member in members:
         if (status := member.run.manifest["status"]) != "finished":
-            blocks.append(Prose(f"{member.label} is {status} after step {member.done:,}: its numbers are not final. {member.run.manifest.get('error', '')}"))
-    settings = " ".join(f"{m.label}: β = {m.run.config['beta']:g}, γ = {m.run.config['gamma']:g}, {m.done:,} steps." for m in members)
+            blocks.append(
+                Prose(
+                    f"{member.label} is {status} after step {member.done:,}: its numbers are not final. {member.run.manifest.get('error', '')}"
+                )
+            )
+    settings = " ".join(
+        f"{m.label}: β = {m.run.config['beta']:g}, γ = {m.run.config['gamma']:g}, {m.done:,} steps." for m in members
+    )
     blocks.append(Prose(settings))
 
     def drawn(key: str, unit: str, caption: str) -> Chart | None:
@@ -320,11 +367,19 @@ def rlhf(members: Sequence[Member]) -> Section:
     blocks += charts(*(drawn(*spec) for spec in MAIN_PPO), bits)
     blocks += [*_ppo_table(members), *_heldout_table(members)]
     if more := [c for spec in MORE_PPO if (c := drawn(*spec)) is not None]:
-        blocks.append(Folded("More curves: length, entropy, clipping, critic, pretraining term", (Charts(tuple(more)),)))
+        blocks.append(
+            Folded("More curves: length, entropy, clipping, critic, pretraining term", (Charts(tuple(more)),))
+        )
     return Section("ppo", "RLHF", tuple(lead), blocks)
 
 
-PPO_ROWS = (("reward", "reward"), ("gold", "rubric score"), ("kl", "KL (nats per answer)"), ("finished", "ended by itself"), ("length", "tokens per answer"))
+PPO_ROWS = (
+    ("reward", "reward"),
+    ("gold", "rubric score"),
+    ("kl", "KL (nats per answer)"),
+    ("finished", "ended by itself"),
+    ("length", "tokens per answer"),
+)
 
 
 def _ppo_table(members: Sequence[Member]) -> list[Block]:
@@ -334,10 +389,18 @@ def _ppo_table(members: Sequence[Member]) -> list[Block]:
         cells: list[Cell] = []
         for member in members:
             values: list[Any] = [r[key] for r in member.run.metrics(key)]
-            cells += [plain(fmean(part) if part else None, percent=key == "finished") for part in (values[:5], values[-5:])]
+            cells += [
+                plain(fmean(part) if part else None, percent=key == "finished") for part in (values[:5], values[-5:])
+            ]
         if set(cells) != {EMPTY}:
             rows.append(Row(title, tuple(cells)))
     several = len(members) > 1
-    columns = [f"{member.label + ', ' if several else ''}{when}" for member in members for when in ("first 5 steps", "last 5 steps")]
-    caption = "On the training questions, mean of the first and of the last 5 steps (for held-out questions see the scores)"
+    columns = [
+        f"{member.label + ', ' if several else ''}{when}"
+        for member in members
+        for when in ("first 5 steps", "last 5 steps")
+    ]
+    caption = (
+        "On the training questions, mean of the first and of the last 5 steps (for held-out questions see the scores)"
+    )
     return [Table(caption, ("measure", *columns), tuple(rows))] if rows else []

@@ -29,6 +29,7 @@ SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
+_SLICE = 128  # texts encoded at once
 _SMALLEST = 256 + len(SPECIAL_TOKENS)
 
 
@@ -62,7 +63,9 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text, in parallel."""
         try:
-            return [e.ids for e in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+            # in slices: what the backend returns holds far more than ids
+            slices = (list(texts[a : a + _SLICE]) for a in range(0, len(texts), _SLICE))
+            return [e.ids for part in slices for e in self._backend.encode_batch_fast(part, add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError) as error:
             raise DataError(
                 f"text that is not valid Unicode (a lone surrogate): {error}; clean it with text.encode('utf-8', 'replace')"
@@ -132,7 +135,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
-    backend.train_from_iterator(counted(), trainer)
+    try:
+        backend.train_from_iterator(counted(), trainer)
+    except UnicodeEncodeError as error:
+        raise DataError(f"text that is not valid Unicode (a lone surrogate): {error}; clean it with text.encode('utf-8', 'replace')") from error
     if not seen[0]:
         raise DataError("no text to train the tokenizer on: every document is empty")
     return Tokenizer(backend)

@@ -45,11 +45,11 @@ class Feed:
             )
         edges = np.round(np.cumsum(shares / shares.sum()) * _PATTERN).astype(int)
         counts = np.diff(edges, prepend=0)
-        lost = [n for n, c, s in zip(names, counts, shares) if c == 0 and s > 0]
-        if lost and weights is not None:
-            raise ConfigError(
-                f"mixture weights of {', '.join(lost)} are below a thousandth of the whole; leave them out"
-            )
+        for lost in np.flatnonzero((counts == 0) & (shares > 0)):
+            if weights is not None:
+                raise ConfigError(f"the mixture weight of {names[lost]} is below a thousandth of the whole; leave it out")
+            counts[lost] += 1  # by size: the smallest source is still seen
+            counts[counts.argmax()] -= 1
         self.sources = [sources[n] for n in names]
         self.batch_size, self.seed = batch_size, seed
         if len(names) == 1:

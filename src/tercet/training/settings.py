@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -48,6 +49,8 @@ class Settings:
             where = f"{type(self).__name__}.{field.name}"
             if not _fits(value, kind):
                 raise ConfigError(f"{where} is {value!r}; wanted {getattr(kind, '__name__', kind)}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{where} is {value}; wanted a finite number")
             minimum, choices = field.metadata.get("minimum"), field.metadata.get("choices")
             if minimum is not None and value is not None and not value >= minimum:
                 raise ConfigError(f"{where} is {value!r}; it must be at least {minimum:g}")
@@ -119,9 +122,10 @@ def shares(mixture: tuple[str, ...], where: str) -> dict[str, float] | None:
     for entry in mixture:
         name, _, share = entry.rpartition("=")
         try:
+            good = bool(name) and name not in out and math.isfinite(float(share))
             out[name] = float(share)
         except ValueError:
-            name = ""
-        if not name:
-            raise ConfigError(f"{where} has {entry!r}; wanted name=share, for example code=0.3")
+            good = False
+        if not good:
+            raise ConfigError(f"{where} has {entry!r}; wanted name=share, each name once, for example code=0.3")
     return out or None
