@@ -117,7 +117,7 @@ class _PPO:
         ]
         prompts = [self.prompts[n] for n in numbers]
         seeds = [(config.seed * 1_000_003 + step) * 65_537 + i for i in range(len(prompts))]
-        done = sample(self.policy.model, prompts, self.params, seeds)  # type: ignore[arg-type]
+        done = sample(self.policy.model, prompts, self.params, seeds)
         tokens, mask = assemble(prompts, done, self.tokenizer.pad)
         answers = [answer_text(self.tokenizer, c.tokens) for c in done]
         scores = score_texts(self.reward_model, [[*p, *c.tokens] for p, c in zip(prompts, done)], self.tokenizer.pad)
@@ -125,7 +125,7 @@ class _PPO:
         rewards = torch.where(finished, torch.tensor(scores), config.missing_eos_score)
         logp, ref_logp, values = judge(
             tokens, mask, self.policy.model, self.reference, self.critic.model, config.temperature
-        )  # type: ignore[arg-type]
+        )
         kl = (logp - ref_logp) * mask
         advantages, returns = advantages_and_returns(
             place_rewards(rewards, kl, mask, config.beta), values, mask, config.discount, config.gae_lambda
@@ -168,7 +168,7 @@ class _PPO:
     def measure(self, done: int) -> None:
         """Held-out bits per byte of the policy: what alignment costs (the alignment tax)."""
         if self.heldout:
-            bits = bits_per_byte(self.policy.model, self.tokenizer, self.heldout)  # type: ignore[arg-type]
+            bits = bits_per_byte(self.policy.model, self.tokenizer, self.heldout)
             self.run.log(done, **{f"heldout/{s}": e.value for s, e in bits.items()}, heldout=average(bits))
 
     def save(self, done: int) -> None:

@@ -81,7 +81,11 @@ def collate(prompts: Sequence[Ranked], pad: int) -> RankedBatch:
         weights += [2.0 / (k * (k - 1))] * len(p.pairs)
         base += k
     return RankedBatch(
-        tokens, lengths - 1, torch.tensor(pairs).reshape(-1, 2), torch.tensor(weights, dtype=torch.float64), float(len(prompts))
+        tokens,
+        lengths - 1,
+        torch.tensor(pairs).reshape(-1, 2),
+        torch.tensor(weights, dtype=torch.float64),
+        float(len(prompts)),
     )
 
 

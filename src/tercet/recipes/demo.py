@@ -29,7 +29,7 @@ from tercet.pretraining.clm import limit_bytes, pretrain
 from tercet.pretraining.config import PretrainConfig
 from tercet.recipes.claims import claims
 from tercet.recipes.demo_data import MIXTURE, write_demo_data
-from tercet.recipes.plan import CONTEXT, ROWS, VOCABULARY, Plan, check_minutes
+from tercet.recipes.plan import CONTEXT, FAST, ROWS, VOCABULARY, Plan, check_minutes
 from tercet.reporting.report import write_report
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.progress import Progress, clock
@@ -59,13 +59,12 @@ class Demo:
         """A file or folder of the demo, as settings name it."""
         return str(self.out.joinpath(*parts))
 
-    def stage(self, name: str, run: Callable[..., Run], config: Settings, planned: str = "") -> Run:
-        """Run a stage, tell the plan how long it took, and show the command that does the same."""
-        start = time.monotonic()
-        self.progress.say(f"\n[{clock(start - self.plan.began)}] {name}")
+    def stage(self, name: str, run: Callable[..., Run], config: Settings) -> Run:
+        """Run a stage into its folder, and tell the plan how fast the machine really was."""
+        self.progress.say(f"\n[{self.plan.clock()}] {name}")
         done = run(config, self.out / name, progress=self.progress)
-        if planned:
-            self.plan.learn(planned, int(config.to_json()["steps"]), time.monotonic() - start)
+        if done.manifest["verb"] in FAST:
+            self.plan.correct(done.metrics("tokens_per_s")[-1]["tokens_per_s"])
         return done
 
     # -- the stages -----------------------------------------------------------------------------------------------
@@ -94,13 +93,11 @@ class Demo:
             mixture=MIXED, heldout_bytes=self.heldout_bytes, sample_prompts=SAMPLE_PROMPTS, steps=steps, eval_every=max(1, steps // 2),
             lr=8e-3, muon_lr=0.012, checkpoint_every=max(50, steps // 4), **self.plan.shape(), **self.trained,
         )  # fmt: skip
-        return self.stage("base", pretrain, config, "pretrain")
+        return self.stage("base", pretrain, config)
 
     def ask(self) -> list[dict[str, Any]]:
         """The lecture's prompts: questions with 0, 1 and 4 examples, and word translation."""
-        self.progress.say(
-            f"\n[{clock(time.monotonic() - self.plan.began)}] asking the base model with 0, 1 and 4 examples in the prompt"
-        )
+        self.progress.say(f"\n[{self.plan.clock()}] asking the base model with 0, 1 and 4 examples in the prompt")
         forms = [("Q: … A:", AskConfig(
             model=self.path("base"), tasks=(self.path("data", "tasks", "heldout.jsonl"),), examples=(self.path("data", "tasks", "examples.jsonl"),),
             limit=self.questions, **self.common,
@@ -126,7 +123,7 @@ class Demo:
             tasks=(self.path("data", "tasks", "heldout.jsonl"),), steps=(steps := self.plan.steps("sft")), eval_every=max(1, steps // 4),
             lr=2e-3, muon_lr=0.02, **self.trained,
         )  # fmt: skip
-        return self.stage("sft", sft, config, "sft")
+        return self.stage("sft", sft, config)
 
     def compare(self) -> tuple[Run, Run]:
         """Simulated rankings, and the reward model that learns from them."""
@@ -139,12 +136,12 @@ class Demo:
             heldout=(self.path("rankings", "rankings", "heldout.jsonl"),), demonstrations=(self.path("data", "chat", "train.jsonl"),),
             steps=(steps := self.plan.steps("reward")), eval_every=max(1, steps // 3), **self.common,
         )  # fmt: skip
-        return ranked, self.stage("reward", reward, config, "reward")
+        return ranked, self.stage("reward", reward, config)
 
     def align(self) -> list[Run]:
         """PPO with the pretraining term, and the same without it."""
         steps = self.plan.steps("ppo")  # both runs take the same number, or they could not be compared
-        text = {"pretrain_data": (self.path("data", "text", "train"),), "pretrain_mixture": MIXED}
+        text: dict[str, Any] = {"pretrain_data": (self.path("data", "text", "train"),), "pretrain_mixture": MIXED}
         shared: dict[str, Any] = {
             "model": self.path("sft"),
             "reward": self.path("reward"),
@@ -158,13 +155,13 @@ class Demo:
             **self.common,
         }
         return [
-            self.stage("rlhf", ppo, PPOConfig(gamma=0.5, **text, **shared), "ppo"),
+            self.stage("rlhf", ppo, PPOConfig(gamma=0.5, **text, **shared)),
             self.stage("rlhf-gamma0", ppo, PPOConfig(gamma=0.0, **shared)),
         ]
 
     def measure(self) -> dict[str, Any]:
         """All models side by side."""
-        self.progress.say(f"\n[{clock(time.monotonic() - self.plan.began)}] scores: base, SFT and RLHF side by side")
+        self.progress.say(f"\n[{self.plan.clock()}] scores: base, SFT and RLHF side by side")
         config = EvalConfig(
             models=tuple(self.path(n) for n in ("base", "sft", "rlhf", "rlhf-gamma0")), text=(self.path("data", "text", "heldout"),),
             tasks=(self.path("data", "tasks", "heldout.jsonl"),), reward=self.path("reward"), reference=self.path("sft"),

@@ -138,7 +138,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     try:
         backend.train_from_iterator(counted(), trainer)
     except UnicodeEncodeError as error:
-        raise DataError(f"text that is not valid Unicode (a lone surrogate): {error}; clean it with text.encode('utf-8', 'replace')") from error
+        raise DataError(
+            f"text that is not valid Unicode (a lone surrogate): {error}; clean it with text.encode('utf-8', 'replace')"
+        ) from error
     if not seen[0]:
         raise DataError("no text to train the tokenizer on: every document is empty")
     return Tokenizer(backend)

@@ -47,7 +47,9 @@ class Feed:
         counts = np.diff(edges, prepend=0)
         for lost in np.flatnonzero((counts == 0) & (shares > 0)):
             if weights is not None:
-                raise ConfigError(f"the mixture weight of {names[lost]} is below a thousandth of the whole; leave it out")
+                raise ConfigError(
+                    f"the mixture weight of {names[lost]} is below a thousandth of the whole; leave it out"
+                )
             counts[lost] += 1  # by size: the smallest source is still seen
             counts[counts.argmax()] -= 1
         self.sources = [sources[n] for n in names]

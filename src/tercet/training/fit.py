@@ -17,7 +17,7 @@ def due(done: int, every: int, steps: int) -> bool:
     return done == steps or (every > 0 and done % every == 0)
 
 
-def fit(run: Run, learner: Learner, batch: Callable[[int], Sequence[Any]], objective: Objective[Any], config: TrainSettings,
+def fit(run: Run, learner: Learner[Any], batch: Callable[[int], Sequence[Any]], objective: Objective[Any], config: TrainSettings,
         evaluate: Callable[[int], None]) -> None:  # fmt: skip
     """Train for `config.steps` steps, resuming from the run's newest checkpoint where there is one.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +24,14 @@ class Countable(Protocol):
 
 
 B = TypeVar("B", bound=Countable)
+M = TypeVar("M", bound=nn.Module)
 Objective = Callable[[Any, B], tuple[Tensor, dict[str, float]]]
 
 
-class Learner:
+class Learner(Generic[M]):
     """A model with its optimizer. Gradients are those of Σ sums / Σ counts, however the batch was split."""
 
-    def __init__(self, model: nn.Module, optimizer: OptimizerConfig, precision: str = "float32") -> None:
+    def __init__(self, model: M, optimizer: OptimizerConfig, precision: str = "float32") -> None:
         self.model, self.precision = model, precision
         parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.optimizer = Optimizer(parameters, optimizer, low_precision=precision == "bfloat16")
