@@ -17,7 +17,7 @@ from tercet.data.types import Document, Task
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.answers import score_answers
 from tercet.evaluation.likelihood import average, bits_per_byte
-from tercet.evaluation.metrics import Estimate, mean, paired_difference, win_rate
+from tercet.evaluation.metrics import Estimate, mean, paired_difference, proportion, win_rate
 from tercet.generation.chat import answer_params
 from tercet.generation.sampler import Completion, generate
 from tercet.model.transformer import ScalarModel, Transformer
@@ -85,11 +85,11 @@ def _answers(
 
 def _by_kind(questions: Sequence[Task], answers: Sequence[str]) -> dict[str, Any]:
     """Exact match by the way in which the tasks are held out."""
-    kinds: dict[str, list[float]] = {}
+    kinds: dict[str, list[bool]] = {}
     for task, text in zip(questions, answers):
         if task.held_out:
-            kinds.setdefault(task.held_out, []).append(float(exact_match(task, text)))
-    return {kind: mean(hits).to_json() for kind, hits in sorted(kinds.items())}
+            kinds.setdefault(task.held_out, []).append(exact_match(task, text))
+    return {kind: proportion(sum(hits), len(hits)).to_json() for kind, hits in sorted(kinds.items())}
 
 
 def _example(tokenizer: Tokenizer, task: Task, done: Completion) -> dict[str, Any]:

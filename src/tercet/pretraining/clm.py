@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tercet.data.readers import BadRows, documents
@@ -37,16 +38,17 @@ def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int)
 def limit_bytes(texts: Sequence[Document], limit: int) -> list[Document]:
     """The first documents of each source (in the order of their ids' hash they come in) with at most `limit` bytes.
 
-    At least one document of every source stays, cut to `limit` characters where it is longer.
+    Each is cut to an eighth of the limit, so that several documents share it and an interval can be had.
     """
     out: list[Document] = []
     for group in by_source(texts).values():
         used = 0
         for document in group:
-            size = len(document.text.encode())
+            text = document.text[: max(1, limit // 8)]
+            size = len(text.encode())
             if used and used + size > limit:
                 continue
-            out.append(Document(document.text[:limit], document.source, document.id, document.language))
+            out.append(replace(document, text=text))
             used += size
     return out
 

@@ -90,7 +90,7 @@ class Demo:
         steps = self.plan.steps("pretrain")
         config = PretrainConfig(
             data=(self.path("data", "text", "train"),), heldout=(self.path("data", "text", "heldout"),), tokenizer=self.path("tokenizer.json"),
-            mixture=MIXED, heldout_bytes=self.heldout_bytes, sample_prompts=SAMPLE_PROMPTS, steps=steps, eval_every=max(1, steps // 2),
+            mixture=MIXED, heldout_bytes=self.heldout_bytes, sample_prompts=SAMPLE_PROMPTS, steps=steps, eval_every=-(-steps // 2),
             lr=8e-3, muon_lr=0.012, checkpoint_every=max(50, steps // 4), **self.plan.shape(), **self.trained,
         )  # fmt: skip
         return self.stage("base", pretrain, config)
@@ -109,7 +109,9 @@ class Demo:
                 model=self.path("base"), tasks=words, examples=words, description=description, template="{input} => {output}", separator="\n",
                 **self.common,
             )))  # fmt: skip
-        rows = [{"form": form, **row} for form, config in forms for row in ask(config)]
+        # a form with one ability needs no sum over abilities
+        found = [(form, config, row) for form, config in forms for row in ask(config)]
+        rows = [{"form": form, **row} for form, config, row in found if not config.description or row["ability"] != "all"]
         write_text(self.out / "asking.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         for row in rows:
             if row["ability"] == "all" and row["form"] == "Q: … A:":
@@ -120,7 +122,7 @@ class Demo:
         """Instruction tuning."""
         config = SFTConfig(
             model=self.path("base"), data=(self.path("data", "chat", "train.jsonl"),), heldout=(self.path("data", "chat", "heldout.jsonl"),),
-            tasks=(self.path("data", "tasks", "heldout.jsonl"),), steps=(steps := self.plan.steps("sft")), eval_every=max(1, steps // 4),
+            tasks=(self.path("data", "tasks", "heldout.jsonl"),), steps=(steps := self.plan.steps("sft")), eval_every=-(-steps // 4),
             lr=2e-3, muon_lr=0.02, **self.trained,
         )  # fmt: skip
         return self.stage("sft", sft, config)
@@ -134,7 +136,7 @@ class Demo:
         config = RewardConfig(
             model=self.path("sft"), data=(self.path("rankings", "rankings", "train.jsonl"),),
             heldout=(self.path("rankings", "rankings", "heldout.jsonl"),), demonstrations=(self.path("data", "chat", "train.jsonl"),),
-            steps=(steps := self.plan.steps("reward")), eval_every=max(1, steps // 3), **self.common,
+            steps=(steps := self.plan.steps("reward")), eval_every=-(-steps // 3), **self.common,
         )  # fmt: skip
         return ranked, self.stage("reward", reward, config)
 
