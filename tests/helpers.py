@@ -96,7 +96,7 @@ class World:
             "ppo": (PPOConfig, {
                 **common, **asking, "model": self.path("tuned"), "reward": self.path("judge"), "prompts": (self.path("tasks.jsonl"),),
                 "pretrain_data": (self.path("text.jsonl"),), "heldout_text": (self.path("heldout.jsonl"),), "pretrain_rows": 4,
-                "minibatches": 2,
+                "epochs": 1, "minibatches": 2,
             }),
         }  # fmt: skip
         cls, values = makers[verb]

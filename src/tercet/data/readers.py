@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import glob
 import gzip
+import hashlib
 import json
 import os
 import zlib
@@ -111,6 +112,12 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                 yield number, line.removeprefix(_BOM) if number == 1 else line
     except _READ_ERRORS as error:
         raise _unreadable(f"{path}:{number + 1}" if number else str(path), error) from error
+
+
+def fingerprints(*inputs: Sequence[str]) -> dict[str, str]:
+    """SHA-256 of every file that the inputs mean, by its path: what a run was made from."""
+    files = [file for paths in inputs if paths for file in expand(paths)]
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def rows(path: Path, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tercet.data.comparisons import to_row
 from tercet.data.microworld.rubric import RUBRIC_TEXT, rubric_score
-from tercet.data.readers import BadRows, write_jsonl
+from tercet.data.readers import BadRows, fingerprints, write_jsonl
 from tercet.data.splits import in_split
 from tercet.data.tasks import tasks
 from tercet.data.types import Comparison, Task
@@ -45,6 +45,7 @@ def rank(config: RankConfig, out: str | Path, *, resume: bool = False, progress:
         Run.start("rank", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
         threads(config.threads),
     ):
+        run.pin_inputs(fingerprints(config.tasks))
         bad = BadRows(skip=config.skip_bad_rows)
         questions = [t for _, t in tasks(config.tasks, bad)]
         run.log_skipped(bad.count, bad.messages)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tercet.data.readers import BadRows, documents
+from tercet.data.readers import BadRows, documents, fingerprints
 from tercet.data.tasks import questions
 from tercet.errors import ConfigError
 from tercet.evaluation.answers import score_answers
@@ -198,6 +198,7 @@ def ppo(config: PPOConfig, out: str | Path, *, resume: bool = False, progress: P
         Run.start("ppo", config, out, parents=parents, resume=resume, progress=progress) as run,
         threads(config.threads),
     ):
+        run.pin_inputs(fingerprints(config.prompts, config.pretrain_data, config.heldout_text))
         trainer = _PPO(config, run, sft, reward)
         done = trainer.restore()
         run.progress.begin("ppo", config.steps)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tercet.data.comparisons import comparisons
 from tercet.data.conversations import conversations, to_messages
-from tercet.data.readers import BadRows
+from tercet.data.readers import BadRows, fingerprints
 from tercet.data.splits import in_split
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
@@ -187,6 +187,7 @@ def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progr
         Run.start("reward", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
         threads(config.threads),
     ):
+        run.pin_inputs(fingerprints(config.data, config.heldout, config.demonstrations))
         backbone, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(backbone.config)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tercet.data.conversations import conversations, to_messages
-from tercet.data.readers import BadRows
+from tercet.data.readers import BadRows, fingerprints
 from tercet.data.splits import in_split
 from tercet.data.tasks import tasks
 from tercet.data.types import Conversation, Task
@@ -89,6 +89,7 @@ def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: P
         Run.start("sft", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
         threads(config.threads),
     ):
+        run.pin_inputs(fingerprints(config.data, config.heldout, config.tasks))
         model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(model.config)

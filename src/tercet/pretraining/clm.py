@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tercet.data.readers import BadRows, documents
+from tercet.data.readers import BadRows, documents, fingerprints
 from tercet.data.splits import split
 from tercet.data.types import Document
 from tercet.errors import ConfigError, DataError
@@ -93,6 +93,7 @@ def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, p
         config.num_kv_heads, config.head_dim, config.intermediate_size,
     )  # fmt: skip
     with Run.start("pretrain", config, out, resume=resume, progress=progress) as run, threads(config.threads):
+        run.pin_inputs({**fingerprints(config.data, config.heldout), config.tokenizer: tokenizer.fingerprint()})
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(shape)
         train, heldout = load_text(config, run)

@@ -200,6 +200,17 @@ class Run:
         self.manifest.update(fields)
         write_text(self.path / "run.json", json.dumps(self.manifest, indent=1) + "\n")
 
+    def pin_inputs(self, hashes: Mapping[str, str]) -> None:
+        """Record the inputs' hashes in run.json; of a resumed run, raise CheckpointError where they differ from those."""
+        before = self.manifest.get("inputs")
+        if before is None:
+            self.update(inputs=dict(hashes))
+        elif before != dict(hashes):
+            changed = sorted(name for name in {*before, *hashes} if before.get(name) != hashes.get(name))
+            raise CheckpointError(
+                f"{self.path}: its input changed since the run began: {', '.join(changed)}; bring it back, or start a new run"
+            )
+
     def stop_if_interrupted(self, step: int, save: Any) -> None:
         """After a step: where Ctrl-C was pressed, save and raise Interrupted."""
         if self._interrupted.is_set():
