@@ -113,7 +113,7 @@ class World:
         for name in PARENTS[verb]:
             if not (self.folder / name).exists():
                 # A model that sometimes ends its answers itself, so that rewards are not all alike.
-                longer = {"steps": 60, "lr": 1e-2, "muon_lr": 0.05} if name != "judge" else {}
+                longer = {"steps": 40, "lr": 1e-2, "muon_lr": 0.05} if name != "judge" else {}
                 self.run(STAGE_OF[name], name, **longer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -53,6 +54,8 @@ def chat(
     ]
     if sys.stdin.isatty():
         typer.echo("/new begins a new conversation, /quit leaves")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no UTF-8 are shown as such, and do not end the talk
+        sys.stdin.reconfigure(errors="replace")
     while True:
         try:
             text = input("> " if sys.stdin.isatty() else "")

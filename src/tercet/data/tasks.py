@@ -52,6 +52,7 @@ def parse_task(row: Mapping[str, Any], where: str) -> Task:
         text_field(row, "ability", where, stem(Path(where.rpartition(":")[0]))),
         name_field(row, "id", where, row_id(where)),
         text_field(row, "held_out", where, ""),
+        where,
     )
 
 

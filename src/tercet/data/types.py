@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
@@ -54,3 +54,4 @@ class Task:
     ability: str
     id: str
     held_out: str = ""
+    where: str = field(default="", compare=False)  # file and line it was read from, for errors

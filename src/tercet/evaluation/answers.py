@@ -33,7 +33,7 @@ def ask_all(
     model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], params: SamplingParams, seed: int
 ) -> list[Answer]:
     """The model's answer to every task, in chat form."""
-    return answer_all(model, tokenizer, [t.prompt for t in questions], params, seed)
+    return answer_all(model, tokenizer, [(t.where or t.id, t.prompt) for t in questions], params, seed)
 
 
 def score_answers(questions: Sequence[Task], answers: Sequence[Answer]) -> AnswerScores:

@@ -41,6 +41,13 @@ def ask(config: AskConfig) -> list[dict[str, Any]]:
             for ability, values in hits.items():
                 accuracy = proportion(sum(values), len(values)).to_json()
                 rows.append(
-                    {"shots": shots, "ability": ability, "accuracy": accuracy, "prompt": prompt, "answer": answers[0]}
+                    {
+                        "form": config.template,
+                        "shots": shots,
+                        "ability": ability,
+                        "accuracy": accuracy,
+                        "prompt": prompt,
+                        "answer": answers[0],
+                    }
                 )
     return rows

@@ -24,8 +24,8 @@ class AskConfig(Settings):
     limit: int = setting(0, "at most so many tasks (0: all)", minimum=0)
     max_new_tokens: int = setting(24, "longest answer", minimum=1)
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
-    threads: int = setting(2, "CPU threads", minimum=1)
-    seed: int = setting(0, "seed by which examples are drawn", minimum=0)
+    threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
+    seed: int = setting(0, "seed by which examples are drawn", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

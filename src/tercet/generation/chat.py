@@ -22,15 +22,37 @@ def answer_params(
     return SamplingParams(max_new_tokens, temperature, top_k, top_p, stop_ids=(tokenizer.im_end, tokenizer.endoftext))
 
 
-def answer_all(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Conversation], params: SamplingParams, seed: int,
-               batch_size: int = 128) -> list[tuple[str, bool]]:  # fmt: skip
-    """An answer to every conversation: (text, whether the model ended it itself). Old turns are left out where needed."""
-    room = model.config.context_length - params.max_new_tokens
+def fit_prompts(
+    tokenizer: Tokenizer, found: Sequence[tuple[str, Conversation]], context_length: int, max_new_tokens: int
+) -> list[list[int]]:
+    """Ids of every (where, prompt), with room for the answer; old turns are left out where needed.
+
+    Raises ContextError, naming where, for a prompt whose last message alone is too long.
+    """
+    room = context_length - max_new_tokens
     if room < 1:
         raise ContextError(
-            f"max_new_tokens {params.max_new_tokens} leaves no room for a prompt in the context of {model.config.context_length}"
+            f"max_new_tokens {max_new_tokens} leaves no room for a prompt in the context of {context_length} tokens"
         )
-    ids = [prompt_fitting(tokenizer, p, room)[0] for p in prompts]
+    out = []
+    for where, prompt in found:
+        try:
+            out.append(prompt_fitting(tokenizer, prompt, room)[0])
+        except ContextError as error:
+            raise ContextError(f"{where}: {error}") from error
+    return out
+
+
+def answer_all(
+    model: Transformer,
+    tokenizer: Tokenizer,
+    found: Sequence[tuple[str, Conversation]],
+    params: SamplingParams,
+    seed: int,
+    batch_size: int = 128,
+) -> list[tuple[str, bool]]:
+    """An answer to every (where, prompt): (text, whether the model ended it itself)."""
+    ids = fit_prompts(tokenizer, found, model.config.context_length, params.max_new_tokens)
     done = generate(model, ids, params, [seed * 1_000_003 + i for i in range(len(ids))], batch_size=batch_size)
     return [answer_text(tokenizer, c.tokens) for c in done]
 

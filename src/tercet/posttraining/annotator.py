@@ -51,7 +51,7 @@ def rank(config: RankConfig, out: str | Path, *, resume: bool = False, progress:
         run.log_skipped(bad.count, bad.messages)
         model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
         params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
-        prompts = [t.prompt for t in questions for _ in range(config.answers)]
+        prompts = [(t.where, t.prompt) for t in questions for _ in range(config.answers)]
         answers = answer_all(model, tokenizer, prompts, params, config.seed)
         sides: tuple[list[Comparison], list[Comparison]] = ([], [])
         pairs = ties = 0

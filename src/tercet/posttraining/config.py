@@ -43,8 +43,8 @@ class RankConfig(Settings):
     temperature: float = setting(1.0, "of sampling", minimum=0)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
-    threads: int = setting(2, "CPU threads", minimum=1)
-    seed: int = setting(0, "seed of samples and noise", minimum=0)
+    threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
+    seed: int = setting(0, "seed of samples and noise", minimum=0, maximum=2**31 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,5 +131,5 @@ class EvalConfig(Settings):
     limit: int = setting(0, "at most so many tasks (0: all)", minimum=0)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
-    threads: int = setting(2, "CPU threads", minimum=1)
-    seed: int = setting(0, "seed of the sampled answers", minimum=0)
+    threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
+    seed: int = setting(0, "seed of the sampled answers", minimum=0, maximum=2**31 - 1)

@@ -14,7 +14,7 @@ from tercet.data.tasks import questions
 from tercet.errors import ConfigError
 from tercet.evaluation.answers import score_answers
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source
-from tercet.generation.chat import answer_params
+from tercet.generation.chat import answer_params, fit_prompts
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.config import PPOConfig
 from tercet.posttraining.reward import score_texts
@@ -30,7 +30,7 @@ from tercet.posttraining.rollouts import (
 )
 from tercet.pretraining.clm import build_feed, limit_bytes
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import answer_text, prompt_fitting
+from tercet.tokenizer.chat import answer_text
 from tercet.training.feed import Feed, permuted
 from tercet.training.fit import due
 from tercet.training.learner import Learner
@@ -95,8 +95,8 @@ class _PPO:
         config, bad = self.config, BadRows(skip=self.config.skip_bad_rows)
         found = list(questions(config.prompts, bad))
         self.tasks = [task for _, _, task in found]
-        room = self.reference.config.context_length - config.max_new_tokens
-        self.prompts = [prompt_fitting(self.tokenizer, prompt, room)[0] for _, prompt, _ in found]
+        asked = [(where, prompt) for where, prompt, _ in found]
+        self.prompts = fit_prompts(self.tokenizer, asked, self.reference.config.context_length, config.max_new_tokens)
         self.run.log_skipped(bad.count, bad.messages)
         self.text: Feed | None = None
         if config.gamma > 0:

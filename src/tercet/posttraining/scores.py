@@ -18,7 +18,7 @@ from tercet.errors import ConfigError, DataError
 from tercet.evaluation.answers import score_answers
 from tercet.evaluation.likelihood import average, bits_per_byte
 from tercet.evaluation.metrics import Estimate, mean, paired_difference, proportion, win_rate
-from tercet.generation.chat import answer_params
+from tercet.generation.chat import answer_params, fit_prompts
 from tercet.generation.sampler import Completion, generate
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.config import EvalConfig
@@ -26,7 +26,7 @@ from tercet.posttraining.reward import score_texts
 from tercet.posttraining.rollouts import PASS_ROWS, action_logprobs, assemble, spread
 from tercet.pretraining.clm import limit_bytes
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import answer_text, prompt_fitting
+from tercet.tokenizer.chat import answer_text
 from tercet.training.load import load_language_model, load_reward_model
 from tercet.training.run import Run, threads, write_text
 
@@ -57,8 +57,8 @@ def _answers(
     config: EvalConfig, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], judge: ScalarModel | None
 ) -> tuple[dict[str, Any], _Judged]:
     """Greedy answers for exact match; sampled ones (temperature 1, the same seeds for every model) for all else."""
-    room = model.config.context_length - config.max_new_tokens
-    prompts = [prompt_fitting(tokenizer, t.prompt, room)[0] for t in questions]
+    found = [(t.where, t.prompt) for t in questions]
+    prompts = fit_prompts(tokenizer, found, model.config.context_length, config.max_new_tokens)
     seeds = [config.seed * 1_000_003 + i for i in range(len(prompts))]
     greedy = generate(model, prompts, answer_params(tokenizer, config.max_new_tokens, 0.0), seeds, batch_size=128)
     sampled = generate(model, prompts, answer_params(tokenizer, config.max_new_tokens, 1.0), seeds, batch_size=128)

@@ -30,7 +30,7 @@ class PretrainConfig(TrainSettings):
     muon_lr: float = setting(0.02, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0)
     warmup: int = setting(20, "steps of linear warm-up", minimum=0)
     decay: float = setting(
-        0.6, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0
+        0.6, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0, maximum=1
     )
     sample_prompts: tuple[str, ...] = setting((), "texts to continue at every measurement")
     precision: str = PRECISION

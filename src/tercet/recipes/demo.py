@@ -112,7 +112,7 @@ class Demo:
         # a form with one ability needs no sum over abilities
         found = [(form, config, row) for form, config in forms for row in ask(config)]
         rows = [
-            {"form": form, **row} for form, config, row in found if not config.description or row["ability"] != "all"
+            {**row, "form": form} for form, config, row in found if not config.description or row["ability"] != "all"
         ]
         write_text(self.out / "asking.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
         for row in rows:

@@ -150,7 +150,10 @@ class Run:
                 raise ConfigError(
                     f"{path} exists and is not empty; choose another --out, or continue it with `tercet resume {path}`"
                 )
-            path.mkdir(parents=True, exist_ok=True)
+            try:
+                path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"--out {path}: the folder cannot be made: {error.strerror}") from error
             manifest = {
                 "format": FORMAT, "verb": verb, "argv": sys.argv, "parents": described, "status": "running",
                 "git": _git(), "versions": _versions(), "seed": config.to_json().get("seed"), "device": "cpu",

@@ -18,9 +18,16 @@ from tercet.errors import ConfigError
 C = TypeVar("C")
 
 
-def setting(default: Any, help: str, *, minimum: float | None = None, choices: tuple[str, ...] | None = None) -> Any:
+def setting(
+    default: Any,
+    help: str,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> Any:
     """A dataclass field with its explanation and its bounds; `...` as default makes it required."""
-    metadata = {"help": help, "minimum": minimum, "choices": choices}
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -54,6 +61,9 @@ class Settings:
             minimum, choices = field.metadata.get("minimum"), field.metadata.get("choices")
             if minimum is not None and value is not None and not value >= minimum:
                 raise ConfigError(f"{where} is {value!r}; it must be at least {minimum:g}")
+            maximum = field.metadata.get("maximum")
+            if maximum is not None and not value <= maximum:
+                raise ConfigError(f"{where} is {value!r}; it must be at most {maximum:g}")
             if choices is not None and value not in choices:
                 raise ConfigError(
                     f"{where} is {value!r}; wanted one of {', '.join(choices)}{suggest(str(value), choices)}"
@@ -95,19 +105,14 @@ class TrainSettings(Settings):
     clip_norm: float = setting(1.0, "gradient norm above which gradients are scaled down (0: never)", minimum=0)
     warmup: int = setting(10, "steps of linear warm-up", minimum=0)
     decay: float = setting(
-        1.0, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0
+        1.0, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0, maximum=1
     )
     eval_every: int = setting(0, "steps between held-out measurements (0: before and after only)", minimum=0)
     checkpoint_every: int = setting(100, "steps between checkpoints (0: at the end only)", minimum=0)
     keep: int = setting(2, "newest checkpoints kept", minimum=1)
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
-    threads: int = setting(2, "CPU threads; the bits of a run depend on it", minimum=1)
-    seed: int = setting(0, "seed of weights, order and samples", minimum=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.decay > 1:
-            raise ConfigError(f"{type(self).__name__}.decay is {self.decay}; it is a share, from 0 to 1")
+    threads: int = setting(2, "CPU threads; the bits of a run depend on it", minimum=1, maximum=1024)
+    seed: int = setting(0, "seed of weights, order and samples", minimum=0, maximum=2**31 - 1)
 
 
 PRECISION = setting(
