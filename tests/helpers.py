@@ -36,6 +36,11 @@ PARENTS = {
     "ppo": ("base", "tuned", "judge"),
 }
 STAGE_OF = {"base": "pretrain", "tuned": "sft", "judge": "reward"}
+LONGER = {
+    "steps": 40,
+    "lr": 1e-2,
+    "muon_lr": 0.05,
+}  # a model that sometimes ends its answers itself: rewards are not all alike
 NAMES = ("Anna", "Paul", "Nina", "Emil", "Olga", "Igor")
 TERCET = str(Path(sys.executable).with_name("tercet"))
 
@@ -112,9 +117,7 @@ class World:
         """Make the runs that `verb` starts from, where they are not there yet."""
         for name in PARENTS[verb]:
             if not (self.folder / name).exists():
-                # A model that sometimes ends its answers itself, so that rewards are not all alike.
-                longer = {"steps": 40, "lr": 1e-2, "muon_lr": 0.05} if name != "judge" else {}
-                self.run(STAGE_OF[name], name, **longer)
+                self.run(STAGE_OF[name], name, **(LONGER if name != "judge" else {}))
 
 
 def write_world(folder: Path) -> World:

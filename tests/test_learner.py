@@ -212,7 +212,7 @@ def test_masked_rows_and_an_all_masked_batch(make_model: Make) -> None:
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_a_loss_that_is_not_finite_is_an_error(value: float) -> None:
     learner = Learner(one_number(), PLAIN)
-    with pytest.raises(NonFiniteError, match="step 0: the loss is"):
+    with pytest.raises(NonFiniteError, match="the loss is"):
         learner.forward_backward([Numbers(1.0, 1), Numbers(value, 1)], times)
 
 
@@ -231,7 +231,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(make_model: Make, values:
     for parameter, value in zip((weights[0], weights[-1]), values):
         assert parameter.grad is not None
         parameter.grad.view(-1)[0] += value
-    with pytest.raises(NonFiniteError, match="step 1: a gradient is"):
+    with pytest.raises(NonFiniteError, match="a gradient is"):
         learner.optim_step(1.0)
     assert learner.step == 1
     after = {n: t for group in learner.state().values() for n, t in group.items()}

@@ -20,7 +20,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import tercet
-from helpers import TRAINED, At, World, assert_same_run, press_ctrl_c, records, tensors, write_world
+from helpers import LONGER, TRAINED, At, World, assert_same_run, press_ctrl_c, records, tensors, write_world
 from tercet.data.types import Document
 from tercet.errors import CheckpointError, ConfigError, DataError, NonFiniteError, TrainingError
 from tercet.model.config import ModelConfig
@@ -124,7 +124,7 @@ def test_config_json_has_every_setting_and_gives_the_same_settings_back(world: W
     run = Run(world.folder / NAME[verb])
     config = STAGES[verb].config()
     assert run.config.keys() == {f.name for f in dataclasses.fields(config)}
-    longer = {"steps": 60, "lr": 1e-2, "muon_lr": 0.05} if verb in ("pretrain", "sft") else {}
+    longer = LONGER if verb in ("pretrain", "sft") else {}
     assert from_json(config, run.config, "config.json") == world.config(verb, **longer)
 
 
@@ -340,7 +340,8 @@ def test_splitting_the_batch_changes_neither_the_weights_nor_the_heldout_measure
         else {}
     )
     for name, value in one.items():
-        np.testing.assert_allclose(other[name], value, rtol=0, atol=1e-5, err_msg=name)
+        allowed = 2e-4 if name in ("gain", "bias") else 1e-5  # those two are not trained but computed from many scores
+        np.testing.assert_allclose(other[name], value, rtol=0, atol=allowed, err_msg=name)
         assert name not in start or not np.array_equal(start[name], value), "it has trained"
     for a, b in zip(records(whole.path), records(split.path), strict=True):
         assert a == pytest.approx(b, rel=2e-4, abs=1e-4)

@@ -125,7 +125,7 @@ def test_an_unknown_setting_is_named_with_the_nearest() -> None:
         ({"data": "c.jsonl"}, r"data is 'c\.jsonl'; wanted tuple"),
         ({"data": (1, 2)}, r"data is \(1, 2\); wanted tuple"),
         ({"data": ["c.jsonl"]}, "data is .*; wanted tuple"),
-        ({"decay": 1.5}, r"decay is 1\.5; it is a share"),
+        ({"decay": 1.5}, r"decay is 1\.5; it must be at most 1"),
     ],
 )
 def test_types_are_checked(settings: dict[str, Any], wanted: str) -> None:

@@ -44,13 +44,18 @@ def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) 
 
         typer.echo(text, nl=False)
         chat = Chat(config.model, temperature=temperature, max_new_tokens=config.max_new_tokens, seed=config.seed)
-        chat.complete(text, _print_piece)
+        answer = chat.complete(text, _print_piece)
         typer.echo()
+        if out is not None:
+            write_json(out, {"prompt": text, "text": answer})
         return
     from tercet.cli.show import asking_table, console
+    from tercet.data.readers import BadRows
     from tercet.evaluation.asking import ask
 
-    rows = ask(config)
+    bad = BadRows(skip=config.skip_bad_rows)
+    rows = ask(config, bad)
+    _say_skipped(bad.count)
     typer.echo(
         f"the first prompt with {rows[-1]['shots']} examples, and the answer:\n{rows[-1]['prompt']}{rows[-1]['answer']}\n"
     )
@@ -77,7 +82,14 @@ def _eval(config: EvalConfig, out: Path | None) -> None:
     from tercet.cli.show import console, score_table
     from tercet.posttraining.scores import evaluate
 
-    console.print(score_table(evaluate(config, out)))
+    scores = evaluate(config, out)
+    _say_skipped(scores["skipped_rows"])
+    console.print(score_table(scores))
+
+
+def _say_skipped(count: int) -> None:
+    if count:
+        typer.echo(f"skipped {count} bad rows")
 
 
 def report(
@@ -94,17 +106,27 @@ def report(
     """
     from tercet.reporting.report import write_report
 
-    page = write_report(runs, out or runs[-1] / "report.html", scores=_read_json(scores), asking=_read_json(asking))
+    page = write_report(
+        runs,
+        out or runs[-1] / "report.html",
+        scores=_read_json(scores, dict, "eval"),
+        asking=_read_json(asking, list, "prompt"),
+    )
     typer.echo(f"report: {page}")
 
 
-def _read_json(path: Path | None) -> Any:
+def _read_json(path: Path | None, wanted: type, verb: str) -> Any:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    rows: Any = found.get("models") if isinstance(found, dict) else found
+    inner = list(rows.values()) if isinstance(rows, dict) else rows
+    if not isinstance(found, wanted) or not isinstance(inner, list) or not all(isinstance(r, dict) for r in inner):
+        raise ConfigError(f"{path}: is not what `tercet {verb} --out` writes")
+    return found
 
 
 def show(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:

@@ -112,8 +112,11 @@ def tokenizer_train(
         raise ConfigError(f"{out} exists; choose another --out")
     bad = BadRows(skip=skip_bad_rows)
     trained = train_tokenizer((d.text for d in documents(data, bad)), vocab_size)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    trained.save(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        trained.save(out)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be written: {error.strerror}") from error
     skipped = f", {bad.count} bad rows skipped" if bad.count else ""
     typer.echo(f"{out}: {trained.vocab_size} ids{skipped}")
 

@@ -16,7 +16,7 @@ from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render
 from tercet.training.run import Run
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)
 
 
 def show_tokens(tokenizer: Tokenizer, text: str) -> None:

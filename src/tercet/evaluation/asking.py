@@ -12,16 +12,16 @@ from tercet.evaluation.answers import Form, few_shot
 from tercet.evaluation.config import AskConfig
 from tercet.evaluation.metrics import proportion
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.load import load_language_model
-from tercet.training.run import Run, threads
+from tercet.training.load import language_model_run, load_language_model
+from tercet.training.run import threads
 
 
-def ask(config: AskConfig) -> list[dict[str, Any]]:
+def ask(config: AskConfig, bad: BadRows | None = None) -> list[dict[str, Any]]:
     """One row for each number of shots and each ability (and "all"): accuracy with its interval, and a sample prompt."""
     if not config.tasks:
         raise ConfigError("nothing to ask: name --tasks")
-    run = Run(config.model)
-    bad = BadRows(skip=config.skip_bad_rows)
+    run = language_model_run(config.model)
+    bad = bad or BadRows(skip=config.skip_bad_rows)
     questions = [t for _, t in tasks(config.tasks, bad)]
     examples = [t for _, t in tasks(config.examples, bad)] if config.examples else []
     if config.limit:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from tercet.data.types import Document
-from tercet.errors import DataError
+from tercet.errors import DataError, NonFiniteError
 from tercet.evaluation.metrics import Estimate, ratio
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
@@ -42,6 +42,8 @@ def document_bits(model: Transformer, texts: Sequence[Sequence[int]], begin: int
         real = torch.arange(tokens.shape[1] - 1)[None] < (lengths - 1)[:, None]
         for (number, _), value in zip(part, (nats * real).sum(1).tolist()):
             bits[number] += value / math.log(2)
+    if not np.isfinite(bits).all():
+        raise NonFiniteError("the held-out loss is not finite")
     return bits
 
 

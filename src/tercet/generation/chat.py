@@ -11,7 +11,7 @@ from tercet.generation.sampler import SamplingParams, generate
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import StreamDecoder, Tokenizer
 from tercet.tokenizer.chat import answer_text, prompt_fitting
-from tercet.training.load import load_language_model
+from tercet.training.load import language_model_run, load_language_model
 from tercet.training.run import Run
 
 
@@ -66,7 +66,7 @@ class Chat:
 
     def __init__(self, run: str | Path | Run, *, system: str = "", temperature: float = 0.7, top_k: int = 0, top_p: float = 1.0,
                  max_new_tokens: int = 64, seed: int = 0) -> None:  # fmt: skip
-        run = run if isinstance(run, Run) else Run(run)
+        run = language_model_run(str(run.path if isinstance(run, Run) else run))
         self.model, self.tokenizer = load_language_model(run), Tokenizer.load(run.path)
         self.params = answer_params(
             self.tokenizer, min(max_new_tokens, self.model.config.context_length // 2), temperature, top_k, top_p

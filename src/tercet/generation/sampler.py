@@ -6,6 +6,7 @@ comes its log-probability under softmax(logits / temperature), before top-k and 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tercet.errors import ConfigError, ContextError
+from tercet.errors import ConfigError, ContextError, NonFiniteError
 from tercet.model.transformer import KVCache, Transformer
 
 _COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
@@ -33,7 +34,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(
                 f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: wanted temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"
             )
@@ -51,6 +52,8 @@ class Completion:
 def pick(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Next token [B] by inverting the cumulative distribution at `uniform_B` ∈ [0, 1), and its log-probability [B]."""
     logits = logits_BV.double()
+    if not torch.isfinite(logits).all():
+        raise NonFiniteError("the model's logits are not finite: its weights have diverged")
     logp = F.log_softmax(logits / (params.temperature or 1.0), dim=-1)
     if params.temperature == 0:
         chosen = logits.argmax(-1)

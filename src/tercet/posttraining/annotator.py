@@ -20,7 +20,7 @@ from tercet.evaluation.answers import Answer
 from tercet.generation.chat import answer_all, answer_params
 from tercet.posttraining.config import RankConfig
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.load import load_language_model
+from tercet.training.load import language_model_run, load_language_model
 from tercet.training.progress import Progress
 from tercet.training.run import Run, threads
 
@@ -40,7 +40,7 @@ def ranked(task: Task, answers: Sequence[Answer], noise: float, tie_width: float
 
 def rank(config: RankConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
     """Sample K answers to each task and rank them; writes OUT/rankings/{train,heldout}.jsonl and returns the run."""
-    parent = Run(config.model)
+    parent = language_model_run(config.model)
     with (
         Run.start("rank", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
         threads(config.threads),

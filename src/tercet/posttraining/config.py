@@ -122,7 +122,7 @@ class PPOConfig(TrainSettings):
 class EvalConfig(Settings):
     """Models side by side on the same held-out text and tasks."""
 
-    models: tuple[str, ...] = setting(..., "runs to measure; differences are taken against the one before")
+    models: tuple[str, ...] = setting(..., "runs to measure")
     text: tuple[str, ...] = setting((), "held-out text for bits per byte")
     tasks: tuple[str, ...] = setting((), "questions with gold answers")
     reward: str = setting("", "run of a reward model that scores the answers")

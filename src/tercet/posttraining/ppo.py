@@ -17,7 +17,7 @@ from tercet.evaluation.likelihood import average, bits_per_byte, by_source
 from tercet.generation.chat import answer_params, fit_prompts
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.config import PPOConfig
-from tercet.posttraining.reward import score_texts
+from tercet.posttraining.reward import check_contexts, score_texts
 from tercet.posttraining.rollouts import (
     Rollouts,
     action_logprobs,
@@ -34,7 +34,7 @@ from tercet.tokenizer.chat import answer_text
 from tercet.training.feed import Feed, permuted
 from tercet.training.fit import due
 from tercet.training.learner import Learner
-from tercet.training.load import load_language_model, load_reward_model
+from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
 from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig, schedule, total_norm
 from tercet.training.progress import Progress
@@ -81,6 +81,7 @@ class _PPO:
             )
         self.tokenizer.save(run.path / "tokenizer.json")
         self.reference, self.reward_model = load_language_model(sft), load_reward_model(reward)
+        check_contexts(self.reward_model, self.reference, reward, sft)
         run.save_model_config(self.reference.config)
         optimizer = OptimizerConfig.of(config, eps=1e-5)  # Huang et al. 2024, detail 7
         self.policy = Learner(copy.deepcopy(self.reference), optimizer)
@@ -97,7 +98,6 @@ class _PPO:
         self.tasks = [task for _, _, task in found]
         asked = [(where, prompt) for where, prompt, _ in found]
         self.prompts = fit_prompts(self.tokenizer, asked, self.reference.config.context_length, config.max_new_tokens)
-        self.run.log_skipped(bad.count, bad.messages)
         self.text: Feed | None = None
         if config.gamma > 0:
             self.text = build_feed(
@@ -107,6 +107,7 @@ class _PPO:
         self.heldout = (
             limit_bytes(list(documents(config.heldout_text, bad)), config.heldout_bytes) if config.heldout_text else []
         )
+        self.run.log_skipped(bad.count, bad.messages)
 
     def collect(self, step: int) -> tuple[Rollouts, dict[str, float]]:
         """Answers to the prompts of this step, with their rewards, values and advantages; and what to log of them."""
@@ -192,7 +193,7 @@ def ppo(config: PPOConfig, out: str | Path, *, resume: bool = False, progress: P
 
     Raises ConfigError, DataError, ContextError on bad input, NonFiniteError where training diverges.
     """
-    sft, reward = Run(config.model), Run(config.reward)
+    sft, reward = language_model_run(config.model), reward_model_run(config.reward)
     parents = {"model": sft, "reward": reward}
     with (
         Run.start("ppo", config, out, parents=parents, resume=resume, progress=progress) as run,
@@ -201,21 +202,21 @@ def ppo(config: PPOConfig, out: str | Path, *, resume: bool = False, progress: P
         run.pin_inputs(fingerprints(config.prompts, config.pretrain_data, config.heldout_text))
         trainer = _PPO(config, run, sft, reward)
         done = trainer.restore()
-        run.progress.begin("ppo", config.steps)
-        try:
+        with run.training(config.steps):
             if done == 0:
-                trainer.measure(0)
+                with run.at_step(0):
+                    trainer.measure(0)
             while done < config.steps:
-                rollouts, metrics = trainer.collect(done)
-                metrics |= trainer.update(done, rollouts)
+                with run.at_step(done):
+                    rollouts, metrics = trainer.collect(done)
+                    metrics |= trainer.update(done, rollouts)
                 done += 1
                 run.log(done, **metrics)
                 run.progress.step(done, {k: metrics[k] for k in ("reward", "kl", "gold") if k in metrics})
                 if due(done, config.eval_every, config.steps):
-                    trainer.measure(done)
+                    with run.at_step(done):
+                        trainer.measure(done)
                 if due(done, config.checkpoint_every, config.steps):
                     trainer.save(done)
                 run.stop_if_interrupted(done, lambda: trainer.save(done))  # noqa: B023
-        finally:
-            run.progress.end()
     return run

@@ -17,9 +17,9 @@ from tercet.data.conversations import conversations, to_messages
 from tercet.data.readers import BadRows, fingerprints
 from tercet.data.splits import in_split
 from tercet.data.types import Comparison, Conversation
-from tercet.errors import DataError
+from tercet.errors import ConfigError, DataError
 from tercet.evaluation.metrics import Estimate, pair_accuracy
-from tercet.model.transformer import ScalarModel
+from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.config import RewardConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render_prompt
@@ -27,7 +27,7 @@ from tercet.training.batch import pad_right
 from tercet.training.feed import permuted
 from tercet.training.fit import due, fit
 from tercet.training.learner import Learner
-from tercet.training.load import load_language_model
+from tercet.training.load import language_model_run, load_language_model
 from tercet.training.optim import OptimizerConfig
 from tercet.training.progress import Progress
 from tercet.training.run import Run, threads
@@ -110,6 +110,15 @@ def score_texts(model: ScalarModel, texts: Sequence[Sequence[int]], pad: int) ->
     return out
 
 
+def check_contexts(judge: ScalarModel, model: Transformer, judge_run: Run, run: Run) -> None:
+    """Raises ConfigError where the reward model cannot read all that the language model can write."""
+    if judge.config.context_length < model.config.context_length:
+        raise ConfigError(
+            f"the reward model {judge_run.path} reads {judge.config.context_length} tokens, but {run.path} writes up to "
+            f"{model.config.context_length}; train the reward model from a model with as long a context"
+        )
+
+
 def accuracy(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]]) -> Estimate:
     """Share of strict pairs in which the better answer scores higher (equal scores count one half), clustered by prompt."""
     hits, groups = [], []
@@ -150,18 +159,24 @@ def load_rankings(
     return out[0], out[1]
 
 
-def load_demonstrations(config: RewardConfig, tokenizer: Tokenizer, length: int) -> list[tuple[int, ...]]:
+def load_demonstrations(config: RewardConfig, tokenizer: Tokenizer, length: int, run: Run) -> list[tuple[int, ...]]:
     """Every assistant answer of the demonstrations with what came before it, as ids; at most `demonstrations_limit`."""
     if not config.demonstrations:
         return []
-    found = [c for _, c in conversations(config.demonstrations, BadRows(skip=config.skip_bad_rows))]
+    bad = BadRows(skip=config.skip_bad_rows)
+    found = [c for _, c in conversations(config.demonstrations, bad)]
+    run.log_skipped(bad.count, bad.messages)
     chosen = [
         found[permuted(i, len(found), (config.seed, 3))] for i in range(min(len(found), config.demonstrations_limit))
     ]
     texts = [
         encode_answer(tokenizer, c[:i], m.content) for c in chosen for i, m in enumerate(c) if m.role == "assistant"
     ]
-    return [t for t in texts if len(t) <= length]
+    if not (fitting := [t for t in texts if len(t) <= length]):
+        raise DataError(
+            f"none of {len(texts)} demonstrations fits into the context of {length} tokens; give shorter ones"
+        )
+    return fitting
 
 
 def normalise(
@@ -182,7 +197,7 @@ def normalise(
 
 def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
     """Train a reward model from comparisons; returns its run. Raises ConfigError, DataError on bad input."""
-    parent = Run(config.model)
+    parent = language_model_run(config.model)
     with (
         Run.start("reward", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
         threads(config.threads),
@@ -192,7 +207,7 @@ def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progr
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(backbone.config)
         train, heldout = load_rankings(config, tokenizer, backbone.config.context_length, run)
-        demonstrations = load_demonstrations(config, tokenizer, backbone.config.context_length)
+        demonstrations = load_demonstrations(config, tokenizer, backbone.config.context_length, run)
         model = ScalarModel(backbone, seed=config.seed)
         learner = Learner(model, OptimizerConfig.of(config), config.precision)
         longer = accuracy(heldout, [p.characters for p in heldout])

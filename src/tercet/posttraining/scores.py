@@ -22,13 +22,13 @@ from tercet.generation.chat import answer_params, fit_prompts
 from tercet.generation.sampler import Completion, generate
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.config import EvalConfig
-from tercet.posttraining.reward import score_texts
+from tercet.posttraining.reward import check_contexts, score_texts
 from tercet.posttraining.rollouts import PASS_ROWS, action_logprobs, assemble, spread
 from tercet.pretraining.clm import limit_bytes
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import answer_text
-from tercet.training.load import load_language_model, load_reward_model
-from tercet.training.run import Run, threads, write_text
+from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
+from tercet.training.run import threads, write_text
 
 
 @dataclass
@@ -71,16 +71,21 @@ def _answers(
         "held_out": _by_kind(questions, [answer_text(tokenizer, c.tokens)[0] for c in greedy]),
         "rubric": scores.mean_rubric.to_json(),
         "rubric_parts": {
-            part: mean([getattr(r, part) for r in scores.rubric]).to_json()
+            part: _share([getattr(r, part) for r in scores.rubric])
             for part in ("right", "sentence", "direct", "finished")
         },
-        "well_formed": mean([r.sentence for r in scores.rubric]).to_json(),
+        "well_formed": _share([r.sentence for r in scores.rubric]),
         "finished": scores.finished.to_json(),
         "examples": [_example(tokenizer, t, c) for t, c in list(zip(questions, greedy))[:40]],
     }
     if rewards:
         row["reward"] = mean(rewards).to_json()
     return row, _Judged(sampled, prompts, [r.total for r in scores.rubric], rewards)
+
+
+def _share(parts: Sequence[float]) -> dict[str, Any]:
+    """Share of ones among zeros and ones."""
+    return proportion(int(sum(parts)), len(parts)).to_json()
 
 
 def _by_kind(questions: Sequence[Task], answers: Sequence[str]) -> dict[str, Any]:
@@ -140,9 +145,9 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     Raises ConfigError where there is nothing to measure or a reference has another tokenizer.
     """
     text, questions, skipped = _load_inputs(config)
-    runs = [Run(path) for path in config.models]
-    reward_run = Run(config.reward) if config.reward else None
-    reference_run = Run(config.reference) if config.reference else None
+    runs = [language_model_run(path) for path in config.models]
+    reward_run = reward_model_run(config.reward) if config.reward else None
+    reference_run = language_model_run(config.reference) if config.reference else None
     prints = {Tokenizer.load(r.path).fingerprint() for r in [*runs, reward_run, reference_run] if r is not None}
     if len(prints) > 1 and (reward_run or reference_run):
         raise ConfigError(
@@ -164,6 +169,8 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
             if str(run.path) in result["models"]:
                 raise ConfigError(f"{run.path} is named twice")
             model, tokenizer = load_language_model(run), Tokenizer.load(run.path)
+            if judge is not None and reward_run is not None:
+                check_contexts(judge, model, reward_run, run)
             row: dict[str, Any] = {"verb": run.manifest["verb"], "parameters": model.config.parameters()}
             if text:
                 bits = bits_per_byte(model, tokenizer, text)

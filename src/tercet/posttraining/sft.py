@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tercet.data.conversations import conversations, to_messages
+from tercet.data.conversations import conversations
 from tercet.data.readers import BadRows, fingerprints
 from tercet.data.splits import in_split
 from tercet.data.tasks import tasks
@@ -22,7 +21,7 @@ from tercet.training.batch import Rows, pack_whole
 from tercet.training.feed import Feed
 from tercet.training.fit import due, fit
 from tercet.training.learner import Learner
-from tercet.training.load import load_language_model
+from tercet.training.load import language_model_run, load_language_model
 from tercet.training.objectives import mean_loss, next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.progress import Progress
@@ -64,13 +63,13 @@ def render_all(
 def load_conversations(
     config: SFTConfig, run: Run
 ) -> tuple[list[tuple[str, Conversation]], list[tuple[str, Conversation]]]:
-    """(training, held-out) conversations with where they stand. The same opening never lands on both sides of a split."""
+    """(training, held-out) conversations with where they stand. The same first question never lands on both sides of a split."""
     bad = BadRows(skip=config.skip_bad_rows)
     every = list(conversations(config.data, bad))
     if config.heldout:
         sides = every, list(conversations(config.heldout, bad))
     else:
-        kept = [in_split(json.dumps(to_messages(c[:1])), config.heldout_share) for _, c in every]
+        kept = [in_split(next(m.content for m in c if m.role == "user"), config.heldout_share) for _, c in every]
         sides = [e for e, k in zip(every, kept) if not k], [e for e, k in zip(every, kept) if k]
         if not sides[1]:
             sides = every[:-1], every[-1:]
@@ -84,7 +83,7 @@ def load_conversations(
 
 def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
     """Tune a base model on conversations; returns the run. Raises ConfigError, DataError, ContextError on bad input."""
-    parent = Run(config.model)
+    parent = language_model_run(config.model)
     with (
         Run.start("sft", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
         threads(config.threads),

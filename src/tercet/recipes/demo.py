@@ -14,7 +14,6 @@ from typing import Any
 
 from tercet.data.readers import BadRows, documents
 from tercet.data.types import Document
-from tercet.errors import ConfigError
 from tercet.evaluation.asking import ask
 from tercet.evaluation.config import AskConfig
 from tercet.evaluation.likelihood import by_source
@@ -33,7 +32,7 @@ from tercet.recipes.plan import CONTEXT, FAST, ROWS, VOCABULARY, Plan, check_min
 from tercet.reporting.report import write_report
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.progress import Progress, clock
-from tercet.training.run import Run, write_text
+from tercet.training.run import Run, new_folder, write_text
 from tercet.training.run import threads as cpu_threads
 from tercet.training.settings import Settings
 
@@ -105,7 +104,7 @@ class Demo:
         for language in ("French", "German", "Spanish"):
             words = (self.path("data", "words", f"english-to-{language.lower()}.jsonl"),)
             description = f"Translate English to {language}:\n"
-            forms.append(("word => …", AskConfig(
+            forms.append(("word => … (the pairs stand in the pretraining text)", AskConfig(
                 model=self.path("base"), tasks=words, examples=words, description=description, template="{input} => {output}", separator="\n",
                 **self.common,
             )))  # fmt: skip
@@ -202,8 +201,7 @@ def run_demo(out: Path, *, minutes: float, seed: int, threads: int, progress: Pr
     Raises ConfigError where `out` is in use, `minutes` is out of range or a data package is missing.
     """
     check_minutes(minutes)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} exists and is not empty; choose another --out, or remove it")
+    new_folder(out)
     plan = Plan(minutes, threads)
     with cpu_threads(threads):
         plan.measure()

@@ -25,7 +25,7 @@ from tercet.data.microworld.words import LANGUAGES, WORDS
 from tercet.data.readers import write_jsonl
 from tercet.data.splits import check_overlap, drop_overlap, in_split
 from tercet.data.types import Conversation, Document, Message, Task
-from tercet.errors import ConfigError
+from tercet.training.run import new_folder
 
 HELDOUT = 0.04
 EXAMPLES, PREFERENCE, HELDOUT_TASKS = 700, 600, 700
@@ -78,10 +78,11 @@ def _write_chat(out: Path, seed: int, count: int) -> dict[str, Any]:
     for _, conversation in sources.chat():
         # by the first question: the same question with another answer must not be on both sides
         real[in_split(conversation[0].content.casefold(), 0.1)].append(conversation)
-    world = microtasks.conversations(seed, count)
-    edge = len(world) - max(20, len(world) // 20)
-    train = [("chatterbot", c) for c in real[0]] + [("microworld", c) for c in world[:edge]]
-    heldout = [("chatterbot", c) for c in real[1]] + [("microworld", c) for c in world[edge:]]
+    world: tuple[list[Conversation], list[Conversation]] = ([], [])
+    for conversation in microtasks.conversations(seed, count):
+        asked = next(m.content for m in conversation if m.role == "user").removeprefix("Hello. ")
+        world[in_split(asked, 0.05)].append(conversation)
+    train, heldout = ([("chatterbot", c) for c in real[i]] + [("microworld", c) for c in world[i]] for i in (0, 1))
     seen = {c for _, c in train}
     heldout = [(s, c) for s, c in heldout if c not in seen]
     for side, group in (("train", train), ("heldout", heldout)):
@@ -97,8 +98,7 @@ def write_demo_data(
     At most about `megabytes` of training text, each source at most its share in MIXTURE. Raises ConfigError where `out` is in use or a data package is missing.
     """
     out = Path(out)
-    if out.exists() and any(out.iterdir()):
-        raise ConfigError(f"{out} exists and is not empty; choose another --out")
+    new_folder(out)
     texts: dict[str, Callable[[], Iterable[Document]]] = {
         "bible": sources.bible, "code": sources.python_code, "docs": sources.python_docs,
         "microworld": partial(microworld.documents, seed, int(megabytes * 1e6 * MIXTURE["microworld"] / WORLD_BYTES) + 100),

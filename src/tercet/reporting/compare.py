@@ -143,7 +143,7 @@ def _answer_rows(models: Scores) -> list[Row]:
         rows += _row(
             f"new {kind}",
             _nested(models, "held_out", kind),
-            f"questions whose {kind} never occurred in training",
+            f"questions whose {kind} was never asked in training (facts and word pairs are told in the text)",
             percent=True,
         )
     rows.append(Row("Sampled answers (temperature 1)"))

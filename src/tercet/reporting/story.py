@@ -76,7 +76,7 @@ def pretraining(members: Sequence[Member], baselines: Mapping[str, Any] | None) 
     lead = (
         "The model began as random numbers and read raw text, with one task only: guess the next token. Nobody told it what a question or an answer is, "
         "so what comes out, the base model, continues text.",
-        "Its measure is bits per byte: how many bits the model needs on average to write down one byte of text it has never seen. Lower is better; "
+        "Its measure is bits per byte: how many bits the model needs on average to write down one byte of text kept aside (documents; short generated sentences may stand in both). Lower is better; "
         "8 would be knowing nothing at all.",
     )
     blocks = _per_run(members, _pretrain_run)

@@ -31,25 +31,25 @@ def fit(run: Run, learner: Learner[Any], batch: Callable[[int], Sequence[Any]], 
     def save() -> None:
         run.save_checkpoint(learner.step, learner.state(), {}, config.keep)
 
-    run.progress.begin(run.manifest["verb"], config.steps)
-    try:
+    with run.training(config.steps):
         if learner.step == 0:
-            evaluate(0)
+            with run.at_step(0):
+                evaluate(0)
         began, tokens = time.monotonic(), 0
         while learner.step < config.steps:
-            batches = batch(learner.step)
-            metrics = learner.forward_backward(batches, objective)
-            scale = schedule(learner.step, config.steps, config.warmup, config.decay)
-            norm = learner.optim_step(scale)
+            with run.at_step(learner.step):
+                batches = batch(learner.step)
+                metrics = learner.forward_backward(batches, objective)
+                scale = schedule(learner.step, config.steps, config.warmup, config.decay)
+                norm = learner.optim_step(scale)
             done = learner.step
             tokens += sum(b.tokens.numel() for b in batches)
             speed = tokens / (time.monotonic() - began)
             run.log(done, **metrics, grad_norm=norm, lr_scale=scale, tokens_per_s=speed)
             run.progress.step(done, {**metrics, "tokens_per_s": speed})
             if due(done, config.eval_every, config.steps):
-                evaluate(done)
+                with run.at_step(done):
+                    evaluate(done)
             if due(done, config.checkpoint_every, config.steps):
                 save()
             run.stop_if_interrupted(done, save)
-    finally:
-        run.progress.end()

@@ -64,7 +64,7 @@ class Learner(Generic[M]):
                 loss, metrics = objective(self.model, batch)
             value = float(loss.detach())
             if not math.isfinite(value):
-                raise NonFiniteError(f"step {self.step}: the loss is {value}")
+                raise NonFiniteError(f"the loss is {value}")
             torch.autograd.backward(loss * (coef / total))
             for name, metric in metrics.items():
                 sums[name] = sums.get(name, 0.0) + metric
@@ -76,7 +76,7 @@ class Learner(Generic[M]):
         Raises NonFiniteError, leaving the weights as they are, where the norm is not finite.
         """
         if not math.isfinite(norm := sum(float(g.sum()) for g in self.optimizer.gradients())):
-            raise NonFiniteError(f"step {self.step}: a gradient is {norm}")
+            raise NonFiniteError(f"a gradient is {norm}")
         return self.optimizer.step(scale)
 
     def state(self) -> dict[str, dict[str, Tensor]]:

@@ -17,19 +17,33 @@ def _load(model: Transformer | ScalarModel, run: Run) -> None:
     model.eval()
 
 
+def language_model_run(path: str) -> Run:
+    """Open a run that has a language model. Raises ConfigError where it is of another kind."""
+    run = Run(path)
+    if run.manifest["verb"] not in ("pretrain", "sft", "ppo"):
+        raise ConfigError(
+            f"{run.path} is a {run.manifest['verb']} run; wanted one of `tercet pretrain`, `sft` or `ppo`"
+        )
+    return run
+
+
+def reward_model_run(path: str) -> Run:
+    """Open a run that has a reward model. Raises ConfigError where it is of another kind."""
+    run = Run(path)
+    if run.manifest["verb"] != "reward":
+        raise ConfigError(f"{run.path} is a {run.manifest['verb']} run; wanted a run of `tercet reward`")
+    return run
+
+
 def load_language_model(run: Run) -> Transformer:
-    """The language model of a run (pretrain, sft or ppo). Raises ConfigError where the run is a reward model."""
-    if run.manifest["verb"] == "reward":
-        raise ConfigError(f"{run.path} is a reward model; wanted a run of `tercet pretrain`, `sft` or `ppo`")
+    """The language model of a run (pretrain, sft or ppo)."""
     model = Transformer(run.model_config())
     _load(model, run)
     return model
 
 
 def load_reward_model(run: Run) -> ScalarModel:
-    """The reward model of a run. Raises ConfigError where the run is of another kind."""
-    if run.manifest["verb"] != "reward":
-        raise ConfigError(f"{run.path} is a {run.manifest['verb']} run; wanted a run of `tercet reward`")
+    """The reward model of a run."""
     model = ScalarModel(Transformer(run.model_config()))
     _load(model, run)
     return model

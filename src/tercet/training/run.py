@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fcntl
 import hashlib
 import json
 import os
@@ -33,12 +34,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tercet.errors import CheckpointError, ConfigError, NonFiniteError, TercetError
+from tercet.errors import CheckpointError, ConfigError, ContextError, DataError, NonFiniteError, TercetError
 from tercet.model.config import ModelConfig
 from tercet.training.progress import Progress, silent
 from tercet.training.settings import Settings, from_json
 
 FORMAT = 1
+_MANIFEST = {"verb", "parents", "status", "seconds", "resumed", "versions"}  # without these a run.json is damaged
 
 
 class Interrupted(TercetError):
@@ -64,6 +66,16 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(aside, path)
+
+
+def new_folder(path: Path, otherwise: str = "") -> None:
+    """Make an empty folder. Raises ConfigError where something is there already or it cannot be made."""
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise ConfigError(f"{path} exists and is not an empty folder; choose another --out{otherwise}")
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path}: the folder cannot be made: {error.strerror}") from error
 
 
 def _sync_folder(path: Path) -> None:
@@ -114,9 +126,14 @@ class Run:
             self.config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: damaged run directory: {error}") from error
+        if (
+            not isinstance(self.manifest, dict)
+            or not self.manifest.keys() >= _MANIFEST
+            or not isinstance(self.config, dict)
+        ):
+            raise CheckpointError(f"{self.path}: damaged run directory: run.json or config.json lacks what a run has")
         self.progress: Progress = silent()
         self._interrupted = threading.Event()
-        self._old_handler: Any = None
         self._began = time.time()
 
     # -- life ---------------------------------------------------------------------------------------------------
@@ -140,24 +157,18 @@ class Run:
         }
         if resume:
             run = cls(path)
+            run.manifest.pop("skipped_rows", None)  # they are counted again
             if run.config != json.loads(json.dumps(config.to_json())):
                 raise CheckpointError(f"{path}: config.json has changed since the run began; start a new run instead")
             for role, now in described.items():
                 if run.manifest["parents"][role]["sha256"] != now["sha256"]:
                     raise CheckpointError(f"{path}: its parent {now['path']} has other weights than when the run began")
         else:
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise ConfigError(
-                    f"{path} exists and is not empty; choose another --out, or continue it with `tercet resume {path}`"
-                )
-            try:
-                path.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise ConfigError(f"--out {path}: the folder cannot be made: {error.strerror}") from error
+            new_folder(path, f", or continue it with `tercet resume {path}`")
             manifest = {
                 "format": FORMAT, "verb": verb, "argv": sys.argv, "parents": described, "status": "running",
                 "git": _git(), "versions": _versions(), "seed": config.to_json().get("seed"), "device": "cpu",
-                "threads": torch.get_num_threads(), "created": _now(), "resumed": [], "seconds": 0.0,
+                "threads": config.to_json().get("threads"), "created": _now(), "resumed": [], "seconds": 0.0,
             }  # fmt: skip
             write_text(path / "config.json", json.dumps(config.to_json(), indent=1) + "\n")
             write_text(path / "run.json", json.dumps(manifest, indent=1) + "\n")
@@ -167,9 +178,34 @@ class Run:
 
     def __enter__(self) -> Run:
         self._began = time.time()
-        if threading.current_thread() is threading.main_thread():
-            self._old_handler = signal.signal(signal.SIGINT, self._on_interrupt)
+        self._lock = (self.path / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            raise ConfigError(f"{self.path}: another process is working on this run") from error
         return self
+
+    @contextlib.contextmanager
+    def training(self, steps: int) -> Iterator[None]:
+        """Around a training loop: shows progress, and makes Ctrl-C wait for the step to end so that it can be saved."""
+        main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGINT, self._on_interrupt) if main else None
+        self.progress.begin(self.manifest["verb"], steps)
+        try:
+            yield
+        finally:
+            self.progress.end()
+            if main:
+                signal.signal(signal.SIGINT, before)
+
+    @contextlib.contextmanager
+    def at_step(self, step: int) -> Iterator[None]:
+        """Says of a NonFiniteError at which step it came up: with the weights after `step` updates."""
+        try:
+            yield
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {step}: {error}", step) from error
 
     def _on_interrupt(self, number: int, frame: Any) -> None:
         if self._interrupted.is_set():  # the second Ctrl-C does not wait for the step to end
@@ -180,8 +216,6 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._old_handler is not None:
-            signal.signal(signal.SIGINT, self._old_handler)
         status = "finished" if kind is None else "interrupted" if kind in (Interrupted, KeyboardInterrupt) else "failed"
         self.update(
             status=status,
@@ -191,8 +225,12 @@ class Run:
             ),
             **({"error": f"{kind.__name__}: {error}"} if kind is not None and status == "failed" else {}),
         )
+        self._lock.close()
+        if isinstance(error, (ConfigError, DataError, ContextError)) and not (self.path / "metrics.jsonl").is_file():
+            shutil.rmtree(self.path)  # nothing was done: the corrected command may use the same folder
         if isinstance(error, NonFiniteError):
-            saved = self.checkpoints()
+            # a checkpoint of the very step has the weights that gave NaN
+            saved = [p for p in self.checkpoints() if error.step is None or p.name < f"step-{error.step:08d}"]
             last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
             raise NonFiniteError(
                 f"{error} in {self.path}; {last}. Hint: lower the learning rate, or clip_norm, and start from there"
@@ -296,7 +334,9 @@ class Run:
         aside.mkdir(parents=True)
         for name, group in tensors.items():
             save_file({k: v.detach().contiguous() for k, v in group.items()}, aside / f"{name}.safetensors")
-        (aside / "state.json").write_text(json.dumps({"step": step, **state}, indent=1) + "\n", encoding="utf-8")
+        (aside / "state.json").write_text(
+            json.dumps({"step": step, "files": sorted(tensors), **state}, indent=1) + "\n", encoding="utf-8"
+        )
         for file in aside.iterdir():
             with file.open("rb") as handle:
                 os.fsync(handle.fileno())
@@ -315,7 +355,17 @@ class Run:
             self._forget_after(-1)
             return None
         folder = self.last_checkpoint()
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        try:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            missing = [n for n in state["files"] if not (folder / f"{n}.safetensors").is_file()]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder}: damaged checkpoint: state.json: {error}; remove it to go on from the one before"
+            ) from error
+        if missing:
+            raise CheckpointError(
+                f"{folder}: damaged checkpoint: {', '.join(missing)} missing; remove it to go on from the one before"
+            )
         self._forget_after(int(state["step"]))
         self.update(status="running", resumed=[*self.manifest["resumed"], {"step": state["step"], "time": _now()}])
         return {f.stem: load_tensors(f) for f in sorted(folder.glob("*.safetensors"))}, state
@@ -331,7 +381,10 @@ class Run:
         file = self.path / "model.json"
         if not file.is_file():
             raise CheckpointError(f"{self.path}: no model.json; this run has not begun training")
-        return from_json(ModelConfig, json.loads(file.read_text(encoding="utf-8")), str(file))
+        try:
+            return from_json(ModelConfig, dict(json.loads(file.read_text(encoding="utf-8"))), str(file))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{file}: damaged: {error}") from error
 
     def weights(self, name: str = "model") -> dict[str, Tensor]:
         """Tensors of the newest checkpoint's `name`.safetensors."""

@@ -1,7 +1,7 @@
 """Stories of one to three sentences with a question that only the story answers.
 
 A scheme is a kind of event. The pair that is asked about (the ball and the box) is its key and decides the split; the
-people, colours and the sentence that distracts vary freely, but a distracting pair is always one of the SFT split.
+people, colours and the sentence that distracts vary freely; where a split is by pairs of the story itself, a distracting pair is one of the SFT split, except of colours.
 """
 
 from __future__ import annotations
