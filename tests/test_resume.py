@@ -28,7 +28,7 @@ from helpers import (
     tensors,
     write_world,
 )
-from tercet.errors import CheckpointError
+from tercet.errors import CheckpointError, DataError, TercetError
 from tercet.training.run import Interrupted, Run
 
 KILLS = 10
@@ -255,6 +255,34 @@ def test_a_run_whose_parent_was_changed_or_is_gone_cannot_be_resumed(world: Worl
     shutil.rmtree(parent)
     with pytest.raises(CheckpointError, match="not a run directory"):
         tercet.resume(tmp_path / "out")
+
+
+def test_a_run_that_cannot_be_resumed_now_is_not_deleted(world: World, tmp_path: Path) -> None:
+    world = write_world(tmp_path)
+    with pytest.raises(Interrupted):
+        world.run("pretrain", "trained", progress=At(4, press_ctrl_c))
+    (tmp_path / "trained" / "metrics.jsonl").unlink()
+    world.make_parents("rank")
+    with process("rank", world.config("rank"), tmp_path / "ranked", stall=("before a replace", 3)) as child:
+        child.kill()
+    (tmp_path / "text.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    (tmp_path / "tasks.jsonl").rename(tmp_path / "elsewhere-too.jsonl")
+    for name in ("trained", "ranked"):
+        with pytest.raises(DataError, match="there is no such file"):
+            tercet.resume(tmp_path / name)
+        assert (tmp_path / name / "config.json").is_file()
+    assert Run(tmp_path / "trained").last_checkpoint().name == "step-00000004"
+
+
+def test_two_processes_cannot_work_on_one_run(world: World, tmp_path: Path) -> None:
+    config, out = world.config("pretrain"), tmp_path / "out"
+    with process("pretrain", config, out, stall=("before the rename", 2)):
+        before = (out / "run.json").read_bytes()
+        with pytest.raises(TercetError, match="another process"):
+            tercet.resume(out)
+        assert (out / "run.json").read_bytes() == before
+        assert Run(out).last_checkpoint().name == "step-00000002"
+    in_process("pretrain", config, out)
 
 
 # -- what run.json says of a resumed run --------------------------------------------------------------------------

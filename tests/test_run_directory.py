@@ -164,7 +164,9 @@ def test_a_folder_in_use_is_refused_and_nothing_in_it_changes(world: World, tmp_
     (tmp_path / "a file").write_text("")
     for out in (tmp_path, world.folder / "base", tmp_path / "a file"):
         before = listing(out)
-        with pytest.raises(ConfigError, match=re.escape(f"{out} exists and is not empty; choose another --out")):
+        with pytest.raises(
+            ConfigError, match=re.escape(str(out)) + r" exists and is not (an )?empty.*; choose another --out"
+        ):
             stage(world.config(verb), out)
         assert listing(out) == before
 
@@ -330,6 +332,11 @@ def test_a_batch_with_nothing_to_train_on_ends_the_run_before_it_changes_a_weigh
 # -- what must not change the result ------------------------------------------------------------------------------
 
 
+# The reward model's gain and bias are not trained but computed from many scores; the ranking loss does not depend on
+# score.bias, so its gradient is nothing but rounding.
+LOOSE = {"gain": 2e-4, "bias": 2e-3, "score.bias": 2e-3}
+
+
 @pytest.mark.parametrize("verb", TRAINED)
 def test_splitting_the_batch_changes_neither_the_weights_nor_the_heldout_measures(world: World, verb: str) -> None:
     whole, split = (world.run(verb, f"{verb}-by-{n}", micro_batch=n, steps=4) for n in (0, 1))
@@ -340,7 +347,7 @@ def test_splitting_the_batch_changes_neither_the_weights_nor_the_heldout_measure
         else {}
     )
     for name, value in one.items():
-        allowed = 2e-4 if name in ("gain", "bias") else 1e-5  # those two are not trained but computed from many scores
+        allowed = LOOSE.get(name, 1e-5)
         np.testing.assert_allclose(other[name], value, rtol=0, atol=allowed, err_msg=name)
         assert name not in start or not np.array_equal(start[name], value), "it has trained"
     for a, b in zip(records(whole.path), records(split.path), strict=True):

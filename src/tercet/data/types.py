@@ -54,4 +54,4 @@ class Task:
     ability: str
     id: str
     held_out: str = ""
-    where: str = field(default="", compare=False)  # file and line it was read from, for errors
+    where: str = field(default="", compare=False, repr=False)  # file and line it was read from, for errors

@@ -52,9 +52,9 @@ class Completion:
 def pick(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     """Next token [B] by inverting the cumulative distribution at `uniform_B` ∈ [0, 1), and its log-probability [B]."""
     logits = logits_BV.double()
-    if not torch.isfinite(logits).all():
-        raise NonFiniteError("the model's logits are not finite: its weights have diverged")
     logp = F.log_softmax(logits / (params.temperature or 1.0), dim=-1)
+    if torch.isnan(logp).any():
+        raise NonFiniteError("the model's logits are not finite: its weights have diverged")
     if params.temperature == 0:
         chosen = logits.argmax(-1)
     else:

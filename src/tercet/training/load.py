@@ -21,9 +21,8 @@ def language_model_run(path: str) -> Run:
     """Open a run that has a language model. Raises ConfigError where it is of another kind."""
     run = Run(path)
     if run.manifest["verb"] not in ("pretrain", "sft", "ppo"):
-        raise ConfigError(
-            f"{run.path} is a {run.manifest['verb']} run; wanted one of `tercet pretrain`, `sft` or `ppo`"
-        )
+        kind = "reward model" if run.manifest["verb"] == "reward" else f"{run.manifest['verb']} run"
+        raise ConfigError(f"{run.path} is a {kind}; wanted a run of `tercet pretrain`, `sft` or `ppo`")
     return run
 
 

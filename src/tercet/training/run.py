@@ -40,7 +40,15 @@ from tercet.training.progress import Progress, silent
 from tercet.training.settings import Settings, from_json
 
 FORMAT = 1
-_MANIFEST = {"verb", "parents", "status", "seconds", "resumed", "versions"}  # without these a run.json is damaged
+_UNBORN = {"config.json", ".config.json.tmp", ".run.json.tmp"}
+_MANIFEST = {
+    "verb",
+    "parents",
+    "status",
+    "seconds",
+    "resumed",
+    "versions",
+}  # without these a run.json is damaged
 
 
 class Interrupted(TercetError):
@@ -71,8 +79,9 @@ def write_text(path: Path, text: str) -> None:
 def new_folder(path: Path, otherwise: str = "") -> None:
     """Make an empty folder. Raises ConfigError where something is there already or it cannot be made."""
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise ConfigError(f"{path} exists and is not an empty folder; choose another --out{otherwise}")
+        # what a run that was killed before its run.json was there has left does not count
+        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - _UNBORN):
+            raise ConfigError(f"{path} exists and is not empty; choose another --out{otherwise}")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {path}: the folder cannot be made: {error.strerror}") from error
@@ -106,6 +115,10 @@ def _git() -> dict[str, str]:
     return {}
 
 
+def _config_hash(config: Settings) -> str:
+    return hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()
+
+
 def _versions() -> dict[str, str]:
     names = ("tercet", "torch", "numpy", "tokenizers", "safetensors")
     return {"python": platform.python_version(), **{n: metadata.version(n) for n in names}}
@@ -135,6 +148,7 @@ class Run:
         self.progress: Progress = silent()
         self._interrupted = threading.Event()
         self._began = time.time()
+        self._new = False  # made by this process, not resumed
 
     # -- life ---------------------------------------------------------------------------------------------------
 
@@ -158,21 +172,26 @@ class Run:
         if resume:
             run = cls(path)
             run.manifest.pop("skipped_rows", None)  # they are counted again
-            if run.config != json.loads(json.dumps(config.to_json())):
+            if run.config != json.loads(json.dumps(config.to_json())) or run.manifest.get(
+                "config_sha256"
+            ) != _config_hash(config):
                 raise CheckpointError(f"{path}: config.json has changed since the run began; start a new run instead")
             for role, now in described.items():
                 if run.manifest["parents"][role]["sha256"] != now["sha256"]:
                     raise CheckpointError(f"{path}: its parent {now['path']} has other weights than when the run began")
+            run.manifest.pop("error", None)
+            run.update(status="running")
         else:
             new_folder(path, f", or continue it with `tercet resume {path}`")
             manifest = {
-                "format": FORMAT, "verb": verb, "argv": sys.argv, "parents": described, "status": "running",
+                "format": FORMAT, "verb": verb, "argv": sys.argv, "parents": described, "status": "running", "config_sha256": _config_hash(config),
                 "git": _git(), "versions": _versions(), "seed": config.to_json().get("seed"), "device": "cpu",
                 "threads": config.to_json().get("threads"), "created": _now(), "resumed": [], "seconds": 0.0,
             }  # fmt: skip
             write_text(path / "config.json", json.dumps(config.to_json(), indent=1) + "\n")
             write_text(path / "run.json", json.dumps(manifest, indent=1) + "\n")
             run = cls(path)
+            run._new = True
         run.progress = progress or silent()
         return run
 
@@ -226,7 +245,7 @@ class Run:
             **({"error": f"{kind.__name__}: {error}"} if kind is not None and status == "failed" else {}),
         )
         self._lock.close()
-        if isinstance(error, (ConfigError, DataError, ContextError)) and not (self.path / "metrics.jsonl").is_file():
+        if self._new and isinstance(error, (ConfigError, DataError, ContextError)) and not self.metrics():
             shutil.rmtree(self.path)  # nothing was done: the corrected command may use the same folder
         if isinstance(error, NonFiniteError):
             # a checkpoint of the very step has the weights that gave NaN
@@ -286,9 +305,9 @@ class Run:
     def read_lines(self, name: str) -> list[dict[str, Any]]:
         """The objects of metrics.jsonl or samples.jsonl; a line cut off by a crash is left out."""
         file = self.path / name
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         out = []
-        for line in lines:
+        # by bytes: a line may be cut off inside a character, and text may hold Unicode's own line ends
+        for line in file.read_bytes().split(b"\n") if file.is_file() else []:
             with contextlib.suppress(ValueError):
                 out.append(json.loads(line))
         return out
@@ -343,9 +362,12 @@ class Run:
         _sync_folder(aside)
         os.rename(aside, target)
         _sync_folder(folder)
+        self._prune(keep)
+        return target
+
+    def _prune(self, keep: int) -> None:
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
-        return target
 
     def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
         """The newest checkpoint's tensors and state, or None; records of later steps and half-written files go."""
@@ -354,6 +376,7 @@ class Run:
         if not self.checkpoints():
             self._forget_after(-1)
             return None
+        self._prune(int(self.config["keep"]))
         folder = self.last_checkpoint()
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
@@ -367,7 +390,7 @@ class Run:
                 f"{folder}: damaged checkpoint: {', '.join(missing)} missing; remove it to go on from the one before"
             )
         self._forget_after(int(state["step"]))
-        self.update(status="running", resumed=[*self.manifest["resumed"], {"step": state["step"], "time": _now()}])
+        self.update(resumed=[*self.manifest["resumed"], {"step": state["step"], "time": _now()}])
         return {f.stem: load_tensors(f) for f in sorted(folder.glob("*.safetensors"))}, state
 
     # -- the model ----------------------------------------------------------------------------------------------
