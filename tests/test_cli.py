@@ -352,7 +352,7 @@ WRONG = [
     ("pretrain --dta text.jsonl --out runs/new", 2, r"No such option: --dta.*--data"),
     ("pretrain --steps many --out runs/new", 2, r"Invalid value for '--steps'"),
     ("pretrain --data text.jsonl --tokenizer new/tok.json", 2, r"Missing option '--out'"),
-    ("pretrain --data text.jsonl --out runs/new", 2, r"tokenizer"),
+    ("pretrain --data text.jsonl --out runs/new", 2, r"--tokenizer"),
     ("pretrain --config unknown.config.json --out runs/new", 2, r"unknown setting 'stpes'; did you mean 'steps'\?"),
     ("pretrain --config list.config.json --out runs/new", 2, r"list\.config\.json: wanted an object"),
     ("pretrain --config text.config.json --out runs/new", 2, r"text\.config\.json: cannot be read as JSON"),
@@ -463,6 +463,26 @@ def test_a_corrected_command_may_use_the_same_out(chain: dict[str, Result], here
     wrong = SFT.replace("runs/new", "runs/corrected")
     assert type_in(f"{wrong} --data nowhere.jsonl").code == 2
     assert type_in(f"{wrong} --data chats.jsonl").code == 0
+
+
+def test_the_mistake_is_named_where_out_is_a_link_or_the_current_folder(
+    chain: dict[str, Result], here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    wrong = SFT.replace("runs/base", str(here / "runs" / "base")) + " --data nowhere.jsonl"
+    linked = type_in(wrong.replace("runs/new", str(tmp_path / "link")))
+    monkeypatch.chdir(tmp_path / "folder")
+    for result in (linked, type_in(wrong.replace("runs/new", "."))):
+        assert result.code == 2
+        assert result.err.startswith("error: nowhere.jsonl: there is no such file")
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(chain: dict[str, Result], here: Path) -> None:
+    Path("a-folder").mkdir()
+    before = sorted(Path().iterdir())
+    assert type_in("eval runs/base --text heldout.jsonl --threads 1 --out a-folder").code == 2
+    assert sorted(Path().iterdir()) == before
 
 
 # -- what is mended on the way, and counted -----------------------------------------------------------------------

@@ -171,7 +171,7 @@ def test_a_model_shape_survives_json(shape: ModelConfig) -> None:
     assert from_json(ModelConfig, values, "model.json") == shape
     with pytest.raises(ConfigError, match=r"model\.json: unknown setting 'num_layer'; did you mean 'num_layers'\?"):
         from_json(ModelConfig, {**values, "num_layer": 2}, "model.json")
-    with pytest.raises(ConfigError, match=r"model\.json: .*vocab_size"):
+    with pytest.raises(ConfigError, match=r"model\.json: .*vocab-size"):
         from_json(ModelConfig, {}, "model.json")
 
 

@@ -41,10 +41,12 @@ def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) 
     config, text = dataclasses.replace(config, **texts), text.replace("\\n", "\n")
     if text:
         from tercet.generation.chat import Chat
+        from tercet.training.run import threads
 
         typer.echo(text, nl=False)
         chat = Chat(config.model, temperature=temperature, max_new_tokens=config.max_new_tokens, seed=config.seed)
-        answer = chat.complete(text, _print_piece)
+        with threads(config.threads):
+            answer = chat.complete(text, _print_piece)
         typer.echo()
         if out is not None:
             write_json(out, {"prompt": text, "text": answer})

@@ -36,4 +36,6 @@ class AskConfig(Settings):
         if not self.shots or min(self.shots) < 0:
             raise ConfigError(f"AskConfig.shots is {self.shots}; wanted numbers of examples, each 0 or more")
         if self.tasks and any(self.shots) and not self.examples:
-            raise ConfigError(f"AskConfig.shots is {self.shots}, but no examples are named to draw them from")
+            raise ConfigError(
+                f"AskConfig.shots is {self.shots}, but no examples are named to draw them from; name them with --examples, or ask with --shots 0"
+            )

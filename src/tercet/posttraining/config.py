@@ -24,8 +24,10 @@ class SFTConfig(TrainSettings):
     )
     max_new_tokens: int = setting(32, "longest answer when the tasks are asked", minimum=1)
     steps: int = setting(300, "optimizer steps", minimum=1)
-    lr: float = setting(1e-3, "AdamW learning rate", minimum=0)
-    muon_lr: float = setting(0.01, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0)
+    lr: float = setting(1e-3, "AdamW learning rate", minimum=0, maximum=1e37)
+    muon_lr: float = setting(
+        0.01, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0, maximum=1e37
+    )
     micro_batch: int = MICRO_BATCH
     precision: str = PRECISION
 
@@ -64,7 +66,7 @@ class RewardConfig(TrainSettings):
     micro_batch: int = setting(
         0, "prompts per forward pass (0: the whole batch); changes memory, not the result", minimum=0
     )
-    lr: float = setting(3e-4, "AdamW learning rate", minimum=0)
+    lr: float = setting(3e-4, "AdamW learning rate", minimum=0, maximum=1e37)
     precision: str = PRECISION
 
 
@@ -100,8 +102,8 @@ class PPOConfig(TrainSettings):
     gae_lambda: float = setting(0.95, "λ of generalised advantage estimation", minimum=0)
     missing_eos_score: float = setting(-1.0, "replaces the score of an answer that the model did not end itself")
     whiten_advantages: bool = setting(True, "mean 0 and variance 1 over the step's actions")
-    critic_lr: float = setting(5e-4, "AdamW learning rate of the critic", minimum=0)
-    lr: float = setting(2e-4, "AdamW learning rate of the policy", minimum=0)
+    critic_lr: float = setting(5e-4, "AdamW learning rate of the critic", minimum=0, maximum=1e37)
+    lr: float = setting(2e-4, "AdamW learning rate of the policy", minimum=0, maximum=1e37)
     warmup: int = setting(3, "steps of linear warm-up", minimum=0)
     checkpoint_every: int = setting(20, "steps between checkpoints (0: at the end only)", minimum=0)
 

@@ -27,7 +27,9 @@ class PretrainConfig(TrainSettings):
     head_dim: int = setting(64, "size of a head", minimum=2)
     intermediate_size: int = setting(512, "width of the feed-forward layer", minimum=8)
     micro_batch: int = MICRO_BATCH
-    muon_lr: float = setting(0.02, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0)
+    muon_lr: float = setting(
+        0.02, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0, maximum=1e37
+    )
     warmup: int = setting(20, "steps of linear warm-up", minimum=0)
     decay: float = setting(
         0.6, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0, maximum=1

@@ -69,11 +69,15 @@ def file_hash(path: Path) -> str:
 def write_text(path: Path, text: str) -> None:
     """Replace a file as a whole: written aside, synced, renamed. A crash leaves the old one or the new one."""
     aside = path.with_name(f".{path.name}.tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)
+    try:
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def new_folder(path: Path, otherwise: str = "") -> None:
@@ -246,13 +250,14 @@ class Run:
         )
         self._lock.close()
         if self._new and isinstance(error, (ConfigError, DataError, ContextError)) and not self.metrics():
-            shutil.rmtree(self.path)  # nothing was done: the corrected command may use the same folder
+            for left in self.path.iterdir():  # nothing was done: the corrected command may use the same folder
+                shutil.rmtree(left) if left.is_dir() else left.unlink()
         if isinstance(error, NonFiniteError):
             # a checkpoint of the very step has the weights that gave NaN
             saved = [p for p in self.checkpoints() if error.step is None or p.name < f"step-{error.step:08d}"]
             last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
             raise NonFiniteError(
-                f"{error} in {self.path}; {last}. Hint: lower the learning rate, or clip_norm, and start from there"
+                f"{error} in {self.path}; {last}. Hint: lower the learning rate, or clip_norm, in a new run"
             ) from error
 
     def update(self, **fields: Any) -> None:

@@ -87,10 +87,10 @@ def from_json(cls: type[C], values: Mapping[str, Any], where: str) -> C:
         if name not in names:
             raise ConfigError(f"{where}: unknown setting {name!r}{suggest(name, names)}; known are {', '.join(names)}")
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    try:
-        return cls(**kwargs)
-    except TypeError as error:  # a required setting is missing
-        raise ConfigError(f"{where}: {error}") from error
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    if missing := [f"--{name.replace('_', '-')}" for name in required if name not in kwargs]:
+        raise ConfigError(f"{where}: {', '.join(missing)} must be given")
+    return cls(**kwargs)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,8 +99,10 @@ class TrainSettings(Settings):
 
     steps: int = setting(1000, "optimizer steps", minimum=1)
     batch_size: int = setting(16, "rows per step", minimum=1)
-    lr: float = setting(3e-3, "AdamW learning rate", minimum=0)
-    muon_lr: float = setting(0.0, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0)
+    lr: float = setting(3e-3, "AdamW learning rate", minimum=0, maximum=1e37)
+    muon_lr: float = setting(
+        0.0, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0, maximum=1e37
+    )
     weight_decay: float = setting(0.0, "decoupled weight decay", minimum=0)
     clip_norm: float = setting(1.0, "gradient norm above which gradients are scaled down (0: never)", minimum=0)
     warmup: int = setting(10, "steps of linear warm-up", minimum=0)
