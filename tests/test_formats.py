@@ -133,7 +133,7 @@ def test_conversations_mix_formats_and_skip_bad_rows(tmp_path):
 
 def test_files_without_rows_are_an_error_that_names_them(tmp_path):
     paths = [_write(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
-    for read in (conversing.conversations, comparing.comparisons, asking.tasks, asking.prompts):
+    for read in (conversing.conversations, comparing.comparisons, asking.tasks, asking.questions):
         with pytest.raises(DataError, match=r"a\.jsonl, .*b\.jsonl: empty"):
             list(read(paths, BadRows()))
 
@@ -316,7 +316,7 @@ def test_prompts_of_strings_and_messages(tmp_path):
         {"messages": [HI]},
         {"prompt": [HI, HELLO, HI]},
     )
-    assert [prompt for _, prompt in asking.prompts([path], BadRows())] == [ASK, ASK, ASK, (*PAIR, *ASK)]
+    assert [prompt for _, prompt, _ in asking.questions([path], BadRows())] == [ASK, ASK, ASK, (*PAIR, *ASK)]
 
 
 @pytest.mark.parametrize(

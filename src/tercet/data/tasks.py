@@ -24,14 +24,6 @@ def tasks(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Task]]:
     return parsed_rows(paths, bad, parse_task)
 
 
-def prompts(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversation]]:
-    """Yield ("file:line", conversation that ends with a user turn) for each row: what a policy is to answer.
-
-    Raises DataError as `parse_prompt_row` does (unless `bad.skip`), for a damaged file, and if there is no good row.
-    """
-    return parsed_rows(paths, bad, parse_prompt_row)
-
-
 def questions(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversation, Task | None]]:
     """Yield (where, prompt, the task where the row has gold answers) of rows in either format above."""
 

@@ -209,9 +209,8 @@ def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progr
         train, heldout = load_rankings(config, tokenizer, backbone.config.context_length, run)
         demonstrations = load_demonstrations(config, tokenizer, backbone.config.context_length, run)
         model = ScalarModel(backbone, seed=config.seed)
-        model.score.bias.requires_grad_(
-            False
-        )  # cancels in every pair: its gradient is rounding noise, which Adam would blow up
+        # the bias cancels in every pair: its gradient is rounding noise, which Adam would blow up
+        model.score.bias.requires_grad_(False)
         learner = Learner(model, OptimizerConfig.of(config), config.precision)
         longer = accuracy(heldout, [p.characters for p in heldout])
         micro = config.micro_batch or config.batch_size

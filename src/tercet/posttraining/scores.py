@@ -164,7 +164,9 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
         reference_model = load_language_model(reference_run) if reference_run else None
         reference: _Judged | None = None
         if reference_run and reference_model and questions:
-            _, reference = _answers(config, reference_model, Tokenizer.load(reference_run.path), questions, judge)
+            of_reference, reference = _answers(
+                config, reference_model, Tokenizer.load(reference_run.path), questions, judge
+            )
         for run in runs:
             if str(run.path) in result["models"]:
                 raise ConfigError(f"{run.path} is named twice")
@@ -177,7 +179,10 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
                 row["bits_per_byte"] = {s: e.to_json() for s, e in bits.items()}
                 row["bits_per_byte_mean"] = average(bits)
             if questions:
-                scores, judged = _answers(config, model, tokenizer, questions, judge)
+                if reference is not None and reference_run is not None and run.path.samefile(reference_run.path):
+                    scores, judged = of_reference, reference  # answered already, with the same seeds
+                else:
+                    scores, judged = _answers(config, model, tokenizer, questions, judge)
                 row |= scores
                 if reference is not None and reference_model is not None:
                     row |= _against(reference, model, judged, reference_model, tokenizer.pad)
