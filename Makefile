@@ -1,22 +1,30 @@
 # make demo   from text to an aligned, measured model: makes .venv, installs, runs (MINUTES=12, OUT=folder)
 # make test   the tests, in the same .venv
+# make proofs   the slow proofs: TRL as oracle, optima, curves        make bench   speed and memory beside TRL's (ROUNDS=5)
 # make lint   style and types        make e2e   a short demo whose claims are checked        make wheel   build it
 
 PYTHON ?= python3
 MINUTES ?= 12
 OUT ?=
+ROUNDS ?= 5
 # nothing outside of this folder is touched: caches live in .venv too
 export PIP_CACHE_DIR = $(CURDIR)/.venv/cache/pip
 export MPLCONFIGDIR = $(CURDIR)/.venv/cache/matplotlib
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test lint e2e wheel clean
+.PHONY: demo test proofs bench lint e2e wheel clean
 
 demo: .venv/.demo
 	.venv/bin/tercet demo --minutes $(MINUTES) $(if $(OUT),--out $(OUT))
 
 test: .venv/.test
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist worksteal
+
+proofs: .venv/.proof
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest proofs -n 2 --dist worksteal
+
+bench: .venv/.proof
+	.venv/bin/python benchmarks/compare.py --rounds $(ROUNDS) --out $(if $(OUT),$(OUT),runs/bench)
 
 lint: .venv/.dev
 	.venv/bin/ruff check .
@@ -42,7 +50,7 @@ clean:
 	  echo "could not make .venv; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
 
 # one stamp for each set of extras: installed again only when what is asked for changes
-.venv/.demo .venv/.test .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.demo .venv/.test .venv/.proof .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing tercet with what '$*' needs into .venv (the first time: some minutes)"
 	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,$*]' || { \
 	  echo "could not install: is a package index within reach? What pip said stands above."; exit 1; }

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import tercet
-from tercet.posttraining.config import PPOConfig, RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.config import RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.preference_config import DPOConfig
+from tercet.posttraining.rl_config import GRPOConfig, PPOConfig
 from tercet.pretraining.config import PretrainConfig
 from tercet.recipes.verbs import STAGES
 from tercet.tokenizer.bpe import train_tokenizer
@@ -27,13 +29,15 @@ from tercet.training import run as run_module
 from tercet.training.run import Run
 from tercet.training.settings import Settings
 
-TRAINED = ("pretrain", "sft", "reward", "ppo")
+TRAINED = ("pretrain", "sft", "reward", "ppo", "grpo", "dpo")
 PARENTS = {
     "pretrain": (),
     "sft": ("base",),
     "rank": ("base", "tuned"),
     "reward": ("base", "tuned"),
     "ppo": ("base", "tuned", "judge"),
+    "grpo": ("base", "tuned"),
+    "dpo": ("base", "tuned"),
 }
 STAGE_OF = {"base": "pretrain", "tuned": "sft", "judge": "reward"}
 LONGER = {
@@ -98,10 +102,15 @@ class World:
             "reward": (RewardConfig, {
                 **common, "model": self.path("tuned"), "data": (self.path("rankings.jsonl"),), "demonstrations": (self.path("chats.jsonl"),),
             }),
+            "dpo": (DPOConfig, {**common, "model": self.path("tuned"), "data": (self.path("rankings.jsonl"),), "loss": "kto", "micro_batch": 3}),
             "ppo": (PPOConfig, {
-                **common, **asking, "model": self.path("tuned"), "reward": self.path("judge"), "prompts": (self.path("tasks.jsonl"),),
+                **common, **asking, "model": self.path("tuned"), "reward": (self.path("judge"),), "prompts": (self.path("tasks.jsonl"),),
                 "pretrain_data": (self.path("text.jsonl"),), "heldout_text": (self.path("heldout.jsonl"),), "pretrain_rows": 4,
                 "epochs": 1, "minibatches": 2,
+            }),
+            "grpo": (GRPOConfig, {
+                **common, **asking, "model": self.path("tuned"), "reward": ("rubric", "0.5*exact_match"), "prompts": (self.path("tasks.jsonl"),),
+                "batch_size": 2, "group_size": 4, "sync_every": 3, "ema": 0.9, "target_kl": 1.0, "epochs": 2,
             }),
         }  # fmt: skip
         cls, values = makers[verb]
@@ -165,7 +174,10 @@ def records(run: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
     """The objects of a file of records, without what a clock decides."""
     lines = (run / name).read_text(encoding="utf-8").split("\n") if (run / name).exists() else [""]
     assert lines.pop() == "", "the last line of a file of records ends with a line feed"
-    return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_s"} for line in lines]
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "tokens_per_s" and not k.startswith("seconds/")}
+        for line in lines
+    ]
 
 
 def assert_same_run(run: Path, expected: Path) -> None:

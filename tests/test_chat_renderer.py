@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tercet.data.types import Conversation, Message
 from tercet.errors import ContextError, DataError
-from tercet.posttraining.reward import encode_answer
+from tercet.posttraining.rankings import encode_answer
 from tercet.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer
 from tercet.tokenizer.chat import (
     CHAT_TEMPLATE,

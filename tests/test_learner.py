@@ -15,8 +15,10 @@ from torch import Tensor, nn
 
 from tercet.errors import NonFiniteError, TrainingError
 from tercet.model.transformer import ScalarModel, Transformer
-from tercet.posttraining.ppo import policy_objective, value_objective
-from tercet.posttraining.reward import Ranked, collate, ranking_loss
+from tercet.posttraining.policy_loss import PolicyObjective
+from tercet.posttraining.ppo import value_objective
+from tercet.posttraining.rankings import Ranked
+from tercet.posttraining.reward import collate, ranking_loss
 from tercet.posttraining.rollouts import Rollouts
 from tercet.training import objectives
 from tercet.training.batch import Batch, Rows
@@ -54,8 +56,8 @@ def ranked_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Any]:
     prompts = []
     for n in range(sum(sizes)):
         k = 2 + n % 4
-        texts = tuple(tuple(rng(100 * n + i).integers(0, 300, 1 + (7 * n + 11 * i) % 30).tolist()) for i in range(k))
-        prompts.append(Ranked(texts, (0,) * k, tuple((i, i + 1) for i in range(k - 1))))
+        answers = tuple(tuple(rng(100 * n + i).integers(0, 300, 1 + (7 * n + 11 * i) % 30).tolist()) for i in range(k))
+        prompts.append(Ranked((5, 6, n), answers, (0,) * k, tuple(range(k)), ()))
     edges = np.cumsum([0, *sizes])
     return [collate(prompts[a:b], pad=3) for a, b in itertools.pairwise(edges)]
 
@@ -72,7 +74,11 @@ def rollout_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Rollouts]:
     def noise(scale: float, shift: float = 0.0) -> Tensor:
         return (torch.randn(n, 24, generator=g, dtype=torch.float64) * scale + shift).to(dtype) * mask
 
-    whole = Rollouts(tokens, mask, noise(0.3, -6), noise(0.3, -6), noise(1), noise(1), noise(1), torch.zeros(n))
+    logp = noise(0.3, -6)
+    whole = Rollouts(
+        tokens, mask, behaviour=logp, version=torch.zeros(n), group=torch.arange(n), rewards=torch.zeros(n), ref_logp=noise(0.3, -6),
+        logp=logp, values=noise(1), returns=noise(1), advantages=noise(1),
+    )  # fmt: skip
     edges = np.cumsum([0, *sizes])
     return [whole.rows(slice(a, b)) for a, b in itertools.pairwise(edges)]
 
@@ -80,7 +86,7 @@ def rollout_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Rollouts]:
 KINDS: dict[str, tuple[Callable[..., list[Any]], Any]] = {
     "next_token": (text_batch, next_token),
     "ranking_loss": (ranked_batch, ranking_loss),
-    "policy_objective": (rollout_batch, policy_objective(0.2, 1.3)),
+    "policy_objective": (rollout_batch, PolicyObjective(1.3, 0.2, 0.2)),
     "value_objective": (rollout_batch, value_objective),
 }
 
@@ -331,7 +337,7 @@ def test_mean_loss_is_over_all_targets(make_model: Make) -> None:
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_token_logprobs_and_entropy(make_model: Make, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
-    """Against a plain softmax, with gradients through both, across chunk borders and within one chunk."""
+    """Against a plain softmax, with gradients through log π and none through the entropy, across chunk borders and within one chunk."""
     model = make_model(1, torch.float64)
     hidden, _, _, _ = problem(9)
     hidden = F.pad(hidden.detach(), (0, 26)).requires_grad_()
@@ -341,13 +347,14 @@ def test_token_logprobs_and_entropy(make_model: Make, monkeypatch: pytest.Monkey
     wanted_entropy = torch.stack([-sum(q * q.log() for q in row) for row in p])
     mix = torch.linspace(-1, 1, 9, dtype=torch.float64)
     inputs = (hidden, model.output_weight)
-    wanted = torch.autograd.grad((wanted_logp * mix + wanted_entropy * mix.square()).sum(), inputs)
+    wanted = torch.autograd.grad((wanted_logp * mix).sum(), inputs, retain_graph=True)
     for size in (4, 1024):
         monkeypatch.setattr(objectives, "CHUNK", size)
         logp, entropy = token_logprobs(model, hidden, targets, temperature)
         torch.testing.assert_close(logp, wanted_logp, atol=1e-10, rtol=0)
         torch.testing.assert_close(entropy, wanted_entropy, atol=1e-10, rtol=0)
-        got = torch.autograd.grad((logp * mix + entropy * mix.square()).sum(), inputs)
+        assert not entropy.requires_grad
+        got = torch.autograd.grad((logp * mix).sum(), inputs)
         for a, b in zip(got, wanted):
             torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
     assert [len(x) for x in token_logprobs(model, hidden[:0], targets[:0])] == [0, 0]

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from tercet.errors import CheckpointError, ConfigError, DataError
-from tercet.posttraining.config import PPOConfig, RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.config import RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.rl_config import PPOConfig
 from tercet.pretraining.config import PretrainConfig
 from tercet.reporting.compare import chosen
 from tercet.reporting.figures import Curve, lines

@@ -14,7 +14,8 @@ from tercet.errors import ConfigError, ContextError
 from tercet.generation import sampler
 from tercet.generation.sampler import Completion, SamplingParams, generate, pick
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rollouts import action_logprobs, assemble, sample
+from tercet.posttraining.rollouts import sample
+from tercet.training.grouped import group
 
 Make = Callable[..., Transformer]
 MIXED = (3, 17, 1, 30, 17, 9)  # lengths of the prompts of a batch
@@ -93,22 +94,21 @@ def test_log_probabilities_are_those_of_the_trainer(make_model: Make, temperatur
     prompts = prompts_of(MIXED)
     done = generate(model, prompts, SamplingParams(25, temperature, stop_ids=tuple(range(0, 300, 9))), range(6))
     assert len({len(c.tokens) for c in done}) > 2
-    tokens, mask = assemble(prompts, done, pad=3)
+    batch = group(prompts, [[c.tokens] for c in done], pad=3)
     with torch.no_grad():
-        logp, _ = action_logprobs(model, tokens, mask, temperature)
+        logp, _ = batch.token_logprobs(model, temperature)
     flat = [value for c in done for value in c.logprobs]
     assert flat == pytest.approx(logp.tolist(), abs=1e-5)
     if temperature != 1:
-        assert flat != pytest.approx(action_logprobs(model, tokens, mask, 1.0)[0].tolist(), abs=1e-2)
+        assert flat != pytest.approx(batch.token_logprobs(model)[0].tolist(), abs=1e-2)
 
 
 def test_log_probabilities_are_taken_before_top_k_and_top_p(make_model: Make) -> None:
     model = make_model(3)
     for params in (SamplingParams(8, 1.3, top_k=2), SamplingParams(8, 1.3, top_p=0.4)):
         done = generate(model, prompts_of(MIXED), params, range(6))
-        tokens, mask = assemble(prompts_of(MIXED), done, pad=3)
         with torch.no_grad():
-            logp, _ = action_logprobs(model, tokens, mask, 1.3)
+            logp, _ = group(prompts_of(MIXED), [[c.tokens] for c in done], pad=3).token_logprobs(model, 1.3)
         assert [value for c in done for value in c.logprobs] == pytest.approx(logp.tolist(), abs=1e-5)
 
 
@@ -126,6 +126,27 @@ def test_a_prompt_in_a_batch_is_as_if_alone(make_model: Make, temperature: float
     order = [3, 0, 5, 1, 4, 2]
     mixed = generate(model, [prompts[i] for i in order], params, [seeds[i] for i in order], batch_size=4)
     assert_same([mixed[order.index(i)] for i in range(6)], together)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_shared_prompt_is_read_once_and_changes_nothing(
+    make_model: Make, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of answers: the first tokens differ, and each is what it would be alone."""
+    model = make_model(3)
+    prompts = [p for p in prompts_of(MIXED) for _ in range(4)]
+    params = SamplingParams(12, temperature, stop_ids=tuple(range(0, 300, 9)))
+    read = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda tokens, **more: read.append(tokens.shape[0]) or hidden(tokens, **more))
+    together = generate(model, prompts, params, range(len(prompts)))
+    assert read[0] == len(MIXED)
+    for i in range(0, len(prompts), 3):
+        alone = generate(model, [prompts[i]], params, [i])[0]
+        assert alone.tokens == together[i].tokens
+        assert alone.logprobs == pytest.approx(together[i].logprobs, abs=1e-5)
+    if temperature:
+        assert all(len({c.tokens[0] for c in together[a : a + 4]}) > 1 for a in range(0, len(prompts), 4))
 
 
 def test_the_seed_decides(make_model: Make) -> None:

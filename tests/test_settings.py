@@ -14,7 +14,8 @@ import pytest
 from tercet.errors import ConfigError
 from tercet.evaluation.config import AskConfig
 from tercet.model.config import ModelConfig
-from tercet.posttraining.config import EvalConfig, PPOConfig, RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.config import EvalConfig, RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.rl_config import PPOConfig
 from tercet.pretraining.config import PretrainConfig
 from tercet.training.settings import Settings, TrainSettings, from_json, shares
 
@@ -23,7 +24,7 @@ REQUIRED: dict[type[Settings], dict[str, Any]] = {
     SFTConfig: {"model": "runs/base", "data": ("c.jsonl",)},
     RankConfig: {"model": "runs/sft", "tasks": ("t.jsonl",)},
     RewardConfig: {"model": "runs/sft", "data": ("r.jsonl",)},
-    PPOConfig: {"model": "runs/sft", "reward": "runs/rm", "prompts": ("p.jsonl",), "pretrain_data": ("a.txt",)},
+    PPOConfig: {"model": "runs/sft", "reward": ("runs/rm",), "prompts": ("p.jsonl",), "pretrain_data": ("a.txt",)},
     EvalConfig: {"models": ("runs/a", "runs/b")},
     AskConfig: {"model": "runs/base", "tasks": ("t.jsonl",), "examples": ("e.jsonl",)},
 }
@@ -45,6 +46,8 @@ def changed(config: Settings) -> dict[str, Any]:
             values[field.name] = old / 2 + 0.0625
         elif field.name in ("mixture", "pretrain_mixture"):
             values[field.name] = ("code=0.25", "a=b=0.75")
+        elif field.name == "lora_targets":
+            values[field.name] = old[::-2]
         elif isinstance(old, tuple):
             values[field.name] = (*old, 3) if field.name == "shots" else (*old, "x y", "é")
         elif field.name == "template":
@@ -154,7 +157,7 @@ def test_whole_numbers_are_fine_where_a_float_is_wanted() -> None:
 def test_settings_that_contradict_each_other(kind: type[Settings], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         kind(**{**REQUIRED[kind], **settings})
-    assert PPOConfig(model="m", reward="r", prompts=("p",), gamma=0.0).pretrain_data == ()
+    assert PPOConfig(model="m", reward=("r",), prompts=("p",), gamma=0.0).pretrain_data == ()
     assert AskConfig(model="m", tasks=("t",), shots=(0,)).examples == ()
 
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tercet.cli import asking, making, talking
+from tercet.cli import asking, gym, making, talking
 from tercet.errors import TercetError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 making.register(app)
+gym.register(app)
 asking.register(app)
 talking.register(app)
 

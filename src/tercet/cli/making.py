@@ -1,4 +1,4 @@
-"""Commands that make models: tokenizer, pretrain, sft, rank, reward, ppo, resume, demo, data."""
+"""Commands that make models: tokenizer, pretrain, sft, rank, reward, ppo, dpo, merge, resume, demo, data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ EXAMPLES = {
     "sft": "tercet sft --model runs/base --data chats.jsonl --out runs/sft",
     "rank": "tercet rank --model runs/sft --tasks questions.jsonl --out runs/rank",
     "reward": "tercet reward --model runs/sft --data rankings.jsonl --demonstrations chats.jsonl --out runs/reward",
+    "best-of-n": "tercet best-of-n --model runs/sft --reward runs/reward --prompts prompts.jsonl --out runs/best",
     "ppo": "tercet ppo --model runs/sft --reward runs/reward --prompts prompts.jsonl --pretrain-data books/ --out runs/rlhf",
+    "grpo": "tercet grpo --model runs/sft --reward exact_match --prompts questions.jsonl --method dr_grpo --out runs/grpo",
+    "dpo": "tercet dpo --model runs/sft --data rankings.jsonl --out runs/dpo",
 }
 
 
@@ -36,6 +39,7 @@ def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     for verb, stage in STAGES.items():
         _stage_command(app, verb, stage)
+    app.command("merge", no_args_is_help=True)(merge)
     app.command("resume", no_args_is_help=True)(resume)
     app.command("data", no_args_is_help=True)(data)
     app.command("demo")(demo)
@@ -45,6 +49,20 @@ def register(app: typer.Typer) -> None:
     tokenizer.command("train", no_args_is_help=True)(tokenizer_train)
     tokenizer.command("show", no_args_is_help=True)(tokenizer_show)
     app.add_typer(tokenizer, name="tokenizer")
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(help="run that was trained with adapters (--lora-rank)")],
+    out: Annotated[Path, typer.Option(help="new folder for the run")],
+) -> None:
+    """Add a run's adapters (LoRA) to its weights: a run with a plain model, for what does not know adapters.
+
+    Example: tercet merge runs/sft --out runs/sft-merged
+    """
+    from tercet.posttraining.config import MergeConfig
+    from tercet.posttraining.merge import merge_run
+
+    typer.echo(f"done: {merge_run(MergeConfig(model=str(run)), out, progress=for_terminal()).path}")
 
 
 def resume(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:

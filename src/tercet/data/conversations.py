@@ -5,7 +5,8 @@
     ShareGPT     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
     completion   {"prompt": "Hi", "completion": "Hello."}          ("response" instead of "completion" is fine)
 
-All become a `Conversation`: an optional system message, then user and assistant in turn.
+All become a `Conversation`: an optional system message, then user and assistant in turn. A message of the first and the third
+form may have a "weight": how much training counts it (0: not at all), instead of 1 for the assistant's and 0 for the others'.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from tercet.data.readers import BadRows, kind, parsed_rows, text_field
 from tercet.data.types import ROLES, Conversation, Message, Role
 from tercet.errors import DataError
 
+MAX_WEIGHT = 1e6
 _SHAREGPT_ROLES: dict[str, Role] = {
     "human": "user",
     "user": "user",
@@ -36,6 +38,15 @@ def conversations(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Con
 
 def parse_conversation(row: Mapping[str, Any], where: str) -> Conversation:
     """Make a conversation of one row in any of this module's formats; raises DataError, which begins with `where`."""
+    turns = _parse_format(row, where)
+    if not any(turn.loss_weight for turn in turns):
+        raise DataError(
+            f"{where}: every message has weight 0, so there is nothing to learn; give one a weight above 0 or leave the row out"
+        )
+    return turns
+
+
+def _parse_format(row: Mapping[str, Any], where: str) -> Conversation:
     if "messages" in row:
         return parse_messages(row["messages"], where)
     if "conversations" in row:
@@ -54,7 +65,7 @@ def parse_conversation(row: Mapping[str, Any], where: str) -> Conversation:
 
 
 def parse_messages(value: object, where: str, need_answer: bool = True) -> Conversation:
-    """Make a conversation of a list of {"role", "content"}; the content is a string or a list of text parts.
+    """Make a conversation of a list of {"role", "content", maybe "weight"}; the content is a string or a list of text parts.
 
     With `need_answer` the last turn must be the assistant's; without, it may be either's. Raises DataError.
     """
@@ -67,7 +78,7 @@ def parse_messages(value: object, where: str, need_answer: bool = True) -> Conve
             raise DataError(f'{at}: unknown role "{role}"; wanted system, user or assistant{hint}')
         if item.get("tool_calls") or item.get("function_call"):
             raise DataError(f"{at}: holds a tool call, which is not supported; leave the row out")
-        turns.append(Message(role, _content(item, at)))
+        turns.append(Message(role, _content(item, at), _weight(item, at)))
     return _checked(turns, where, need_answer)
 
 
@@ -90,9 +101,12 @@ def to_row(conversation: Conversation) -> dict[str, Any]:
     return {"messages": to_messages(conversation)}
 
 
-def to_messages(conversation: Conversation) -> list[dict[str, str]]:
-    """The list of {"role", "content"} that `parse_messages` reads back."""
-    return [{"role": message.role, "content": message.content} for message in conversation]
+def to_messages(conversation: Conversation) -> list[dict[str, Any]]:
+    """The list of {"role", "content"} that `parse_messages` reads back, with "weight" where a message has its own."""
+    return [
+        {"role": m.role, "content": m.content} | ({} if m.weight is None else {"weight": m.weight})
+        for m in conversation
+    ]
 
 
 def _parse_sharegpt(value: object, where: str) -> Conversation:
@@ -102,7 +116,7 @@ def _parse_sharegpt(value: object, where: str) -> Conversation:
         speaker = text_field(item, "from", at)
         if speaker not in _SHAREGPT_ROLES:
             raise DataError(f'{at}: unknown speaker "{speaker}"; wanted {", ".join(_SHAREGPT_ROLES)}')
-        turns.append(Message(_SHAREGPT_ROLES[speaker], text_field(item, "value", at)))
+        turns.append(Message(_SHAREGPT_ROLES[speaker], text_field(item, "value", at), _weight(item, at)))
     return _checked(turns, where, need_answer=True)
 
 
@@ -128,6 +142,21 @@ def _content(item: Mapping[str, Any], at: str) -> str:
             )
         texts.append(text_field(part, "text", at))
     return "".join(texts)
+
+
+def _weight(item: Mapping[str, Any], at: str) -> float | None:
+    """The message's own weight; None where the key is missing, or null as in tables in which only some rows have it."""
+    value = item.get("weight")
+    if value is None:
+        return None
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not 0 <= value <= MAX_WEIGHT:  # not a number (NaN) fails this too
+        found = repr(value) if number else kind(value)
+        raise DataError(
+            f'{at}: "weight" must be a number from 0 (not trained on) to {MAX_WEIGHT:g}, found {found}; '
+            "mend it, or leave the key out"
+        )
+    return float(value)
 
 
 def _checked(turns: Sequence[Message], where: str, need_answer: bool) -> Conversation:

@@ -21,10 +21,16 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation."""
+    """One turn of a conversation; `weight` overrides how much training counts it."""
 
     role: Role
     content: str
+    weight: float | None = None
+
+    @property
+    def loss_weight(self) -> float:
+        """How much training counts each token of the content and its end: 1 for the assistant's, 0 for what others say."""
+        return (1.0 if self.role == "assistant" else 0.0) if self.weight is None else self.weight
 
 
 Conversation = tuple[Message, ...]
@@ -32,13 +38,17 @@ Conversation = tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """K answers to one prompt, ranked. Ranks are integers, 1 is best, equal ranks are a tie."""
+    """K answers to one prompt, ranked. Ranks are integers, 1 is best, equal ranks are a tie.
+
+    `scores`, where known, say how good each answer is: the higher the better, and never against the ranks.
+    """
 
     prompt: Conversation
     responses: tuple[str, ...]
     ranks: tuple[int, ...]
     labeler: str = ""
     time: str = ""
+    scores: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

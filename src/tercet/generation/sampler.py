@@ -105,30 +105,15 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
 def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int],
                     which: list[int], out: list[Completion], on_token: Callable[[int, int], None] | None) -> None:  # fmt: skip
     limit = model.config.context_length
-    longest = max(len(prompts[i]) for i in which)
-    # Left padding lines the prompts' ends up, so that each step writes one column of the cache.
-    tokens = torch.zeros(len(which), longest, dtype=torch.long)
-    start = torch.tensor([longest - len(prompts[i]) for i in which])
-    for row, i in enumerate(which):
-        tokens[row, longest - len(prompts[i]) :] = torch.tensor(list(prompts[i]))
-    capacity = longest + min(params.max_new_tokens, limit - min(len(prompts[i]) for i in which))
     uniform = torch.from_numpy(np.stack([uniforms(seeds[i], params.max_new_tokens) for i in which]))
-    cache = KVCache(model.config, len(which), capacity, model.output_weight.dtype)
+    room = min(params.max_new_tokens, limit - min(len(prompts[i]) for i in which))
+    capacity = max(len(prompts[i]) for i in which) + room
+    hidden, cache, start = _read_prompts(model, [tuple(prompts[i]) for i in which], capacity)
     column = torch.arange(capacity)
     rows = torch.arange(len(which))  # which of the batch are still in the cache
     alive = torch.ones(len(which), dtype=torch.bool)
-    new = tokens
     for step in range(params.max_new_tokens):
-        queries = column[cache.length : cache.length + new.shape[1]]
-        visible = column[None, None, : cache.length + new.shape[1]]
-        # padding may see itself, or its softmax would be empty
-        mask = (visible <= queries[None, :, None]) & (
-            (visible >= start[rows][:, None, None]) | (visible == queries[None, :, None])
-        )
-        # a sequence that ended at the border of the context may stay in the batch for some steps
-        positions = (queries[None] - start[rows][:, None]).clamp(0, limit - 1)
-        hidden = model.hidden(new, positions_BT=positions, mask=mask[:, None], cache=cache)
-        chosen, logp = pick(F.linear(hidden[:, -1], model.output_weight), params, uniform[rows, step])
+        chosen, logp = pick(F.linear(hidden, model.output_weight), params, uniform[rows, step])
         for row, token, value in zip(rows.tolist(), chosen.tolist(), logp.tolist()):
             if not alive[row]:
                 continue
@@ -142,10 +127,41 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
             elif len(prompts[which[row]]) + len(done.tokens) >= limit:
                 alive[row] = False
         living = alive[rows]
-        if not living.any():
+        if not living.any() or step == params.max_new_tokens - 1:
             return
-        new = chosen[:, None]
         if step % _COMPACT_EVERY == _COMPACT_EVERY - 1 and not living.all():
             kept = living.nonzero()[:, 0]
             cache.keep(kept)
-            rows, new = rows[kept], new[kept]
+            rows, chosen = rows[kept], chosen[kept]
+        at = cache.length
+        # a sequence that ended at the border of the context may stay in the batch for some steps
+        positions = (at - start[rows]).clamp(max=limit - 1)[:, None]
+        visible = column[None, : at + 1] >= start[rows][:, None]
+        hidden = model.hidden(chosen[:, None], positions_BT=positions, mask=visible[:, None, None], cache=cache)[:, -1]
+
+
+def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: int) -> tuple[Tensor, KVCache, Tensor]:
+    """(hidden state of each prompt's last token [B, D], the filled cache, columns of filling before each prompt [B]).
+
+    A prompt that comes several times is read once. Filling on the left lines the prompts' ends up, so that each later
+    step writes one column of the cache.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    longest = max(map(len, distinct))
+    tokens = torch.zeros(len(distinct), longest, dtype=torch.long)
+    for row, prompt in enumerate(distinct):
+        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+    start = torch.tensor([longest - len(p) for p in distinct])
+    column = torch.arange(longest)
+    # filling may see itself, or its softmax would be empty
+    seen = (column[None] >= start[:, None])[:, None, :] | (column[None, :] == column[:, None])[None]
+    mask = (column[None, :] <= column[:, None])[None] & seen
+    cache = KVCache(model.config, len(distinct), capacity, model.output_weight.dtype)
+    positions = (column[None] - start[:, None]).clamp(min=0)
+    hidden = model.hidden(tokens, positions_BT=positions, mask=mask[:, None], cache=cache)[:, -1]
+    if len(distinct) < len(prompts):
+        number = {p: n for n, p in enumerate(distinct)}
+        same = torch.tensor([number[p] for p in prompts])
+        cache.keep(same)
+        hidden, start = hidden[same], start[same]
+    return hidden, cache, start

@@ -1,10 +1,31 @@
-"""The shape of a model (no torch here)."""
+"""The shape of a model, and of the adapters on it (no torch here)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tercet.errors import ConfigError
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters (Hu et al. 2021): the layers named `targets` compute W x + alpha / rank · B A x, A and B trained."""
+
+    rank: int
+    alpha: float = 16.0
+    targets: tuple[str, ...] = LORA_TARGETS
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"the rank of LoRA is {self.rank}; it must be at least 1")
+        if not self.alpha > 0:
+            raise ConfigError(f"the alpha of LoRA is {self.alpha:g}; it must be above 0, or nothing is learnt")
+        wrong = [name for name in self.targets if name not in LORA_TARGETS]
+        if wrong or not self.targets or len(set(self.targets)) < len(self.targets):
+            found = ", ".join(self.targets) or "none"
+            raise ConfigError(f"the targets of LoRA are {found}; wanted some of {', '.join(LORA_TARGETS)}, each once")
 
 
 @dataclass(frozen=True)

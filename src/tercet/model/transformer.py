@@ -6,6 +6,8 @@ Parameter names are those of Qwen3 in Hugging Face transformers, so that the wei
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,6 +40,29 @@ class KVCache:
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
 
 
+@dataclass(frozen=True)
+class Branches:
+    """Sequences that share a beginning, laid out so that each token of it is computed once, in one batch row of T places.
+
+    Only attention mixes tokens: it alone sees whole sequences, one row for each; everything else sees the T places.
+    """
+
+    rows: Tensor  # [N, S] i64: the places of each sequence's tokens; filled up on the right, which causal attention ignores
+    home: Tensor  # [T] i64: the place in `rows`, row after row, at which attention's output for a place is read
+
+    def spread(self, x_1HTC: Tensor) -> Tensor:
+        """Places to sequences, [N, H, S, C]."""
+        x = x_1HTC[0].transpose(0, 1).index_select(0, self.rows.flatten())
+        return x.view(*self.rows.shape, *x.shape[1:]).transpose(1, 2)
+
+    def collect(self, x_NHSC: Tensor) -> Tensor:
+        """Sequences to places, [1, H, T, C]."""
+        return x_NHSC.transpose(1, 2).flatten(0, 1).index_select(0, self.home).transpose(0, 1)[None]
+
+
+Mask = Tensor | Branches | None
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation (Zhang & Sennrich 2019), with a learned gain."""
 
@@ -57,6 +82,14 @@ def rotate(x_BHTC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
     return x_BHTC * cos_BTC.unsqueeze(1) + torch.cat((-b, a), dim=-1) * sin_BTC.unsqueeze(1)
 
 
+def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention, [B, H, T, C]; H / K queries share a key and value. Without `mask`, causal."""
+    if (share := q_BHTC.shape[1] // k_BKSC.shape[1]) > 1:
+        k_BKSC, v_BKSC = k_BKSC.repeat_interleave(share, dim=1), v_BKSC.repeat_interleave(share, dim=1)
+    q, k = q_BHTC.to(v_BKSC.dtype), k_BKSC.to(v_BKSC.dtype)
+    return F.scaled_dot_product_attention(q, k, v_BKSC, attn_mask=mask, is_causal=mask is None)
+
+
 class Attention(nn.Module):
     """Grouped-query attention (Ainslie et al. 2023) with normalised queries and keys."""
 
@@ -72,9 +105,9 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(c, config.norm_eps)
 
     def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int
+        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None, layer: int
     ) -> Tensor:
-        """Attend within what `mask` allows ([B, 1, T, S] bool; None is plain causal)."""
+        """Attend within what `mask` allows ([B, 1, T, S] bool, or branches; None is plain causal)."""
         B, T, _ = x_BTD.shape
         c = self.config.head_dim
         q = rotate(self.q_norm(self.q_proj(x_BTD).view(B, T, -1, c)).transpose(1, 2), *rope)
@@ -82,10 +115,10 @@ class Attention(nn.Module):
         v = self.v_proj(x_BTD).view(B, T, -1, c).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(layer, k, v)
-        groups = self.config.num_heads // self.config.num_kv_heads
-        if groups > 1:
-            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
-        out = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=mask, is_causal=mask is None)
+        if isinstance(mask, Branches):
+            out = mask.collect(attend(mask.spread(q), mask.spread(k), mask.spread(v), None))
+        else:
+            out = attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
 
 
@@ -113,9 +146,7 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, cache: KVCache | None, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None, layer: int) -> Tensor:
         """Residual stream in, residual stream out: [B, T, D]."""
         x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
@@ -162,16 +193,19 @@ class Transformer(nn.Module):
         return self.model.embed_tokens.weight
 
     def hidden(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, *, positions_BT: Tensor | None = None,
-               mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:  # fmt: skip
+               mask: Mask = None, cache: KVCache | None = None, noise: Tensor | None = None) -> Tensor:  # fmt: skip
         """Final hidden states [B, T, D].
 
         `segments_BT` keeps packed texts apart: a token attends only to earlier tokens of its own segment. `mask`
-        ([B, 1, T, S] bool, S with the cache's tokens) and `positions_BT` serve the sampler. Raises ContextError where a
-        sequence is longer than the context.
+        ([B, 1, T, S] bool, S with the cache's tokens) and `positions_BT` serve the sampler and answers that share their
+        prompt; `noise` [B, T, D] is added to the embeddings. Raises ContextError where a sequence is longer than the context.
         """
         T = tokens_BT.shape[1]
-        if self.config.context_length < T:
-            raise ContextError(f"{T} tokens, but the model's context is {self.config.context_length}; shorten the text")
+        longest = T if positions_BT is None else int(positions_BT.max()) + 1
+        if self.config.context_length < longest:
+            raise ContextError(
+                f"{longest} tokens, but the model's context is {self.config.context_length}; shorten the text"
+            )
         if segments_BT is not None:
             mask = segment_mask(segments_BT)
         if positions_BT is None:
@@ -179,6 +213,8 @@ class Transformer(nn.Module):
         else:
             cos, sin = self.rope_cos[positions_BT], self.rope_sin[positions_BT]
         x = self.model.embed_tokens(tokens_BT)
+        if noise is not None:
+            x = x + noise
         for number, layer in enumerate(self.model.layers):
             x = layer(x, (cos, sin), mask, cache, number)
         if cache is not None:
@@ -220,5 +256,8 @@ class ScalarModel(nn.Module):
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """One number per token, [B, T]."""
-        raw = self.score(self.backbone.hidden(tokens_BT, segments_BT)).squeeze(-1)
-        return self.gain * raw + self.bias  # type: ignore[no-any-return]
+        return self.read(self.backbone.hidden(tokens_BT, segments_BT))
+
+    def read(self, hidden: Tensor) -> Tensor:
+        """One number per hidden state: [..., D] to [...]."""
+        return self.gain * self.score(hidden).squeeze(-1) + self.bias  # type: ignore[no-any-return]

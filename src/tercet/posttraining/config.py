@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tercet.errors import ConfigError
-from tercet.training.settings import MICRO_BATCH, PRECISION, Settings, TrainSettings, setting, shares
+from tercet.training.settings import MICRO_BATCH, PRECISION, Settings, TuneSettings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class SFTConfig(TrainSettings):
+class SFTConfig(TuneSettings):
     """Instruction tuning: next-token prediction on conversations, weighted on the assistant's tokens only."""
 
     model: str = setting(..., "run to start from: a base model")
@@ -22,6 +21,9 @@ class SFTConfig(TrainSettings):
     long_conversations: str = setting(
         "truncate", "longer than the context: cut on a message border, or refuse", choices=("truncate", "refuse")
     )
+    neftune_alpha: float = setting(
+        0.0, "NEFTune: noise on the embeddings while training, 5 to 15 in its paper (0: none)", minimum=0
+    )
     max_new_tokens: int = setting(32, "longest answer when the tasks are asked", minimum=1)
     steps: int = setting(300, "optimizer steps", minimum=1)
     lr: float = setting(1e-3, "AdamW learning rate", minimum=0, maximum=1e37)
@@ -30,6 +32,13 @@ class SFTConfig(TrainSettings):
     )
     micro_batch: int = MICRO_BATCH
     precision: str = PRECISION
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(Settings):
+    """Add a run's adapters (LoRA) to its weights: a run with a plain model."""
+
+    model: str = setting(..., "run that was trained with adapters")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +59,8 @@ class RankConfig(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RewardConfig(TrainSettings):
-    """A reward model from rankings: all pairs of a prompt, one forward pass per answer (InstructGPT's loss)."""
+class RewardConfig(TuneSettings):
+    """A reward model from rankings: all pairs of a prompt from one forward pass over it (InstructGPT's loss)."""
 
     model: str = setting(..., "run to start from: an instruction-tuned model")
     data: tuple[str, ...] = setting(
@@ -59,6 +68,9 @@ class RewardConfig(TrainSettings):
     )
     heldout: tuple[str, ...] = setting((), "held-out comparisons; where none are named, heldout_share is kept aside")
     heldout_share: float = setting(0.1, "share of prompts kept aside, by a hash", minimum=0)
+    margin: float = setting(
+        0.0, "a pair's rewards shall differ by this times the difference of its scores (0: scores not used)", minimum=0
+    )
     demonstrations: tuple[str, ...] = setting((), "conversations whose answers shall score 0 on average")
     demonstrations_limit: int = setting(400, "at most so many of them", minimum=1)
     steps: int = setting(100, "optimizer steps", minimum=1)
@@ -68,56 +80,6 @@ class RewardConfig(TrainSettings):
     )
     lr: float = setting(3e-4, "AdamW learning rate", minimum=0, maximum=1e37)
     precision: str = PRECISION
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig(TrainSettings):
-    """PPO on r(x, y) − beta · log(π(y|x) / π_SFT(y|x)), plus gamma · E_pretrain[log π(x)]."""
-
-    model: str = setting(
-        ..., "run of the policy to start from, which is also the reference: an instruction-tuned model"
-    )
-    reward: str = setting(..., "run of the reward model")
-    prompts: tuple[str, ...] = setting(
-        ..., "rows with prompt or messages; rows with answers are also scored by the gold rubric"
-    )
-    pretrain_data: tuple[str, ...] = setting((), "text for the pretraining term (needed where gamma is above 0)")
-    pretrain_mixture: tuple[str, ...] = setting((), "shares of its sources as name=share; default: by size")
-    pretrain_rows: int = setting(8, "rows of text per step for the pretraining term", minimum=1)
-    heldout_text: tuple[str, ...] = setting((), "held-out text on which bits per byte are measured before and after")
-    heldout_bytes: int = setting(40_000, "at most so many held-out bytes per source", minimum=1)
-    beta: float = setting(0.05, "weight of the KL penalty, in reward units per nat", minimum=0)
-    gamma: float = setting(
-        1.0, "weight of the pretraining loss (mean nats per token) beside the policy loss (mean per token)", minimum=0
-    )
-    steps: int = setting(60, "rollout-and-update steps", minimum=1)
-    batch_size: int = setting(64, "prompts (one answer each) per step", minimum=1)
-    minibatches: int = setting(1, "optimizer steps per epoch over a step's rollouts", minimum=1)
-    epochs: int = setting(1, "passes over a step's rollouts", minimum=1)
-    micro_batch: int = setting(0, "rollouts per forward pass when learning (0: the whole minibatch)", minimum=0)
-    max_new_tokens: int = setting(32, "longest answer", minimum=1)
-    temperature: float = setting(1.0, "of sampling; log-probabilities are taken at it too", minimum=1e-3)
-    clip: float = setting(0.2, "the probability ratio is clipped to 1 ± clip", minimum=0)
-    discount: float = setting(1.0, "reward discount per token", minimum=0)
-    gae_lambda: float = setting(0.95, "λ of generalised advantage estimation", minimum=0)
-    missing_eos_score: float = setting(-1.0, "replaces the score of an answer that the model did not end itself")
-    whiten_advantages: bool = setting(True, "mean 0 and variance 1 over the step's actions")
-    critic_lr: float = setting(5e-4, "AdamW learning rate of the critic", minimum=0, maximum=1e37)
-    lr: float = setting(2e-4, "AdamW learning rate of the policy", minimum=0, maximum=1e37)
-    warmup: int = setting(3, "steps of linear warm-up", minimum=0)
-    checkpoint_every: int = setting(20, "steps between checkpoints (0: at the end only)", minimum=0)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        shares(self.pretrain_mixture, "PPOConfig.pretrain_mixture")
-        if self.gamma > 0 and not self.pretrain_data:
-            raise ConfigError(
-                f"PPOConfig.gamma is {self.gamma}, but no pretrain_data is named; name text, or set gamma to 0"
-            )
-        if self.batch_size % self.minibatches:
-            raise ConfigError(
-                f"PPOConfig.batch_size ({self.batch_size}) must be a multiple of minibatches ({self.minibatches})"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

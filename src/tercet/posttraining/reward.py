@@ -3,97 +3,82 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tercet.data.comparisons import comparisons
-from tercet.data.conversations import conversations, to_messages
+from tercet.data.conversations import conversations
 from tercet.data.readers import BadRows, fingerprints
-from tercet.data.splits import in_split
-from tercet.data.types import Comparison, Conversation
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.metrics import Estimate, pair_accuracy
 from tercet.model.transformer import ScalarModel, Transformer
+from tercet.posttraining.calibration import report
 from tercet.posttraining.config import RewardConfig
+from tercet.posttraining.rankings import Ranked, accuracy, encode_answer, load_rankings
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import render_prompt
+from tercet.training.adapt import adapt, write_adapter
 from tercet.training.batch import pad_right
 from tercet.training.feed import permuted
 from tercet.training.fit import due, fit
+from tercet.training.grouped import Grouped, group
 from tercet.training.learner import Learner
 from tercet.training.load import language_model_run, load_language_model
 from tercet.training.optim import OptimizerConfig
 from tercet.training.progress import Progress
-from tercet.training.run import Run, threads
+from tercet.training.run import Run, threads, write_text
 
 SCORED_ROWS = 64  # answers per forward pass outside of training
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """One prompt's answers as ids (prompt, answer, `<|im_end|>`), the characters of each answer, and all strict pairs."""
-
-    texts: tuple[tuple[int, ...], ...]
-    characters: tuple[int, ...]
-    pairs: tuple[tuple[int, int], ...]  # (better, worse); ties give none
+SCORED_PROMPTS = 16  # prompts, with all their answers
 
 
 @dataclass(frozen=True)
 class RankedBatch:
-    """Several prompts' answers, each answer one row."""
+    """Several prompts with all their answers."""
 
-    tokens: Tensor  # [N, T] i64
-    last: Tensor  # [N] i64, position of each answer's last token
-    pairs: Tensor  # [P, 2] i64, rows (better, worse)
+    rows: Grouped
+    pairs: Tensor  # [P, 2] i64, answers (better, worse)
     pair_weights: Tensor  # [P] f64, 1 / C(K, 2) of the pair's prompt
+    margins: Tensor  # [P] f64, by how much the better one's reward shall be higher
     count: float  # prompts
 
-
-def encode_answer(tokenizer: Tokenizer, prompt: Conversation, answer: str) -> tuple[int, ...]:
-    """Ids that the reward model reads: the prompt as chat sends it, the answer and its end."""
-    return (*render_prompt(tokenizer, prompt), *tokenizer.encode(answer), tokenizer.im_end)
-
-
-def encode_comparison(tokenizer: Tokenizer, comparison: Comparison) -> Ranked:
-    """Ids of all answers, and every pair that is not tied."""
-    ranks = comparison.ranks
-    pairs = [
-        (i, j) if ranks[i] < ranks[j] else (j, i) for i, j in combinations(range(len(ranks)), 2) if ranks[i] != ranks[j]
-    ]
-    texts = tuple(encode_answer(tokenizer, comparison.prompt, r) for r in comparison.responses)
-    return Ranked(texts, tuple(len(r) for r in comparison.responses), tuple(pairs))
+    @property
+    def tokens(self) -> Tensor:
+        """All ids, each prompt's once, [1, T]."""
+        return self.rows.tokens
 
 
-def collate(prompts: Sequence[Ranked], pad: int) -> RankedBatch:
-    """Prompts side by side. Each answer is in the batch once, however many pairs it is in."""
-    texts = [t for p in prompts for t in p.texts]
-    tokens, lengths = pad_right(texts, pad)
-    pairs, weights, base = [], [], 0
+def collate(prompts: Sequence[Ranked], pad: int = 0, margin: float = 0.0) -> RankedBatch:
+    """Prompts end to end. Each answer is in the batch once, however many pairs it is in."""
+    pairs, weights, margins, base = [], [], [], 0
     for p in prompts:
-        k = len(p.texts)
+        k = len(p.answers)
         pairs += [(base + i, base + j) for i, j in p.pairs]
         weights += [2.0 / (k * (k - 1))] * len(p.pairs)
+        margins += [margin * (p.scores[i] - p.scores[j]) if margin else 0.0 for i, j in p.pairs]
         base += k
     return RankedBatch(
-        tokens,
-        lengths - 1,
+        group([p.prompt for p in prompts], [p.answers for p in prompts]),
         torch.tensor(pairs).reshape(-1, 2),
         torch.tensor(weights, dtype=torch.float64),
+        torch.tensor(margins, dtype=torch.float64),
         float(len(prompts)),
     )
 
 
 def ranking_loss(model: ScalarModel, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
-    """Σ over prompts of −1/C(K,2) Σ over pairs log σ(r_better − r_worse) (Ouyang et al. 2022, equation 1)."""
-    scores = model(batch.tokens)[torch.arange(len(batch.tokens)), batch.last].double()
-    margin = scores[batch.pairs[:, 0]] - scores[batch.pairs[:, 1]]
-    loss = -(batch.pair_weights * F.logsigmoid(margin)).sum()
+    """Σ over prompts of −1/C(K,2) Σ over pairs log σ(r_better − r_worse − m) (Ouyang et al. 2022, equation 1).
+
+    m is the pair's margin (Touvron et al. 2023, equation 2), 0 by default.
+    """
+    scores = batch.rows.scores(model)
+    difference = scores[batch.pairs[:, 0]] - scores[batch.pairs[:, 1]] - batch.margins
+    loss = -(batch.pair_weights * F.logsigmoid(difference)).sum()
     return loss, {"loss": float(loss.detach())}
 
 
@@ -110,6 +95,21 @@ def score_texts(model: ScalarModel, texts: Sequence[Sequence[int]], pad: int) ->
     return out
 
 
+@torch.no_grad()
+def score_ranked(model: ScalarModel, prompts: Sequence[Ranked]) -> list[list[float]]:
+    """The reward of each prompt's answers. The prompts are read once, those of like length together."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].prompt) + max(map(len, prompts[i].answers)))
+    out: list[list[float]] = [[] for _ in prompts]
+    for a in range(0, len(order), SCORED_PROMPTS):
+        part = order[a : a + SCORED_PROMPTS]
+        scores = iter(
+            group([prompts[i].prompt for i in part], [prompts[i].answers for i in part]).scores(model).tolist()
+        )
+        for i in part:
+            out[i] = list(islice(scores, len(prompts[i].answers)))
+    return out
+
+
 def check_contexts(judge: ScalarModel, model: Transformer, judge_run: Run, run: Run) -> None:
     """Raises ConfigError where the reward model cannot read all that the language model can write."""
     if judge.config.context_length < model.config.context_length:
@@ -119,44 +119,21 @@ def check_contexts(judge: ScalarModel, model: Transformer, judge_run: Run, run: 
         )
 
 
-def accuracy(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]]) -> Estimate:
-    """Share of strict pairs in which the better answer scores higher (equal scores count one half), clustered by prompt."""
-    hits, groups = [], []
-    for number, (p, s) in enumerate(zip(prompts, scores)):
-        for better, worse in p.pairs:
-            hits.append(1.0 if s[better] > s[worse] else 0.5 if s[better] == s[worse] else 0.0)
-            groups.append(number)
-    return pair_accuracy(hits, groups)
+def trust(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]], gain: float) -> dict[str, Any]:
+    """Accuracy by how much better the better answer is and by length, and calibration: see calibration.py.
 
-
-def load_rankings(
-    config: RewardConfig, tokenizer: Tokenizer, length: int, run: Run
-) -> tuple[list[Ranked], list[Ranked]]:
-    """(training, held-out) prompts that have at least one strict pair. Others are counted and left out.
-
-    Raises DataError where a side is empty.
+    "gap" says what the first goes by: the difference of scores where all answers have them, else of ranks.
     """
-    bad = BadRows(skip=config.skip_bad_rows)
-    every = list(comparisons(config.data, bad))
-    if config.heldout:
-        sides = [c for _, c in every], [c for _, c in comparisons(config.heldout, bad)]
-    else:
-        keys = [in_split(json.dumps(to_messages(c.prompt)), config.heldout_share) for _, c in every]
-        sides = [c for (_, c), k in zip(every, keys) if not k], [c for (_, c), k in zip(every, keys) if k]
-    run.log_skipped(bad.count, bad.messages)
-    out = []
-    for name, side in zip(("training", "held-out"), sides):
-        encoded = [encode_comparison(tokenizer, c) for c in side]
-        fitting = [r for r in encoded if max(map(len, r.texts)) <= length]
-        kept = [r for r in fitting if r.pairs]
-        run.log_line(
-            f"{name}: {len(kept)} prompts with {sum(len(r.pairs) for r in kept)} pairs; left out: {len(fitting) - len(kept)} with ties only, "
-            f"{len(encoded) - len(fitting)} longer than the context of {length} tokens"
-        )
-        if not kept:
-            raise DataError(f"no {name} prompt has two answers of different rank that fit; give more comparisons")
-        out.append(kept)
-    return out[0], out[1]
+    rated = all(p.scores for p in prompts)
+    difference, gap, longer, number = [], [], [], []
+    for n, (p, s) in enumerate(zip(prompts, scores)):
+        for b, w in p.pairs:
+            difference.append((s[b] - s[w]) / gain)  # as the loss saw it
+            gap.append(p.scores[b] - p.scores[w] if rated else p.ranks[w] - p.ranks[b])
+            longer.append(p.characters[b] - p.characters[w])
+            number.append(n)
+    parts = report(np.array(difference), np.array(gap, dtype=np.float64), np.array(longer), np.array(number))
+    return {"gap": "score" if rated else "rank", **parts}
 
 
 def load_demonstrations(config: RewardConfig, tokenizer: Tokenizer, length: int, run: Run) -> list[tuple[int, ...]]:
@@ -179,20 +156,23 @@ def load_demonstrations(config: RewardConfig, tokenizer: Tokenizer, length: int,
     return fitting
 
 
-def normalise(
-    model: ScalarModel, demonstrations: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], pad: int
-) -> None:
-    """Set gain so that the ranked answers' scores have standard deviation 1, and bias so that demonstrations average 0.
+def normalise(model: ScalarModel, demonstrations: Sequence[float], answers: Sequence[float]) -> None:
+    """Change gain and bias so that the ranked answers, whose scores are `answers`, get standard deviation 1 …
 
-    Without demonstrations the ranked answers average 0.
+    … and the demonstrations, now scored `demonstrations`, average 0. Without demonstrations the ranked answers do.
     """
-    model.gain.fill_(1.0)
-    model.bias.fill_(0.0)
-    raw = torch.tensor(score_texts(model, answers, pad), dtype=torch.float64)
-    zero = torch.tensor(score_texts(model, demonstrations, pad), dtype=torch.float64) if demonstrations else raw
-    gain = 1.0 / max(float(raw.std(correction=0)), 1e-6)
-    model.gain.fill_(gain)
-    model.bias.fill_(-gain * float(zero.mean()))
+    spread = max(float(np.std(answers)), 1e-6)
+    model.bias.sub_(float(np.mean(demonstrations or answers))).div_(spread)
+    model.gain.div_(spread)
+
+
+def check_scores(config: RewardConfig, prompts: Sequence[Ranked]) -> None:
+    """Raises DataError where a margin is wanted and answers have no scores to make it from."""
+    if config.margin and (without := sum(not p.scores for p in prompts)):
+        raise DataError(
+            f'RewardConfig.margin is {config.margin:g}, but {without} of {len(prompts)} training prompts have no "scores" or '
+            '"margin"; add them to the comparisons, or leave the margin at 0'
+        )
 
 
 def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
@@ -207,34 +187,35 @@ def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progr
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(backbone.config)
         train, heldout = load_rankings(config, tokenizer, backbone.config.context_length, run)
+        check_scores(config, train)
         demonstrations = load_demonstrations(config, tokenizer, backbone.config.context_length, run)
-        model = ScalarModel(backbone, seed=config.seed)
+        model = adapt(ScalarModel(backbone, seed=config.seed), config)
         # the bias cancels in every pair: its gradient is rounding noise, which Adam would blow up
         model.score.bias.requires_grad_(False)
         learner = Learner(model, OptimizerConfig.of(config), config.precision)
         longer = accuracy(heldout, [p.characters for p in heldout])
         micro = config.micro_batch or config.batch_size
 
-        def batch(step: int) -> Iterator[RankedBatch]:
-            picks = [
-                train[permuted(step * config.batch_size + i, len(train), (config.seed, 2))]
-                for i in range(config.batch_size)
-            ]
-            return (collate(picks[a : a + micro], tokenizer.pad) for a in range(0, len(picks), micro))
+        def batches(step: int) -> list[RankedBatch]:
+            first = step * config.batch_size
+            picks = [train[permuted(first + i, len(train), (config.seed, 2))] for i in range(config.batch_size)]
+            return [collate(picks[a : a + micro], tokenizer.pad, config.margin) for a in range(0, len(picks), micro)]
 
         def evaluate(done: int) -> None:
-            if due(done, 0, config.steps):
-                normalise(model, demonstrations, [t for p in train for t in p.texts], tokenizer.pad)
-            scores = iter(score_texts(model, [t for p in heldout for t in p.texts], tokenizer.pad))
-            right = accuracy(heldout, [[next(scores) for _ in p.texts] for p in heldout])
+            end = due(done, 0, config.steps)
+            if end:
+                ranked = [score for scores in score_ranked(model, train) for score in scores]
+                normalise(model, score_texts(model, demonstrations, tokenizer.pad), ranked)
+            scores = score_ranked(model, heldout)
+            right = accuracy(heldout, scores)
             run.log(done, heldout_accuracy=right.value, longer_wins=longer.value)
-            if due(done, 0, config.steps):
-                mean = (
-                    sum(score_texts(model, demonstrations, tokenizer.pad)) / len(demonstrations)
-                    if demonstrations
-                    else None
-                )
+            if end:
+                zero = score_texts(model, demonstrations, tokenizer.pad)
+                mean = sum(zero) / len(zero) if zero else None
                 run.update(accuracy=right.to_json(), longer_wins=longer.to_json(), demonstrations_mean=mean)
+                found = trust(heldout, scores, float(model.gain))
+                write_text(run.path / "calibration.json", json.dumps(found, indent=1) + "\n")
 
-        fit(run, learner, lambda step: list(batch(step)), ranking_loss, config, evaluate)
+        fit(run, learner, batches, ranking_loss, config, evaluate)
+        write_adapter(model, run)
     return run

@@ -1,9 +1,12 @@
-"""Rollouts: what the policy said, with everything that PPO needs to know of every token."""
+"""Rollouts: what the policy said, with everything that a policy-gradient method needs to know of every token."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,37 +15,82 @@ from tercet.errors import ConfigError
 from tercet.generation.sampler import Completion, SamplingParams, generate
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.training.batch import pad_right
-from tercet.training.objectives import token_logprobs
+from tercet.training.grouped import Grouped, group
 
 PASS_ROWS = 64  # sequences per forward pass without gradients
+
+# (number of the prompt, completion) of every rollout → its score
+Scorer = Callable[[Sequence[int], Sequence[Completion]], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Prompts with their sampled answers; column t of the [N, T − 1] arrays is about token t + 1 (the action)."""
+    """Prompts with their sampled answers; column t of the [N, T − 1] arrays is about token t + 1 (the action).
 
-    tokens: Tensor  # [N, T] i64: prompt and answer, padded on the right
+    `behaviour` and `version` say what the tokens were sampled from: their log-probability then, and after how many
+    optimizer steps. `logp` is the policy's before this update (π_old); None means that it is the policy that is being
+    trained, so that the first ratio is exactly 1. A method fills in `advantages`, how much each token's term counts
+    (`weights`) and by what the sum is divided (`shares`).
+    """
+
+    tokens: Tensor  # [N, T] i64: prompt and answer, filled up on the right
     action_mask: Tensor  # [N, T − 1] bool: True where token t + 1 was sampled (the end token included)
-    logp: Tensor  # [N, T − 1] log π_old of the actions, 0 elsewhere
-    ref_logp: Tensor  # [N, T − 1]
-    values: Tensor  # [N, T − 1] critic's estimate before the action
-    advantages: Tensor  # [N, T − 1]
-    returns: Tensor  # [N, T − 1]
+    behaviour: Tensor  # [N, T − 1] log π of the sampler, 0 elsewhere
+    version: Tensor  # [N] i64
+    group: Tensor  # [N] i64: number of the prompt
     rewards: Tensor  # [N] score of the whole answer
+    ref_logp: Tensor | None = None  # [N, T − 1]
+    logp: Tensor | None = None  # [N, T − 1]
+    values: Tensor | None = None  # [N, T − 1] critic's estimate before the action
+    returns: Tensor | None = None  # [N, T − 1]
+    advantages: Tensor | None = None  # [N, T − 1]
+    weights: Tensor | None = None  # [N, T − 1]
+    shares: Tensor | None = None  # [N]; None counts the actions
 
     @property
     def count(self) -> float:
-        """By what the learner divides: the number of actions."""
-        return float(self.action_mask.sum())
+        """By what the learner divides: the number of actions, or the sum of `shares`."""
+        return float(self.action_mask.sum() if self.shares is None else self.shares.sum(dtype=torch.float64))
 
     def rows(self, which: Tensor | slice) -> Rollouts:
         """Some of the rollouts."""
-        return replace(self, **{f.name: getattr(self, f.name)[which] for f in fields(self)})
+        arrays = {f.name: getattr(self, f.name) for f in fields(self)}
+        chosen: dict[str, Any] = {name: v if v is None else v[which] for name, v in arrays.items()}
+        return Rollouts(**chosen)
 
     def split(self, size: int) -> Iterator[Rollouts]:
         """Micro-batches of at most `size` rollouts."""
         for a in range(0, len(self.tokens), size):
             yield self.rows(slice(a, a + size))
+
+    def lengths(self) -> Tensor:
+        """Actions of every rollout, [N]."""
+        return self.action_mask.sum(1)
+
+    def kl(self) -> Tensor:
+        """The k1 estimate log π − log π_ref of every action under the policy that was sampled from, [N, T − 1]."""
+        if self.ref_logp is None:
+            raise ConfigError("these rollouts have no reference log-probabilities: set beta above 0, or log_kl")
+        return (self.behaviour - self.ref_logp) * self.action_mask
+
+    def at_actions(self, name: str) -> Tensor:
+        """One of the [N, T − 1] arrays at the actions, in row order: [A]."""
+        found: Tensor = getattr(self, name)[self.action_mask]
+        return found
+
+
+class Clock:
+    """Seconds by phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Add what passes inside to `phase`."""
+        began = time.perf_counter()
+        yield
+        self.seconds[f"seconds/{phase}"] = self.seconds.get(f"seconds/{phase}", 0.0) + time.perf_counter() - began
 
 
 def sample(
@@ -65,12 +113,61 @@ def assemble(prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: 
     return tokens, (columns >= first) & (columns < end)
 
 
-def action_logprobs(
-    model: Transformer, tokens: Tensor, action_mask: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
-    """log π and entropy at the actions, each [number of actions] in row order, with gradients."""
-    hidden = model.hidden(tokens[:, :-1])
-    return token_logprobs(model, hidden[action_mask], tokens[:, 1:][action_mask], temperature)
+def explore(policy: Transformer, reference: Transformer | None, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int], score: Scorer,
+            *, group_size: int, end_id: int, missing_eos_score: float, pad: int, version: int, clock: Clock) -> tuple[Rollouts, list[Completion]]:  # fmt: skip
+    """`group_size` answers to every prompt, scored, with the reference's log-probabilities.
+
+    `seeds` holds one seed a rollout. A missing end *replaces* the score by `missing_eos_score` (Ziegler et al. 2019).
+    """
+    numbers = [n for n in range(len(prompts)) for _ in range(group_size)]
+    texts = [prompts[n] for n in numbers]
+    with clock("sample"):
+        done = sample(policy, texts, params, seeds)
+    with clock("reward"):
+        scores = score(numbers, done)
+    tokens, mask = assemble(texts, done, pad)
+    kind = policy.output_weight.dtype
+    finished = torch.tensor([c.tokens[-1] == end_id for c in done])
+    rollouts = Rollouts(
+        tokens, mask,
+        behaviour=spread(torch.tensor([x for c in done for x in c.logprobs], dtype=kind), mask),
+        version=torch.full((len(done),), version), group=torch.tensor(numbers),
+        rewards=torch.where(finished, torch.tensor(scores, dtype=kind), missing_eos_score),
+    )  # fmt: skip
+    if reference is not None:
+        with clock("reference"):
+            rollouts = replace(rollouts, ref_logp=logprobs(reference, rollouts, params.temperature))
+    return rollouts, done
+
+
+def grouped(rollouts: Rollouts) -> Grouped:
+    """The rollouts without filling, neighbours of one group sharing their prompt; its answer tokens are the actions."""
+    prompts: list[list[int]] = []
+    answers: list[list[list[int]]] = []
+    mask, chosen, before = rollouts.action_mask, [], None
+    first = mask.int().argmax(1).tolist()
+    last = torch.where(mask, torch.arange(mask.shape[1]), -1).amax(1).tolist()
+    for row, (number, a, b) in enumerate(zip(rollouts.group.tolist(), first, last)):
+        ids = rollouts.tokens[row, : b + 2].tolist()
+        if number != before:
+            prompts.append(ids[: a + 1])
+            answers.append([])
+            before = number
+        answers[-1].append(ids[a + 1 :])
+        chosen.append(mask[row, a : b + 1])
+    kept, found = torch.cat(chosen), group(prompts, answers)
+    return replace(found, before=found.before[kept], target=found.target[kept], answer=found.answer[kept])
+
+
+def action_logprobs(model: Transformer, rollouts: Rollouts, temperature: float) -> tuple[Tensor, Tensor]:
+    """log π (with gradients) and entropy (without) at the actions, each [A] in row order."""
+    return grouped(rollouts).token_logprobs(model, temperature)
+
+
+def action_values(critic: ScalarModel, rollouts: Rollouts) -> Tensor:
+    """The critic's estimates before the actions, [A] in row order, with gradients."""
+    rows = grouped(rollouts)
+    return critic.read(rows.hidden(critic.backbone)[rows.before])
 
 
 def spread(values: Tensor, action_mask: Tensor) -> Tensor:
@@ -81,46 +178,14 @@ def spread(values: Tensor, action_mask: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def judge(tokens: Tensor, action_mask: Tensor, policy: Transformer, reference: Transformer, critic: ScalarModel,
-          temperature: float) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """(log π, log π_ref, critic's values) at the actions, each [N, T − 1]."""
-    parts: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
-    for a in range(0, len(tokens), PASS_ROWS):
-        t, m = tokens[a : a + PASS_ROWS], action_mask[a : a + PASS_ROWS]
-        parts[0].append(spread(action_logprobs(policy, t, m, temperature)[0], m))
-        parts[1].append(spread(action_logprobs(reference, t, m, temperature)[0], m))
-        parts[2].append(critic(t[:, :-1]) * m)
-    return torch.cat(parts[0]), torch.cat(parts[1]), torch.cat(parts[2])
+def logprobs(model: Transformer, rollouts: Rollouts, temperature: float) -> Tensor:
+    """log π of the actions under `model`, [N, T − 1], in passes of bounded memory."""
+    parts = [spread(action_logprobs(model, r, temperature)[0], r.action_mask) for r in rollouts.split(PASS_ROWS)]
+    return torch.cat(parts)
 
 
-def place_rewards(scores: Tensor, kl: Tensor, action_mask: Tensor, beta: float) -> Tensor:
-    """Reward of every action: −β · (log π − log π_ref), and the score on the last action (Ziegler et al. 2019)."""
-    rewards = -beta * kl * action_mask
-    columns = torch.arange(action_mask.shape[1])
-    last = torch.where(action_mask, columns, -1).amax(dim=1)
-    rewards[torch.arange(len(scores)), last] += scores
-    return rewards
-
-
-def advantages_and_returns(
-    rewards: Tensor, values: Tensor, action_mask: Tensor, discount: float, lam: float
-) -> tuple[Tensor, Tensor]:
-    """Generalised advantage estimation (Schulman et al. 2016, equation 16) over the actions, and A + V; all [N, T].
-
-    Gaps in the mask (tokens that the policy did not choose) are stepped over: the recursion carries on unchanged.
-    """
-    advantages = torch.zeros_like(rewards)
-    running, next_value = torch.zeros(len(rewards), dtype=rewards.dtype), torch.zeros(len(rewards), dtype=rewards.dtype)
-    for t in reversed(range(rewards.shape[1])):
-        acts = action_mask[:, t]
-        delta = rewards[:, t] + discount * next_value - values[:, t]
-        running = torch.where(acts, delta + discount * lam * running, running)
-        next_value = torch.where(acts, values[:, t], next_value)
-        advantages[:, t] = torch.where(acts, running, 0.0)
-    return advantages, (advantages + values) * action_mask
-
-
-def whiten(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean 0 and variance 1 over the entries where `mask` is True; 0 elsewhere."""
-    chosen = values[mask]
-    return torch.where(mask, (values - chosen.mean()) / (chosen.var(correction=0) + 1e-8).sqrt(), 0.0)
+@torch.no_grad()
+def values(critic: ScalarModel, rollouts: Rollouts) -> Tensor:
+    """The critic's estimates before the actions, [N, T − 1]."""
+    parts = [spread(action_values(critic, r), r.action_mask) for r in rollouts.split(PASS_ROWS)]
+    return torch.cat(parts)

@@ -23,10 +23,11 @@ from tercet.generation.sampler import Completion, generate
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.config import EvalConfig
 from tercet.posttraining.reward import check_contexts, score_texts
-from tercet.posttraining.rollouts import PASS_ROWS, action_logprobs, assemble, spread
+from tercet.posttraining.rollouts import PASS_ROWS
 from tercet.pretraining.clm import limit_bytes
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import answer_text
+from tercet.training.grouped import group
 from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
 from tercet.training.run import threads, write_text
 
@@ -48,8 +49,8 @@ def sequence_logprobs(
     """log π(answer | prompt) in nats of each completion."""
     out: list[float] = []
     for a in range(0, len(prompts), PASS_ROWS):
-        tokens, mask = assemble(prompts[a : a + PASS_ROWS], done[a : a + PASS_ROWS], pad)
-        out += spread(action_logprobs(model, tokens, mask, 1.0)[0], mask).double().sum(1).tolist()
+        answers = [[c.tokens] for c in done[a : a + PASS_ROWS]]
+        out += group(prompts[a : a + PASS_ROWS], answers, pad).logprobs(model).tolist()
     return out
 
 

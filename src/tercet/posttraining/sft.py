@@ -15,9 +15,11 @@ from tercet.evaluation.answers import ask_all, score_answers
 from tercet.generation.chat import answer_params
 from tercet.model.transformer import Transformer
 from tercet.posttraining.config import SFTConfig
+from tercet.posttraining.neftune import NoisyNextToken, place
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import Rendered, render_fitting
-from tercet.training.batch import Rows, pack_whole
+from tercet.training.adapt import adapt, write_adapter
+from tercet.training.batch import Batch, Rows, pack_whole
 from tercet.training.feed import Feed
 from tercet.training.fit import due, fit
 from tercet.training.learner import Learner
@@ -33,7 +35,7 @@ def render_all(
 ) -> list[Rendered]:
     """Every conversation as ids and weights, cut to `length` tokens on a message border; what was cut is counted.
 
-    A conversation whose first answer does not fit at all is left out and counted. With `refuse`, both raise
+    A conversation of which nothing that fits is trained on is left out and counted. With `refuse`, both raise
     ContextError naming file and line. Raises DataError where nothing is left.
     """
     out, cut, lost = [], 0, 0
@@ -53,7 +55,7 @@ def render_all(
         out.append(rendered)
     if cut or lost:
         run.log_line(
-            f"{cut} of {len(found)} conversations cut on a message border, {lost} left out: their first answer does not fit into {length} tokens"
+            f"{cut} of {len(found)} conversations cut on a message border, {lost} left out: nothing of them that is trained on fits into {length} tokens"
         )
     if not out:
         raise DataError(f"none of {len(found)} conversations fits into the context of {length} tokens")
@@ -89,7 +91,7 @@ def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: P
         threads(config.threads),
     ):
         run.pin_inputs(fingerprints(config.data, config.heldout, config.tasks))
-        model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
+        model, tokenizer = adapt(load_language_model(parent), config), Tokenizer.load(parent.path)
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(model.config)
         length, refuse = model.config.context_length, config.long_conversations == "refuse"
@@ -117,7 +119,16 @@ def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: P
                 run.update(heldout_loss=metrics["heldout"])
 
         micro = config.micro_batch or config.batch_size
-        fit(run, learner, lambda step: list(feed.batch(step).split(micro)), next_token, config, evaluate)
+
+        def batches(step: int) -> list[Batch]:
+            return list(feed.batch(step).split(micro))
+
+        if config.neftune_alpha > 0:
+            noisy = NoisyNextToken(config.neftune_alpha, config.seed)
+            fit(run, learner, lambda step: place(batches(step), step), noisy, config, evaluate)
+        else:
+            fit(run, learner, batches, next_token, config, evaluate)
+        write_adapter(model, run)
     return run
 
 

@@ -19,9 +19,10 @@ from tercet.evaluation.config import AskConfig
 from tercet.evaluation.likelihood import by_source
 from tercet.evaluation.ngram import ngram_baselines, xz_bits_per_byte
 from tercet.posttraining.annotator import rank
-from tercet.posttraining.config import EvalConfig, PPOConfig, RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.config import EvalConfig, RankConfig, RewardConfig, SFTConfig
 from tercet.posttraining.ppo import ppo
 from tercet.posttraining.reward import reward
+from tercet.posttraining.rl_config import PPOConfig
 from tercet.posttraining.scores import evaluate
 from tercet.posttraining.sft import sft
 from tercet.pretraining.clm import limit_bytes, pretrain
@@ -147,7 +148,7 @@ class Demo:
         text: dict[str, Any] = {"pretrain_data": (self.path("data", "text", "train"),), "pretrain_mixture": MIXED}
         shared: dict[str, Any] = {
             "model": self.path("sft"),
-            "reward": self.path("reward"),
+            "reward": (self.path("reward"),),
             "prompts": (self.path("data", "tasks", "preference.jsonl"),),
             "heldout_text": (self.path("data", "text", "heldout"),),
             "heldout_bytes": self.heldout_bytes,

@@ -35,5 +35,10 @@ STAGES = {
     "sft": Stage("tercet.posttraining.config", "SFTConfig", "tercet.posttraining.sft", "sft"),
     "rank": Stage("tercet.posttraining.config", "RankConfig", "tercet.posttraining.annotator", "rank"),
     "reward": Stage("tercet.posttraining.config", "RewardConfig", "tercet.posttraining.reward", "reward"),
-    "ppo": Stage("tercet.posttraining.config", "PPOConfig", "tercet.posttraining.ppo", "ppo"),
+    "best-of-n": Stage(
+        "tercet.posttraining.best_config", "BestOfNConfig", "tercet.posttraining.best_of_n", "best_of_n"
+    ),
+    "ppo": Stage("tercet.posttraining.rl_config", "PPOConfig", "tercet.posttraining.ppo", "ppo"),
+    "grpo": Stage("tercet.posttraining.rl_config", "GRPOConfig", "tercet.posttraining.grpo", "grpo"),
+    "dpo": Stage("tercet.posttraining.preference_config", "DPOConfig", "tercet.posttraining.dpo", "dpo"),
 }

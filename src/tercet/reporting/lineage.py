@@ -11,16 +11,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tercet.errors import ConfigError
-from tercet.posttraining.config import PPOConfig, RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.config import MergeConfig, RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.rl_config import PPOConfig
 from tercet.pretraining.config import PretrainConfig
 from tercet.training.run import Run
 from tercet.training.settings import Settings, from_json
 
 CONFIGS: dict[str, type[Settings]] = {
     "pretrain": PretrainConfig, "sft": SFTConfig, "rank": RankConfig, "reward": RewardConfig, "ppo": PPOConfig,
+    "merge": MergeConfig,
 }  # fmt: skip
 STAGES = tuple(CONFIGS)
-NAMES = {"pretrain": "base", "sft": "SFT", "rank": "rankings", "reward": "reward model", "ppo": "RLHF"}
+NAMES = {
+    "pretrain": "base",
+    "sft": "SFT",
+    "rank": "rankings",
+    "reward": "reward model",
+    "ppo": "RLHF",
+    "merge": "merged",
+}
+POSITIONAL = {"merge": "model"}  # settings that a command takes without a flag
 
 
 @dataclass(frozen=True)
@@ -69,7 +79,9 @@ def command(run: Run) -> str:
         value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
         if value is None or value == field.default:
             continue
-        if isinstance(value, bool):
+        if field.name == POSITIONAL.get(verb):
+            words.append(str(value))
+        elif isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         else:
             for part in value if isinstance(value, tuple) else (value,):

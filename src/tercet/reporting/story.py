@@ -33,6 +33,7 @@ from tercet.reporting.blocks import (
 )
 from tercet.reporting.figures import Curve
 from tercet.reporting.lineage import Member
+from tercet.reporting.reward_blocks import trust
 from tercet.training.settings import shares
 
 BITS = "bits per byte"
@@ -299,7 +300,7 @@ def _reward_run(member: Member, name: str) -> list[Block]:
         )
     if rows:
         blocks.append(Table("Held-out comparisons", ("measure", "value, 95 % interval", "questions"), tuple(rows)))
-    return blocks
+    return [*blocks, *trust(member.run, name)]
 
 
 # -- RLHF -------------------------------------------------------------------------------------------------------

@@ -3,6 +3,8 @@
     <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\nHi.<|im_end|>\\n
                                                            ^^^^^^^^^^^^^ weight 1: the assistant's words and its end
 
+A message's own weight stands in the place of that 1, or of the 0 of what the user and the system say.
+
 Special tokens enter by id; roles and contents are encoded apart, so the ids of a prompt are always a prefix of the ids
 of the whole conversation, whatever the contents are.
 """
@@ -19,7 +21,7 @@ from tercet.tokenizer.bpe import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """Ids and their loss weights (same length): weight 1 where the token is the assistant's, 0 elsewhere."""
+    """Ids and their loss weights (same length), by default 1 where the token is the assistant's and 0 elsewhere."""
 
     tokens: list[int]
     weights: list[float]
@@ -32,12 +34,12 @@ def _message(tokenizer: Tokenizer, message: Message) -> Rendered:
     header = [tokenizer.im_start, *tokenizer.encode(message.role + "\n")]
     body = [*tokenizer.encode(message.content), tokenizer.im_end]
     tail = tokenizer.encode("\n")
-    weight = 1.0 if message.role == "assistant" else 0.0
-    return Rendered(header + body + tail, [0.0] * len(header) + [weight] * len(body) + [0.0] * len(tail))
+    weights = [0.0] * len(header) + [message.loss_weight] * len(body) + [0.0] * len(tail)
+    return Rendered(header + body + tail, weights)
 
 
 def render(tokenizer: Tokenizer, conversation: Conversation) -> Rendered:
-    """Ids and weights of a whole conversation; weight 1 on the assistant's contents and their `<|im_end|>`."""
+    """Ids and weights of a whole conversation: each message's weight on its content and `<|im_end|>`, 0 on the rest."""
     parts = [_message(tokenizer, message) for message in conversation]
     return Rendered([t for p in parts for t in p.tokens], [w for p in parts for w in p.weights])
 
@@ -50,7 +52,8 @@ def render_prompt(tokenizer: Tokenizer, conversation: Conversation) -> list[int]
 def render_fitting(tokenizer: Tokenizer, conversation: Conversation, max_tokens: int) -> tuple[Rendered, int]:
     """As many leading messages as fit into `max_tokens`, ending on an assistant message; and how many were cut.
 
-    Raises ContextError where not even the first assistant message fits, DataError where there is none.
+    Raises ContextError where not even the first assistant message fits, or where all that fits has weight 0, DataError
+    where there is no assistant message.
     """
     tokens: list[int] = []
     weights: list[float] = []
@@ -68,6 +71,8 @@ def render_fitting(tokenizer: Tokenizer, conversation: Conversation, max_tokens:
         if not any(m.role == "assistant" for m in conversation):
             raise DataError("a conversation with no assistant message: there is nothing to learn from it")
         raise ContextError(f"the conversation up to its first answer is longer than the context of {max_tokens} tokens")
+    if not any(weights[:kept_length]):
+        raise ContextError(f"all that fits into the context of {max_tokens} tokens has weight 0: nothing to learn")
     return Rendered(tokens[:kept_length], weights[:kept_length]), len(conversation) - kept
 
 

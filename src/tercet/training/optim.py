@@ -20,7 +20,7 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic that sends singular values 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """`lr` is AdamW's; `muon_lr` above 0 hands the hidden matrices (all 2-D weights but embeddings and heads) to Muon."""
+    """`lr` is AdamW's; `muon_lr` above 0 hands the hidden matrices to Muon: all 2-D weights but embeddings, heads, adapters."""
 
     lr: float = 3e-3
     muon_lr: float = 0.02
@@ -65,7 +65,9 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         self._muon = [
-            n for n, p in self.parameters.items() if self.config.muon_lr > 0 and p.dim() == 2 and ".layers." in n
+            n
+            for n, p in self.parameters.items()
+            if self.config.muon_lr > 0 and p.dim() == 2 and ".layers." in n and ".lora_" not in n
         ]
         self._adam = [n for n in self.parameters if n not in set(self._muon)]
         for name, p in self.parameters.items():

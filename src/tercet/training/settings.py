@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from tercet.errors import ConfigError
+from tercet.model.config import LORA_TARGETS, LoRAConfig
 
 C = TypeVar("C")
 
@@ -115,6 +116,25 @@ class TrainSettings(Settings):
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
     threads: int = setting(2, "CPU threads; the bits of a run depend on it", minimum=1, maximum=1024)
     seed: int = setting(0, "seed of weights, order and samples", minimum=0, maximum=2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TuneSettings(TrainSettings):
+    """What every stage that trains on from a model has: LoRA, which is off by default."""
+
+    lora_rank: int = setting(
+        0, "rank of low-rank adapters (LoRA), trained by AdamW instead of the weights (0: train the weights)", minimum=0
+    )
+    lora_alpha: float = setting(16.0, "LoRA's scale: alpha / rank times the adapter is added to a layer", minimum=0)
+    lora_targets: tuple[str, ...] = setting(LORA_TARGETS, "layers that get an adapter")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.lora()  # refuses what cannot be, before anything is read
+
+    def lora(self) -> LoRAConfig | None:
+        """The adapters that are asked for; None where the weights themselves are trained."""
+        return LoRAConfig(self.lora_rank, self.lora_alpha, self.lora_targets) if self.lora_rank else None
 
 
 PRECISION = setting(

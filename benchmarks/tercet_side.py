@@ -1,0 +1,88 @@
+"""Tercet's side of the comparison: a stage as a user calls it, with a progress that notes when a step is done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from workload import Shape
+
+
+class Stamps:
+    """A progress that keeps the time and the loss of every step."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.losses: list[float] = []
+
+    def begin(self, stage: str, steps: int) -> None:
+        """Not needed."""
+
+    def step(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Note it."""
+        self.times.append(time.time())
+        self.losses.append(metrics.get("loss", float("nan")))
+
+    def say(self, text: str) -> None:
+        """Not needed."""
+
+    def end(self) -> None:
+        """Not needed."""
+
+
+def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Stamps) -> None:
+    """Do `task` with the data in `folder`; the run goes to `out`."""
+
+    def path(name: str) -> str:
+        return str(folder / name)
+
+    common: dict[str, Any] = {
+        "model": path("base"), "steps": shape.steps, "lr": shape.lr, "threads": shape.threads, "warmup": 0, "decay": 0.0,
+        "checkpoint_every": 0,
+    }  # fmt: skip
+    pairs: dict[str, Any] = {
+        "data": (path("pairs.jsonl"),),
+        "heldout": (path("heldout.pairs.jsonl"),),
+        "batch_size": shape.pairs,
+    }
+    rollout: dict[str, Any] = {"prompts": (path("tasks.jsonl"),), "max_new_tokens": shape.new_tokens, "gamma": 0.0}
+    stage: Callable[..., Any]
+    config: Any
+    if task == "sft":
+        from tercet.posttraining.config import SFTConfig
+        from tercet.posttraining.sft import sft as stage
+
+        chats: dict[str, Any] = {"data": (path("chats.jsonl"),), "heldout": (path("heldout.chats.jsonl"),)}
+        config = SFTConfig(**common, **chats, batch_size=shape.rows, muon_lr=0.0)
+    elif task == "reward":
+        from tercet.posttraining.config import RewardConfig
+        from tercet.posttraining.reward import reward as stage
+
+        config = RewardConfig(**common, **pairs)
+    elif task.startswith("dpo"):
+        from tercet.posttraining.dpo import dpo as stage
+        from tercet.posttraining.preference_config import DPOConfig
+
+        config = DPOConfig(**common, **pairs)
+    elif task == "grpo":
+        from tercet.posttraining.grpo import grpo as stage
+        from tercet.posttraining.rl_config import GRPOConfig
+
+        rule = f"python:{Path(__file__).with_name('rule.py')}:rule"
+        config = GRPOConfig(
+            **common,
+            **rollout,
+            reward=(rule,),
+            batch_size=shape.prompts,
+            group_size=shape.group,
+            beta=0.0,
+            log_kl=False,
+        )
+    else:
+        from tercet.posttraining.ppo import ppo as stage
+        from tercet.posttraining.rl_config import PPOConfig
+
+        config = PPOConfig(**common, **rollout, reward=(path("judge"),), batch_size=shape.rollouts)
+    stage(config, out, progress=stamps)

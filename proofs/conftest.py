@@ -1,0 +1,12 @@
+"""Shared by the proofs: one thread, no network, and the helpers of `tests` within reach."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # read when torch is loaded
+# what TRL and its kin would otherwise try at import and at the first training step
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TRL_EXPERIMENTAL_SILENCE="1")
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))

@@ -1,0 +1,220 @@
+"""RL reaches the optimum that theory gives: with a real transformer, the real sampler and the methods as they are shipped.
+
+π* ∝ π_ref · exp(r / β) for PPO and the group methods; with the pretraining term the solution of β log π − γ q/π = … .
+Each wrong variant is built here alone and must end far away, so that a test which cannot fail would be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from enumerated import END, LONGEST, PROMPT, Problem, Text, distance, distribution
+from torch import Tensor
+
+from tercet.generation.sampler import SamplingParams
+from tercet.posttraining.advantages import advantages_and_returns, place_rewards
+from tercet.posttraining.grpo import GroupMethod
+from tercet.posttraining.ppo import PPO
+from tercet.posttraining.rl_config import GRPOConfig, PPOConfig
+from tercet.posttraining.rollouts import Clock, Rollouts, explore, values
+
+SEEDS = (0, 1, 2, 3)
+STEPS = 350
+COMMON: dict[str, Any] = {
+    "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.5, "steps": STEPS, "lr": 4e-3, "warmup": 5, "clip_norm": 0.0, "gamma": 0.0,
+    "max_new_tokens": LONGEST, "threads": 1,
+}  # fmt: skip
+
+
+def ppo_config(**changes: Any) -> PPOConfig:
+    text = {"pretrain_data": ("-",)} if changes.get("gamma") else {}
+    return PPOConfig(**{**COMMON, "batch_size": 256, "critic_lr": 4e-3, **text, **changes})
+
+
+def group_config(method: str, **changes: Any) -> GRPOConfig:
+    return GRPOConfig(**{**COMMON, "method": method, "batch_size": 8, "group_size": 32, **changes})
+
+
+def train(problem: Problem, method: PPO | GroupMethod) -> Tensor:
+    """The policy's distribution after all steps."""
+    config, reference = method.config, problem.reference
+    params = SamplingParams(LONGEST, 1.0, stop_ids=(END,))
+    for step in range(config.steps):
+        count = config.batch_size * config.group_size
+        seeds = [(problem.seed * 1_000 + step) * 100_003 + i for i in range(count)]
+        rollouts, _ = explore(
+            method.policy.model, reference, [PROMPT] * config.batch_size, params, seeds, problem.score, group_size=config.group_size,
+            end_id=END, missing_eos_score=problem.missing_end, pad=0, version=method.policy.updates, clock=Clock(),
+        )  # fmt: skip
+        method.update(step, rollouts, config.beta)
+    return distribution(method.policy.model)
+
+
+def ppo(problem: Problem, kind: type[PPO] = PPO, **changes: Any) -> Tensor:
+    config = ppo_config(**changes)
+    text: Any = Text(problem.text()) if config.gamma else None
+    return train(problem, kind(config, problem.reference, None, text))
+
+
+def test_the_optimum_is_far_from_the_reference() -> None:
+    far = [distance(Problem(s).optimum(), distribution(Problem(s).reference)) for s in SEEDS]
+    assert all(0.4 < d < 0.95 for d in far), far
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_ppo(seed: int) -> None:
+    problem = Problem(seed)
+    assert distance(ppo(problem), problem.optimum()) < 0.03
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("method", ["rloo", "grpo", "dr_grpo"])
+def test_group_methods(method: str, seed: int) -> None:
+    problem = Problem(seed)
+    found = train(problem, GroupMethod(group_config(method), problem.reference))
+    assert distance(found, problem.optimum()) < 0.03
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("gamma", [0.5, 27.8])
+def test_ppo_with_the_pretraining_term(gamma: float, seed: int) -> None:
+    problem = Problem(seed)
+    wanted = problem.optimum_with_text(gamma)
+    assert distance(wanted, problem.optimum()) > 0.1  # the term matters
+    assert distance(ppo(problem, gamma=gamma, whiten_advantages=False), wanted) < 0.03
+
+
+# -- wrong on purpose ---------------------------------------------------------------------------------------------------
+
+
+class Wrong(PPO):
+    """PPO with another way from rollouts to rewards."""
+
+    def rewards(self, r: Rollouts, beta: float) -> Tensor:
+        raise NotImplementedError
+
+    def credit(self, rollouts: Rollouts, beta: float) -> tuple[Rollouts, dict[str, float]]:
+        mask, estimates = rollouts.action_mask, values(self.value_model, rollouts)
+        advantages, returns = advantages_and_returns(self.rewards(rollouts, beta), estimates, mask, 1.0, 0.95)
+        return replace(rollouts, values=estimates, advantages=advantages, returns=returns), {}
+
+
+class Right(Wrong):
+    """The same detour without a fault: so it is the faults that matter, not the detour."""
+
+    def rewards(self, r: Rollouts, beta: float) -> Tensor:
+        return place_rewards(r.rewards, r.kl(), r.action_mask, beta)
+
+
+class K3InReward(Wrong):
+    def rewards(self, r: Rollouts, beta: float) -> Tensor:
+        return place_rewards(r.rewards, ((-r.kl()).exp() - 1 + r.kl()) * r.action_mask, r.action_mask, beta)
+
+
+class PositiveKL(Wrong):
+    def rewards(self, r: Rollouts, beta: float) -> Tensor:
+        return place_rewards(r.rewards, r.kl().clamp(min=0), r.action_mask, beta)
+
+
+class WrongSignOfKL(Wrong):
+    def rewards(self, r: Rollouts, beta: float) -> Tensor:
+        return place_rewards(r.rewards, -r.kl(), r.action_mask, beta)
+
+
+class ScoreOnTheFirstToken(Wrong):
+    def rewards(self, r: Rollouts, beta: float) -> Tensor:
+        rewards = -beta * r.kl()
+        rewards[torch.arange(len(rewards)), r.action_mask.int().argmax(1)] += r.rewards
+        return rewards
+
+
+class ScoreLostOnEarlyEnd(Wrong):
+    def rewards(self, r: Rollouts, beta: float) -> Tensor:
+        rewards = -beta * r.kl()
+        rewards[:, -1] += r.rewards  # behind the end of a short answer, where no action is
+        return rewards
+
+
+class EndIsNoAction(PPO):
+    def credit(self, rollouts: Rollouts, beta: float) -> tuple[Rollouts, dict[str, float]]:
+        ends = torch.nn.functional.pad(rollouts.tokens[:, 1:], (0, 0)) == END
+        kept = rollouts.action_mask & ~ends
+        alone = kept.sum(1) == 0  # an answer that is nothing but its end
+        return super().credit(replace(rollouts, action_mask=torch.where(alone[:, None], rollouts.action_mask, kept)), beta)
+
+
+class KLAsLoss(PPO):
+    """The score alone in the reward, the KL estimate of each token added to the loss."""
+
+    estimate: Callable[[Tensor], Tensor]
+
+    def update(self, step: int, rollouts: Rollouts, beta: float) -> dict[str, float]:
+        rollouts, _ = self.credit(rollouts, 0.0)
+        towards = rollouts.at_actions("ref_logp")
+
+        def objective(model: Any, batch: Rollouts) -> tuple[Tensor, dict[str, float]]:
+            from tercet.posttraining.rollouts import action_logprobs
+
+            logp, _ = action_logprobs(model, batch, 1.0)
+            loss = -(logp - logp.detach()).exp() * batch.at_actions("advantages") + beta * type(self).estimate(towards - logp)
+            return loss.double().sum(), {}
+
+        self.policy.learner.forward_backward([rollouts], objective)
+        assert self.critic is not None
+        from tercet.posttraining.ppo import value_objective
+
+        self.critic.forward_backward([rollouts], value_objective)
+        self.critic.optim_step(self.policy.scale(step))
+        self.policy.step(self.policy.scale(step))
+        return {}
+
+
+class K1AsLoss(KLAsLoss):
+    estimate = staticmethod(lambda x: -x)
+
+
+class K3AsLoss(KLAsLoss):
+    estimate = staticmethod(lambda x: x.exp() - 1 - x)
+
+
+WRONG = (
+    K3InReward, PositiveKL, WrongSignOfKL, ScoreOnTheFirstToken, ScoreLostOnEarlyEnd, EndIsNoAction, K1AsLoss, K3AsLoss,
+)  # fmt: skip
+
+
+def test_the_detour_alone_is_harmless() -> None:
+    problem = Problem(0)
+    assert distance(ppo(problem, Right, steps=200), problem.optimum()) < 0.06
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_a_wrong_variant_ends_elsewhere(kind: type[PPO]) -> None:
+    problem = Problem(0)
+    assert distance(ppo(problem, kind, steps=200, whiten_advantages=False), problem.optimum()) > 0.1
+
+
+def test_the_pretraining_term_must_share_the_optimizer() -> None:
+    """With an Adam of its own, the size of γ is forgotten: Adam divides it out."""
+    problem, gamma = Problem(0), 0.5
+
+    class OwnAdam(PPO):
+        def update(self, step: int, rollouts: Rollouts, beta: float) -> dict[str, float]:
+            from tercet.training.learner import Learner
+            from tercet.training.objectives import next_token
+            from tercet.training.optim import OptimizerConfig
+
+            if not hasattr(self, "own"):
+                self.own = Learner(self.policy.model, OptimizerConfig.of(self.config, eps=1e-5))
+                self.apart, self.policy.text = self.policy.text, None
+            super().update(step, rollouts, beta)
+            assert self.apart is not None
+            self.own.forward_backward([self.apart.batch(step)], next_token, coef=gamma)
+            self.own.optim_step(self.policy.scale(step))
+            return {}
+
+    found = ppo(problem, OwnAdam, gamma=gamma, whiten_advantages=False, steps=200)
+    assert distance(found, problem.optimum_with_text(gamma)) > 0.1

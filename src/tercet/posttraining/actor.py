@@ -1,0 +1,129 @@
+"""The actor of a run of RL: which prompts a step has, the answers of the policy, and what the rewards make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+
+import torch
+import torch.nn.functional as F
+
+from tercet.data.readers import BadRows
+from tercet.data.tasks import questions
+from tercet.evaluation.answers import score_answers
+from tercet.generation.chat import answer_params, fit_prompts
+from tercet.generation.sampler import Completion
+from tercet.model.transformer import Transformer
+from tercet.posttraining.rewards import Answered, Rewards
+from tercet.posttraining.rl_config import PolicyConfig
+from tercet.posttraining.rollouts import Clock, Rollouts, explore
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import answer_text
+from tercet.training.feed import permuted
+from tercet.training.load import load_language_model
+from tercet.training.run import Run
+
+
+class Actor:
+    """Prompts, reference and rewards of a run; `collect` gives the rollouts of a step, a function of (weights, step)."""
+
+    def __init__(self, config: PolicyConfig, run: Run, parent: Run, bad: BadRows) -> None:
+        self.config = config
+        self.tokenizer = Tokenizer.load(parent.path)
+        self.reference = load_language_model(parent)
+        shape = self.reference.config
+        self.rewards = Rewards(config.reward, self.tokenizer, shape, config.reward_timeout, config.reward_retries)
+        self.tokenizer.save(run.path / "tokenizer.json")
+        run.save_model_config(shape)
+        self.params = answer_params(self.tokenizer, config.max_new_tokens, config.temperature)
+        self.asked = list(questions(config.prompts, bad))
+        self.rewards.check((where, task) for where, _, task in self.asked)
+        found = [(where, prompt) for where, prompt, _ in self.asked]
+        self.prompts = fit_prompts(self.tokenizer, found, self.reference.config.context_length, config.max_new_tokens)
+
+    def answered(self, number: int, done: Completion) -> Answered:
+        """One answer to prompt `number` as a reward sees it."""
+        where, prompt, task = self.asked[number]
+        text, finished = answer_text(self.tokenizer, done.tokens)
+        return Answered(where, prompt, text, finished, (*self.prompts[number], *done.tokens), task)
+
+    def collect(
+        self, policy: Transformer, step: int, version: int, clock: Clock, resample: int = 0
+    ) -> tuple[Rollouts, dict[str, float]]:
+        """The rollouts of this step, and what to log of them.
+
+        With `resample`, groups whose answers all score alike (they teach nothing) are replaced by those of other
+        prompts, drawn in so many further rounds at most (Yu et al. 2025, dynamic sampling); the log is of the first.
+        """
+        rollouts, metrics = self._round(policy, step, version, clock, 0)
+        k, wanted = self.config.group_size, len(rollouts.tokens)
+        kept = rollouts.rows(differing(rollouts, k)) if resample else rollouts
+        for further in range(1, resample + 1):
+            if len(kept.tokens) >= wanted:
+                break
+            more, _ = self._round(policy, step, version, clock, further)
+            kept = join([kept, more.rows(differing(more, k))], self.tokenizer.pad)
+        return (kept.rows(slice(0, wanted)) if len(kept.tokens) else rollouts), metrics
+
+    def _round(
+        self, policy: Transformer, step: int, version: int, clock: Clock, further: int
+    ) -> tuple[Rollouts, dict[str, float]]:
+        config, size = self.config, self.config.batch_size
+        key = (config.seed, 2, further) if further else (config.seed, 2)
+        numbers = [permuted(step * size + i, len(self.prompts), key) for i in range(size)]
+        count = size * config.group_size
+        seeds = [((config.seed * 1_000_003 + step) * 101 + further) * 65_537 + i for i in range(count)]
+        answers: list[Answered] = []
+        parts: dict[str, float] = {}
+
+        def score(which: Sequence[int], done: Sequence[Completion]) -> list[float]:
+            answers.extend(self.answered(numbers[i], c) for i, c in zip(which, done))
+            totals, logged = self.rewards(answers)
+            parts.update(logged)
+            return totals
+
+        rollouts, _ = explore(
+            policy, self.reference if config.beta > 0 or config.log_kl else None, [self.prompts[n] for n in numbers], self.params, seeds, score,
+            group_size=config.group_size, end_id=self.tokenizer.im_end, missing_eos_score=config.missing_eos_score,
+            pad=self.tokenizer.pad, version=version, clock=clock,
+        )  # fmt: skip
+        metrics = {
+            "reward": float(rollouts.rewards.mean()),
+            "finished": sum(a.finished for a in answers) / len(answers),
+            "length": float(rollouts.lengths().float().mean()),
+            **(parts if len(parts) > 1 else {}),
+        }
+        if rollouts.ref_logp is not None:
+            kl = rollouts.kl()
+            metrics["kl"] = float(kl.sum(1).mean())
+            metrics["kl_k3"] = float((((-kl).exp() - 1 + kl) * rollouts.action_mask).sum(1).mean())
+        if known := [(a.task, (a.text, a.finished)) for a in answers if a.task is not None]:
+            metrics["gold"] = score_answers([t for t, _ in known], [a for _, a in known]).mean_rubric.value
+        return rollouts, metrics
+
+
+def differing(rollouts: Rollouts, group_size: int) -> torch.Tensor:
+    """The rows of groups whose answers do not all score alike."""
+    scores = rollouts.rewards.view(-1, group_size)
+    groups = (scores.amax(1) > scores.amin(1)).nonzero()[:, 0]
+    return (groups[:, None] * group_size + torch.arange(group_size)).flatten()
+
+
+def join(parts: Sequence[Rollouts], pad: int) -> Rollouts:
+    """Rollouts end to end, each filled up to the longest; their groups are numbered apart."""
+    longest = max(p.tokens.shape[1] for p in parts)
+    out: dict[str, torch.Tensor | None] = {}
+    for field in fields(Rollouts):
+        arrays = [getattr(p, field.name) for p in parts]
+        if arrays[0] is None:
+            out[field.name] = None
+        elif field.name == "group":
+            offsets = [sum(len(p.tokens) for p in parts[:i]) for i in range(len(parts))]
+            out[field.name] = torch.cat([a + o for a, o in zip(arrays, offsets)])
+        elif arrays[0].dim() == 1:
+            out[field.name] = torch.cat(arrays)
+        else:
+            width = longest - (field.name != "tokens")
+            fill = pad if field.name == "tokens" else 0
+            out[field.name] = torch.cat([F.pad(a, (0, width - a.shape[1]), value=fill) for a in arrays])
+    return Rollouts(**out)  # type: ignore[arg-type]

@@ -1,0 +1,176 @@
+"""Best-of-n: the best of n answers by a proxy reward, what it is worth by the proxy and by the gold rubric, for every n.
+
+Its answers are data for rejection-sampling fine-tuning: `tercet best-of-n …`, then `tercet sft --data RUN/best/train.jsonl`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from tercet.data.conversations import to_messages, to_row
+from tercet.data.microworld.rubric import rubric_score
+from tercet.data.readers import BadRows, fingerprints, write_jsonl
+from tercet.data.tasks import questions
+from tercet.data.types import Message
+from tercet.errors import ConfigError
+from tercet.evaluation.metrics import mean
+from tercet.generation.chat import answer_params, fit_prompts
+from tercet.generation.sampler import generate
+from tercet.posttraining.best_config import BestOfNConfig
+from tercet.posttraining.rewards import Answered, Rewards, reward_files, reward_runs
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import answer_text
+from tercet.training.load import language_model_run, load_language_model
+from tercet.training.progress import Progress
+from tercet.training.run import Run, threads
+
+BATCH = 512  # answers sampled and scored together
+
+
+def chances(scores: Sequence[float], k: int) -> list[float]:
+    """For each of n answers the chance to be picked as the best of k that are drawn from the n without replacement.
+
+    Sorted by score, the i-th of n is the best of k in C(i − 1, k − 1) of C(n, k) draws (Nakano et al. 2021; Gao et al.
+    2022). Answers with one score share their chance: among equals the pick is by lot. Raises ConfigError unless 1 ≤ k ≤ n.
+    """
+    if not 1 <= k <= len(scores):
+        raise ConfigError(f"best of {k} of {len(scores)} answers: wanted 1 to {len(scores)}")
+    out = [0.0] * len(scores)
+    draws, below = math.comb(len(scores), k), 0
+    for _, tied in groupby(sorted(range(len(scores)), key=scores.__getitem__), key=scores.__getitem__):
+        equal = list(tied)
+        # all k are from these or from below, but not all are from below: Σ C(i − 1, k − 1) over these
+        share = (math.comb(below + len(equal), k) - math.comb(below, k)) / draws / len(equal)
+        for i in equal:
+            out[i] = share
+        below += len(equal)
+    return out
+
+
+def best_of_k(proxy: Sequence[float], gold: Sequence[float], k: int) -> float:
+    """The expected gold score of the best of k answers by the proxy, from n ≥ k answers, without bias."""
+    return math.fsum(chance * score for chance, score in zip(chances(proxy, k), gold))
+
+
+def kl_bon(k: int) -> float:
+    """KL(best-of-k ‖ model) in nats, ln k − (k − 1)/k: exact where no two answers tie, an upper bound otherwise."""
+    return math.log(k) - (k - 1) / k
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The n answers to one prompt with their scores; `gold` where its row has answers."""
+
+    answers: list[Answered]
+    proxy: list[float]
+    gold: list[float] | None
+
+    @property
+    def best(self) -> int:
+        """The answer with the highest proxy score, the first of several."""
+        return max(range(len(self.proxy)), key=lambda i: (self.proxy[i], -i))
+
+
+def curve(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """A row for k = 1, 2, 4, … and n: KL, proxy and gold score of the best of k, with intervals clustered by prompt."""
+    n = min(len(one.proxy) for one in judged)
+    known = [one for one in judged if one.gold is not None]
+    rows = []
+    for k in sorted({*(2**i for i in range(n.bit_length())), n}):
+        row: dict[str, Any] = {"k": k, "kl": kl_bon(k)}
+        row["proxy"] = mean([best_of_k(one.proxy, one.proxy, k) for one in judged], groups=_prompts(judged)).to_json()
+        if known:
+            values = [best_of_k(one.proxy, one.gold or [], k) for one in known]
+            row["gold"] = mean(values, groups=_prompts(known)).to_json()
+        rows.append(row)
+    return rows
+
+
+def _prompts(judged: Sequence[Judged]) -> list[Hashable]:
+    """A prompt that stands in several rows is one unit."""
+    return [one.answers[0].prompt for one in judged]
+
+
+def kept(judged: Sequence[Judged], minimum_score: float | None) -> tuple[list[Answered], dict[str, int]]:
+    """The best answers that are worth learning from, and how many were left out for what."""
+    out, left = [], {"unfinished": 0, "too_low": 0}
+    for one in judged:
+        best, score = one.answers[one.best], one.proxy[one.best]
+        if not best.finished:
+            left["unfinished"] += 1
+        elif minimum_score is not None and not score > minimum_score:
+            left["too_low"] += 1
+        else:
+            out.append(best)
+    return out, left
+
+
+def _judge(config: BestOfNConfig, parent: Run, bad: BadRows) -> Iterator[Judged]:
+    """Sample and score, prompt by prompt; the samples depend on the seed and the number of the prompt and the answer."""
+    model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
+    found = list(questions(config.prompts, bad))
+    prompts = fit_prompts(tokenizer, [(w, p) for w, p, _ in found], model.config.context_length, config.max_new_tokens)
+    params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
+    with Rewards(config.reward, tokenizer, model.config, config.reward_timeout, config.reward_retries) as rewards:
+        rewards.check((where, task) for where, _, task in found)
+        size = max(1, BATCH // config.answers)
+        for begin in range(0, len(found), size):
+            numbers = [i for i in range(begin, min(begin + size, len(found))) for _ in range(config.answers)]
+            seeds = [config.seed * 1_000_003 + begin * config.answers + i for i in range(len(numbers))]
+            done = generate(model, [prompts[i] for i in numbers], params, seeds, batch_size=128)
+            answers = []
+            for i, completion in zip(numbers, done):
+                where, prompt, task = found[i]
+                text, finished = answer_text(tokenizer, completion.tokens)
+                answers.append(Answered(where, prompt, text, finished, (*prompts[i], *completion.tokens), task))
+            totals, _ = rewards(answers)
+            for a in range(0, len(answers), config.answers):
+                yield _judged(answers[a : a + config.answers], totals[a : a + config.answers], config.missing_eos_score)
+
+
+def _judged(answers: list[Answered], totals: Sequence[float], missing_eos_score: float) -> Judged:
+    proxy = [total if one.finished else missing_eos_score for one, total in zip(answers, totals)]
+    task = answers[0].task
+    gold = None if task is None else [rubric_score(task, one.text, one.finished).total for one in answers]
+    return Judged(answers, proxy, gold)
+
+
+def _row(one: Judged) -> dict[str, Any]:
+    """A line of scores.jsonl."""
+    row: dict[str, Any] = {"prompt": to_messages(one.answers[0].prompt), "answers": [a.text for a in one.answers]}
+    row |= {"finished": [a.finished for a in one.answers], "proxy": one.proxy}
+    return row | ({"gold": one.gold} if one.gold is not None else {})
+
+
+def best_of_n(config: BestOfNConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
+    """Sample n answers to each prompt and keep the best; returns the run, which has
+
+    best/train.jsonl (conversations), scores.jsonl (every answer with its scores) and the curve under "best_of_n" in
+    run.json. Raises ConfigError, DataError, ContextError on bad input.
+    """
+    parent = language_model_run(config.model)
+    parents = {"model": parent, **reward_runs(config.reward)}
+    with (
+        Run.start("best-of-n", config, out, parents=parents, resume=resume, progress=progress) as run,
+        threads(config.threads),
+    ):
+        run.pin_inputs(fingerprints(config.prompts, reward_files(config.reward)))
+        bad = BadRows(skip=config.skip_bad_rows)
+        judged = list(_judge(config, parent, bad))
+        run.log_skipped(bad.count, bad.messages)
+        write_jsonl(run.path / "scores.jsonl", map(_row, judged))
+        best, left = kept(judged, config.minimum_score)
+        rows = (to_row((*one.prompt, Message("assistant", one.text))) for one in best)
+        write_jsonl(run.path / "best" / "train.jsonl", rows)
+        counts = {"prompts": len(judged), "answers": config.answers, "kept": len(best), **left}
+        run.update(best=counts, best_of_n=curve(judged))
+        run.log_line(
+            f"best of {config.answers}: {len(best)} of {len(judged)} prompts kept; left out: {left['unfinished']} whose best "
+            f"answer has no end, {left['too_low']} whose best answer is not above the minimum score"
+        )
+    return run

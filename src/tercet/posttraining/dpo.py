@@ -1,0 +1,241 @@
+"""Preference learning without RL: DPO, IPO, KTO, SimPO and ORPO, from the comparisons that a reward model learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tercet.data.readers import fingerprints
+from tercet.evaluation.metrics import Estimate
+from tercet.model.transformer import Transformer
+from tercet.posttraining import preference_losses as losses
+from tercet.posttraining.preference_config import WITH_REFERENCE, DPOConfig
+from tercet.posttraining.preference_data import (
+    Labelled,
+    LabelledBatch,
+    PairBatch,
+    answer_logprobs,
+    kept_references,
+    labelled_batches,
+    load_labelled,
+    mismatched,
+    pair_batch,
+)
+from tercet.posttraining.rankings import Ranked, accuracy, load_rankings
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.training.adapt import adapt, write_adapter
+from tercet.training.feed import permuted
+from tercet.training.fit import due, fit
+from tercet.training.learner import Learner, Objective
+from tercet.training.load import language_model_run, load_language_model
+from tercet.training.optim import OptimizerConfig
+from tercet.training.progress import Progress
+from tercet.training.run import Run, threads
+
+WATCHED = 20  # steps whose mean is compared when the chosen answers' log-probability is watched
+FALL = 0.2  # share by which that may fall before the run warns
+
+
+# -- objectives -----------------------------------------------------------------------------------------------------
+
+
+def pair_objective(config: DPOConfig) -> Objective[PairBatch]:
+    """The loss of all strict pairs, summed over prompts, each prompt's pairs weighing 1 / C(K, 2)."""
+    beta = config.strength
+
+    def loss(logp: Tensor, lengths: Tensor, b: PairBatch) -> Tensor:
+        if config.loss == "simpo":
+            return losses.simpo(logp, lengths, b.pairs, b.weights, beta, config.margin)
+        if config.loss == "orpo":
+            return losses.orpo(logp, lengths, b.pairs, b.weights, config.odds_weight)
+        if config.loss == "ipo":
+            return losses.ipo(logp, b.reference, b.pairs, b.weights, beta)
+        return losses.dpo(logp, b.reference, b.pairs, b.weights, beta, config.label_smoothing)
+
+    def objective(model: Transformer, batch: PairBatch) -> tuple[Tensor, dict[str, float]]:
+        logp, lengths = batch.rows.logprobs(model), batch.rows.lengths()
+        value = loss(logp, lengths, batch)
+        zeros = torch.zeros(batch.rows.answers, dtype=torch.float64)
+        chosen, rejected = (zeros.index_add(0, batch.pairs[:, side], batch.shares) for side in (0, 1))
+        rewards = losses.implied_rewards(config.loss, logp.detach(), batch.reference, lengths, beta)
+        won = torch.heaviside(losses.difference(rewards, batch.pairs), torch.tensor(0.5, dtype=torch.float64))
+        metrics = _metrics(logp.detach(), lengths, rewards, chosen, rejected)
+        return value, {"loss": float(value.detach()), **metrics, "accuracy": float((batch.shares * won).sum())}
+
+    return objective
+
+
+def kto_objective(config: DPOConfig) -> Objective[LabelledBatch]:
+    """KTO's loss, summed over labelled answers. Its accuracy is the share of answers on their side of z0."""
+    beta = config.strength
+
+    def objective(model: Transformer, batch: LabelledBatch) -> tuple[Tensor, dict[str, float]]:
+        logp, lengths = batch.rows.logprobs(model), batch.rows.lengths()
+        value = losses.kto(
+            logp, batch.reference, batch.desirable, batch.z0, beta, config.desirable_weight, config.undesirable_weight
+        )
+        found = {"loss": float(value.detach()), "z0": batch.z0 * batch.count}
+        if batch.shares.any():
+            rewards = losses.implied_rewards(config.loss, logp.detach(), batch.reference, lengths, beta)
+            chosen, rejected = batch.shares * batch.desirable, batch.shares * ~batch.desirable
+            found |= _metrics(logp.detach(), lengths, rewards, chosen, rejected)
+            sign = torch.where(batch.desirable, 1.0, -1.0).double()
+            won = torch.heaviside(sign * (rewards - beta * batch.z0), torch.tensor(0.5, dtype=torch.float64))
+            found["accuracy"] = float(won.sum())
+        return value, found
+
+    return objective
+
+
+def _metrics(logp: Tensor, lengths: Tensor, rewards: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+    """Sums for the record, weighted by `chosen` and `rejected` [N]: log-probability, whole and per token, and reward."""
+    out = {}
+    for name, weights in (("chosen", chosen), ("rejected", rejected)):
+        out[f"{name}_logp"] = float((weights * logp).sum())
+        out[f"{name}_logp_per_token"] = float((weights * logp / lengths).sum())
+        out[f"{name}_reward"] = float((weights * rewards).sum())
+    return out | {"reward_margin": out["chosen_reward"] - out["rejected_reward"]}
+
+
+# -- the record -----------------------------------------------------------------------------------------------------
+
+
+def chosen_fall(logps: Sequence[float]) -> tuple[float, float] | None:
+    """(at the start, now) where the chosen answers' mean log-probability has fallen well below its start, else None.
+
+    Compared are the means of the first and the last 20 steps (of half the steps, where there are fewer than 40): well
+    below is by more than a fifth and more than 1 nat. DPO lowers it where the rejected answers can be lowered further
+    still (Pal et al. 2024; Razin et al. 2024): the margin grows while the model unlearns what people chose.
+    """
+    window = min(WATCHED, len(logps) // 2)
+    if window < WATCHED // 2:
+        return None
+    start, now = sum(logps[:window]) / window, sum(logps[-window:]) / window
+    return (start, now) if start - now > max(1.0, FALL * abs(start)) else None
+
+
+def warn_of_fall(run: Run) -> None:
+    """Say once in a run that the chosen answers become less likely. It is read off the records, so that resuming keeps it."""
+    if "chosen_fell" in run.manifest:
+        return
+    if (fall := chosen_fall([row["chosen_logp"] for row in run.metrics("chosen_logp")])) is not None:
+        run.update(chosen_fell=fall)
+        run.log_line(
+            f"warning: the chosen answers have become less likely: mean log-probability {fall[0]:.1f} at the start, {fall[1]:.1f} "
+            "now. Hint: a larger beta, a lower learning rate, fewer steps, or the loss orpo, in a new run"
+        )
+
+
+def measure(
+    config: DPOConfig, prompts: Sequence[Ranked], logps: Sequence[Tensor], references: Sequence[Tensor]
+) -> tuple[dict[str, float], Estimate | None]:
+    """Held-out metrics, and the share of strict pairs that the implied reward orders rightly; None without pairs."""
+    lengths = [torch.tensor([len(a) for a in p.answers]) for p in prompts]
+    rewards = [
+        losses.implied_rewards(config.loss, logp, ref, n, config.strength)
+        for logp, ref, n in zip(logps, references, lengths)
+    ]
+    paired = [(p, r) for p, r in zip(prompts, rewards) if p.pairs]
+    if not paired:  # feedback alone: mean desirable − mean undesirable
+        flat = [
+            (label, float(x))
+            for p, r in zip(prompts, rewards)
+            if isinstance(p, Labelled)
+            for label, x in zip(p.labels, r)
+        ]
+        good, bad = ([x for label, x in flat if label is kind] for kind in (True, False))
+        return ({"heldout_reward_margin": sum(good) / len(good) - sum(bad) / len(bad)} if good and bad else {}), None
+    margins = [sum(float(r[a] - r[b]) for a, b in p.pairs) / len(p.pairs) for p, r in paired]
+    right = accuracy([p for p, _ in paired], [r.tolist() for _, r in paired])
+    return {"heldout_accuracy": right.value, "heldout_reward_margin": sum(margins) / len(margins)}, right
+
+
+# -- the stage ------------------------------------------------------------------------------------------------------
+
+
+def dpo(config: DPOConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
+    """Train a policy from comparisons; returns its run. Raises ConfigError, DataError on bad input."""
+    parent = language_model_run(config.model)
+    with (
+        Run.start("dpo", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
+        threads(config.threads),
+    ):
+        run.pin_inputs(fingerprints(config.data, config.heldout))
+        model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
+        tokenizer.save(run.path / "tokenizer.json")
+        run.save_model_config(model.config)
+        learner = Learner(adapt(model, config), OptimizerConfig.of(config), config.precision)
+        step_batches, heldout, references = prepare(config, learner, tokenizer, run)
+
+        def batch(step: int) -> list[Any]:
+            if step and step % WATCHED == 0:
+                warn_of_fall(run)
+            return step_batches(step)
+
+        def evaluate(done: int) -> None:
+            with learner.autocast():
+                found = answer_logprobs(model, [p.prompt for p in heldout], [p.answers for p in heldout], tokenizer.pad)
+            metrics, right = measure(config, heldout, found, references)
+            run.log(done, **metrics)
+            if due(done, 0, config.steps):
+                warn_of_fall(run)
+                if right is not None:
+                    longer = accuracy(heldout, [p.characters for p in heldout])
+                    run.update(accuracy=right.to_json(), longer_wins=longer.to_json())
+
+        objective: Objective[Any] = kto_objective(config) if config.loss == "kto" else pair_objective(config)
+        fit(run, learner, batch, objective, config, evaluate)
+        write_adapter(model, run)
+    return run
+
+
+def prepare(
+    config: DPOConfig, learner: Learner[Transformer], tokenizer: Tokenizer, run: Run
+) -> tuple[Callable[[int], list[Any]], Sequence[Ranked], list[Tensor]]:
+    """(step → its micro-batches, held-out prompts, their reference log-probabilities).
+
+    The reference is the policy before its first step: it has answered before training begins, and never exists beside it.
+    """
+    length, pad, micro = learner.model.config.context_length, tokenizer.pad, config.micro_batch or config.batch_size
+
+    def logprobs(prompts: Sequence[Ranked], answers: Sequence[Any]) -> list[Tensor]:
+        with learner.autocast():
+            return answer_logprobs(learner.model, [p.prompt for p in prompts], answers, pad)
+
+    def references(sides: dict[str, tuple[Sequence[Ranked], Sequence[Any]]]) -> dict[str, list[Tensor]]:
+        if config.loss not in WITH_REFERENCE:
+            return {n: [torch.zeros(len(a), dtype=torch.float64) for a in answers] for n, (_, answers) in sides.items()}
+        return kept_references(run, lambda: {name: logprobs(*side) for name, side in sides.items()})
+
+    def picks(step: int, size: int) -> list[int]:
+        return [permuted(step * config.batch_size + i, size, (config.seed, 2)) for i in range(config.batch_size)]
+
+    if config.loss == "kto":
+        rated, rated_heldout = load_labelled(config, tokenizer, length, run)
+        others = mismatched(rated, length, config.seed)
+        kept = references({"train": (rated, [p.answers for p in rated]), "mismatched": (rated, others),
+                           "heldout": (rated_heldout, [p.answers for p in rated_heldout])})  # fmt: skip
+
+        def labelled(step: int) -> list[LabelledBatch]:
+            at = picks(step, len(rated))
+            now = logprobs([rated[i] for i in at], [others[i] for i in at])
+            z0 = losses.kto_reference_point(torch.cat(now), torch.cat([kept["mismatched"][i] for i in at]))
+            return list(labelled_batches([rated[i] for i in at], [kept["train"][i] for i in at], z0, micro, pad))
+
+        return labelled, rated_heldout, kept["heldout"]
+
+    ranked, heldout = load_rankings(config, tokenizer, length, run)
+    kept = references(
+        {"train": (ranked, [p.answers for p in ranked]), "heldout": (heldout, [p.answers for p in heldout])}
+    )
+
+    def paired(step: int) -> list[PairBatch]:
+        at = picks(step, len(ranked))
+        parts = [at[a : a + micro] for a in range(0, len(at), micro)]
+        return [pair_batch([ranked[i] for i in part], [kept["train"][i] for i in part], pad) for part in parts]
+
+    return paired, heldout, kept["heldout"]

@@ -1,0 +1,61 @@
+"""What the doctor says of a run, and the record that it reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev
+
+from tercet.training.run import Run
+
+INF = math.inf
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `value` is the number that was judged, `found` and `normal` say it to a person, `advice` what to do."""
+
+    name: str
+    value: float
+    found: str
+    normal: str
+    verdict: str  # "ok", "look" or "wrong"
+    advice: str = ""
+
+
+def judged(name: str, value: float, normal: str, advice: str = "", *, look: tuple[float, float] = (-INF, INF),
+           wrong: tuple[float, float] = (-INF, INF), found: str = "") -> Finding:  # fmt: skip
+    """The finding of a number. One that is no number is wrong."""
+    inside = wrong[0] <= value <= wrong[1]
+    verdict = "wrong" if not inside else "ok" if look[0] <= value <= look[1] else "look"
+    return Finding(name, value, found or f"{value:.4g}", normal, verdict, "" if verdict == "ok" else advice)
+
+
+class Records:
+    """A run's metrics, finite ones only."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.config, self.rows = run, run.config, run.read_lines("metrics.jsonl")
+        self.done = max((int(r["step"]) for r in self.rows), default=0)
+
+    def series(self, name: str, keep: Callable[[int], bool] = lambda step: True) -> list[float]:
+        """The values of a metric at the steps that `keep` keeps."""
+        return [r[name] for r in self.rows if name in r and math.isfinite(r[name]) and keep(r["step"])]
+
+    def first(self, name: str) -> float | None:
+        """The metric in the record of the first step, where that is there."""
+        return next(iter(self.series(name, lambda step: step == 1)), None)
+
+    def trend(self, name: str) -> tuple[float, float, float] | None:
+        """(early mean, late mean, standard error of the difference) of the first and last fifth; None below 10 values."""
+        x = self.series(name)
+        k = max(3, len(x) // 5)
+        if len(x) < 10:
+            return None
+        return fmean(x[:k]), fmean(x[-k:]), math.hypot(pstdev(x[:k]), pstdev(x[-k:])) / math.sqrt(k)
+
+
+def late(values: Sequence[float]) -> list[float]:
+    """The last quarter of the values, 5 of them at least where there are so many."""
+    return list(values[-max(5, len(values) // 4) :])

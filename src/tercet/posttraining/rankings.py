@@ -1,0 +1,122 @@
+"""Rankings as the methods that learn from them need them: ids, ranks, and every pair that is not tied."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Protocol
+
+from tercet.data.comparisons import comparisons
+from tercet.data.conversations import to_messages
+from tercet.data.readers import BadRows
+from tercet.data.splits import in_split
+from tercet.data.types import Comparison, Conversation
+from tercet.errors import DataError
+from tercet.evaluation.metrics import Estimate, pair_accuracy
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import render_prompt
+from tercet.training.run import Run
+
+
+class RankingData(Protocol):
+    """The settings that say where comparisons are: of the reward model, and of what learns from pairs directly."""
+
+    @property
+    def data(self) -> tuple[str, ...]:
+        """Files of comparisons."""
+        ...
+
+    @property
+    def heldout(self) -> tuple[str, ...]:
+        """Files of held-out comparisons; may be empty."""
+        ...
+
+    @property
+    def heldout_share(self) -> float:
+        """Share of the prompts kept aside where no held-out files are named."""
+        ...
+
+    @property
+    def skip_bad_rows(self) -> bool:
+        """Whether wrong rows are skipped and counted."""
+        ...
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """One prompt's answers as ids (each ends with `<|im_end|>`), with their characters, ranks and scores."""
+
+    prompt: tuple[int, ...]
+    answers: tuple[tuple[int, ...], ...]
+    characters: tuple[int, ...]
+    ranks: tuple[int, ...]  # 1 is best
+    scores: tuple[float, ...]  # the higher the better; empty where not known
+
+    @property
+    def texts(self) -> tuple[tuple[int, ...], ...]:
+        """The prompt with each answer."""
+        return tuple(self.prompt + answer for answer in self.answers)
+
+    @property
+    def pairs(self) -> tuple[tuple[int, int], ...]:
+        """(better, worse) of every two answers of different rank; ties give none."""
+        both = ((i, j) if self.ranks[i] < self.ranks[j] else (j, i) for i, j in combinations(range(len(self.ranks)), 2))
+        return tuple((i, j) for i, j in both if self.ranks[i] != self.ranks[j])
+
+
+def encode_answer(tokenizer: Tokenizer, prompt: Conversation, answer: str) -> tuple[int, ...]:
+    """Ids that the reward model reads: the prompt as chat sends it, the answer and its end."""
+    return (*render_prompt(tokenizer, prompt), *tokenizer.encode(answer), tokenizer.im_end)
+
+
+def encode_comparison(tokenizer: Tokenizer, comparison: Comparison) -> Ranked:
+    """Ids of the prompt and of all answers."""
+    return Ranked(
+        tuple(render_prompt(tokenizer, comparison.prompt)),
+        tuple((*tokenizer.encode(answer), tokenizer.im_end) for answer in comparison.responses),
+        tuple(len(r) for r in comparison.responses),
+        comparison.ranks,
+        comparison.scores,
+    )
+
+
+def accuracy(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]]) -> Estimate:
+    """Share of strict pairs in which the better answer scores higher (equal scores count one half), clustered by prompt."""
+    hits, groups = [], []
+    for number, (p, s) in enumerate(zip(prompts, scores)):
+        for better, worse in p.pairs:
+            hits.append(1.0 if s[better] > s[worse] else 0.5 if s[better] == s[worse] else 0.0)
+            groups.append(number)
+    return pair_accuracy(hits, groups)
+
+
+def load_rankings(
+    config: RankingData, tokenizer: Tokenizer, length: int, run: Run
+) -> tuple[list[Ranked], list[Ranked]]:
+    """(training, held-out) prompts that have at least one strict pair. Others are counted and left out.
+
+    Raises DataError where a side is empty.
+    """
+    bad = BadRows(skip=config.skip_bad_rows)
+    every = list(comparisons(config.data, bad))
+    if config.heldout:
+        sides = [c for _, c in every], [c for _, c in comparisons(config.heldout, bad)]
+    else:
+        keys = [in_split(json.dumps(to_messages(c.prompt)), config.heldout_share) for _, c in every]
+        sides = [c for (_, c), k in zip(every, keys) if not k], [c for (_, c), k in zip(every, keys) if k]
+    run.log_skipped(bad.count, bad.messages)
+    out = []
+    for name, side in zip(("training", "held-out"), sides):
+        encoded = [encode_comparison(tokenizer, c) for c in side]
+        fitting = [r for r in encoded if max(map(len, r.texts)) <= length]
+        kept = [r for r in fitting if r.pairs]
+        run.log_line(
+            f"{name}: {len(kept)} prompts with {sum(len(r.pairs) for r in kept)} pairs; left out: {len(fitting) - len(kept)} with ties only, "
+            f"{len(encoded) - len(fitting)} longer than the context of {length} tokens"
+        )
+        if not kept:
+            raise DataError(f"no {name} prompt has two answers of different rank that fit; give more comparisons")
+        out.append(kept)
+    return out[0], out[1]

@@ -1,0 +1,28 @@
+"""LoRA on any stage that trains on from a model: one call before the learner is made, one after the last step."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from tercet.model.lora import adapters, apply_lora, save_adapter
+from tercet.model.transformer import ScalarModel, Transformer
+from tercet.training.run import Run
+from tercet.training.settings import TuneSettings
+
+M = TypeVar("M", bound=Transformer | ScalarModel)
+
+
+def adapt(model: M, config: TuneSettings) -> M:
+    """The model, with adapters on it where `config.lora_rank` asks for them; without, it is left alone.
+
+    A score head stays trained. Call it before the Learner is made: that trains what then requires gradients.
+    """
+    if (lora := config.lora()) is not None:
+        apply_lora(model, lora, config.seed)
+    return model
+
+
+def write_adapter(model: Transformer | ScalarModel, run: Run) -> None:
+    """Write RUN/adapter in PEFT's format where the model has adapters; call it at the end of the stage."""
+    if adapters(model):
+        save_adapter(model, run.path / "adapter")

@@ -1,0 +1,310 @@
+"""Best-of-n: the estimator against enumeration of every draw, and the run against its own table of scores."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import tercet
+from tercet.data.conversations import conversations, to_messages
+from tercet.data.microworld.rubric import rubric_score
+from tercet.data.readers import BadRows
+from tercet.data.tasks import tasks
+from tercet.data.types import Message, Task
+from tercet.errors import ConfigError, DataError
+from tercet.model.config import ModelConfig
+from tercet.model.transformer import ScalarModel, Transformer
+from tercet.posttraining import best_of_n as module
+from tercet.posttraining.best_config import BestOfNConfig
+from tercet.posttraining.best_of_n import Judged, best_of_k, best_of_n, chances, curve, kept, kl_bon
+from tercet.posttraining.config import RewardConfig, SFTConfig
+from tercet.posttraining.rewards import Answered
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import answer_text, render_prompt
+from tercet.training.load import load_reward_model
+from tercet.training.run import Run
+
+# -- the estimator -------------------------------------------------------------------------------------------------------
+
+
+def by_enumeration(proxy: Sequence[float], gold: Sequence[float], k: int) -> float:
+    """The gold score of the best by the proxy, over all C(n, k) draws; among equals every one in turn."""
+    values = []
+    for draw in itertools.combinations(range(len(proxy)), k):
+        top = max(proxy[i] for i in draw)
+        ties = [gold[i] for i in draw if proxy[i] == top]
+        values.append(math.fsum(ties) / len(ties))
+    return math.fsum(values) / len(values)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.floats(-5, 5)), min_size=1, max_size=8), st.data())
+def test_the_estimator_is_the_mean_over_all_draws_with_ties(
+    scores: list[tuple[int, float]], data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(1, len(scores)))
+    proxy, gold = [float(p) for p, _ in scores], [g for _, g in scores]
+    assert best_of_k(proxy, gold, k) == pytest.approx(by_enumeration(proxy, gold, k), abs=1e-12)
+    assert best_of_k(proxy, proxy, k) == pytest.approx(by_enumeration(proxy, proxy, k), abs=1e-12)
+    assert math.fsum(chances(proxy, k)) == pytest.approx(1.0, abs=1e-12)
+
+
+def test_without_ties_it_is_the_published_formula() -> None:
+    """Σ_i C(i − 1, k − 1) / C(n, k) · g_(i), i the rank by the proxy (Nakano et al. 2021)."""
+    rng = random.Random(0)
+    proxy, gold = [rng.random() for _ in range(12)], [rng.random() for _ in range(12)]
+    order = sorted(range(12), key=lambda i: proxy[i])
+    for k in range(1, 13):
+        wanted = sum(math.comb(i - 1, k - 1) * gold[order[i - 1]] for i in range(k, 13)) / math.comb(12, k)
+        assert best_of_k(proxy, gold, k) == pytest.approx(wanted, abs=1e-12)
+
+
+def test_the_ends_are_the_mean_and_the_best() -> None:
+    proxy, gold = [0.1, 0.9, 0.5, 0.9], [4.0, 1.0, 3.0, 2.0]
+    assert best_of_k(proxy, gold, 1) == pytest.approx(2.5)
+    assert best_of_k(proxy, gold, 4) == pytest.approx(1.5)  # two share the highest score
+    assert chances([1.0] * 5, 3) == pytest.approx([0.2] * 5)
+    assert best_of_k([float(i) for i in range(2000)], [1.0] * 2000, 700) == pytest.approx(1.0)  # no overflow
+
+
+def test_it_is_unbiased_where_the_plug_in_is_not() -> None:
+    """Answers of scores 0, 1, 2 with chances .5, .3, .2: the best of 2 is worth 2 · .36 + 1 · (.64 − .25) + 0."""
+    rng = random.Random(1)
+    truth = 2 * (1 - 0.8**2) + (0.8**2 - 0.5**2)
+    groups = [rng.choices([0.0, 1.0, 2.0], [0.5, 0.3, 0.2], k=4) for _ in range(20_000)]
+    found = sum(best_of_k(g, g, 2) for g in groups) / len(groups)
+    assert found == pytest.approx(truth, abs=0.015)  # 4 standard errors
+    with_replacement = sum(sum(max(a, b) for a in g for b in g) / 16 for g in groups) / len(groups)
+    assert abs(with_replacement - truth) > 0.05
+
+
+@pytest.mark.parametrize("k", [0, 4, -1])
+def test_more_than_there_are_cannot_be_drawn(k: int) -> None:
+    with pytest.raises(ConfigError, match=f"best of {k} of 3 answers: wanted 1 to 3"):
+        chances([1.0, 2.0, 3.0], k)
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 7])
+def test_kl_is_that_of_the_enumerated_distribution(k: int) -> None:
+    """Of N answers that are equally likely and of distinct scores; N → ∞ gives ln k − (k − 1)/k."""
+    n = 20_000
+    mass = [(i / n) ** k - ((i - 1) / n) ** k for i in range(1, n + 1)]
+    assert kl_bon(k) == pytest.approx(sum(p * math.log(p * n) for p in mass if p > 0), abs=2e-3)
+
+
+# -- curve and selection -------------------------------------------------------------------------------------------------
+
+
+def judged(
+    proxy: Sequence[float], gold: Sequence[float] | None, prompt: str = "Hi", finished: Sequence[bool] = ()
+) -> Judged:
+    ends = finished or [True] * len(proxy)
+    answers = [Answered("f:1", (Message("user", prompt),), f"{prompt}/{i}", end, ()) for i, end in enumerate(ends)]
+    return Judged(answers, list(proxy), None if gold is None else list(gold))
+
+
+def test_the_curve_has_powers_of_two_and_n_and_counts_prompts_not_answers() -> None:
+    rng = random.Random(2)
+    every = [
+        judged([rng.random() for _ in range(6)], [rng.random() for _ in range(6)] if i % 2 else None, f"{i}")
+        for i in range(10)
+    ]
+    rows = curve(every)
+    assert [row["k"] for row in rows] == [1, 2, 4, 6]
+    assert [row["kl"] for row in rows] == [kl_bon(k) for k in (1, 2, 4, 6)]
+    for row in rows:
+        proxy = [by_enumeration(one.proxy, one.proxy, row["k"]) for one in every]
+        gold = [by_enumeration(one.proxy, one.gold, row["k"]) for one in every if one.gold]
+        assert row["proxy"]["value"] == pytest.approx(sum(proxy) / 10)
+        assert row["gold"]["value"] == pytest.approx(sum(gold) / 5)
+        assert (row["proxy"]["n"], row["gold"]["n"]) == (10, 5)
+    spread = math.sqrt(sum((p - sum(proxy) / 10) ** 2 for p in proxy) / 9 / 10)
+    assert rows[-1]["proxy"]["high"] - rows[-1]["proxy"]["value"] == pytest.approx(
+        2.2621571628 * spread
+    )  # t, 9 degrees
+    assert [row["k"] for row in curve([judged([1.0] * 8, None)])] == [1, 2, 4, 8]
+    assert "gold" not in curve([judged([1.0] * 8, None)])[0]
+
+
+def test_rows_with_one_prompt_are_one_unit() -> None:
+    (row, *_) = curve([judged([1.0, 2.0], None, "a"), judged([3.0, 4.0], None, "a"), judged([5.0, 6.0], None, "b")])
+    assert row["proxy"]["n"] == 2
+
+
+def test_the_best_is_kept_unless_it_has_no_end_or_is_too_low() -> None:
+    every = [
+        judged([0.1, 0.9, 0.9], None, "first of equals"),
+        judged([0.8, 0.2, 0.3], None, "no end", finished=[False, True, True]),
+        judged([0.5, 0.5, 0.4], None, "not above"),
+    ]
+    best, left = kept(every, 0.5)
+    assert ([one.text for one in best], left) == (["first of equals/1"], {"unfinished": 1, "too_low": 1})
+    best, left = kept(every, None)
+    assert ([one.text for one in best], left) == (["first of equals/1", "not above/0"], {"unfinished": 1, "too_low": 0})
+
+
+# -- the run -------------------------------------------------------------------------------------------------------------
+
+REWARD = "def score(prompt, answer, answers):\n    return len(answer) % 7 - (answers == []) * 0.5\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, shape: ModelConfig) -> Path:
+    """An untrained model ("sft"), whose answers end by chance, a reward model ("judge"), prompts and a function."""
+    path = tmp_path_factory.mktemp("best")
+    models: dict[str, tuple[Any, Any]] = {
+        "sft": (SFTConfig(model="x", data=("x",)), Transformer(shape, seed=1)),
+        "reward": (RewardConfig(model="x", data=("x",)), ScalarModel(Transformer(shape, seed=2), seed=2)),
+    }
+    for verb, (config, model) in models.items():
+        with Run.start(verb, config, path / {"sft": "sft", "reward": "judge"}[verb]) as run:
+            tokenizer.save(run.path / "tokenizer.json")
+            run.save_model_config(shape)
+            run.save_checkpoint(1, {"model": model.state_dict()}, {}, 1)
+    lines: list[dict[str, Any]] = [{"prompt": f"Is {i} odd?", "answers": ["Yes" if i % 2 else "No"]} for i in range(9)]
+    (path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*lines, {"prompt": "Hello"}]))
+    (path / "mine.py").write_text(REWARD)
+    return path
+
+
+Config = Callable[..., BestOfNConfig]
+
+
+@pytest.fixture(scope="module")
+def config(folder: Path) -> Config:
+    def make(**changes: Any) -> BestOfNConfig:
+        values: dict[str, Any] = {
+            "model": str(folder / "sft"), "prompts": (str(folder / "prompts.jsonl"),), "max_new_tokens": 40, "answers": 6, "threads": 1,
+            "reward": (f"python:{folder}/mine.py:score", f"2*{folder}/judge"),
+        }  # fmt: skip
+        return BestOfNConfig(**{**values, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, config: Config) -> Run:
+    return best_of_n(config(), folder / "best")
+
+
+def lines_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_keeps_what_its_scores_say(run: Run, folder: Path) -> None:
+    scores = lines_of(run.path / "scores.jsonl")
+    best = []
+    for row in scores:
+        top = max(range(6), key=lambda i: (row["proxy"][i], -i))
+        if row["finished"][top]:
+            best.append([*row["prompt"], {"role": "assistant", "content": row["answers"][top]}])
+        assert all(proxy == -1.0 for proxy, end in zip(row["proxy"], row["finished"]) if not end), (
+            "a missing end replaces the score"
+        )
+        assert len(set(row["answers"])) > 1, "each answer has its own random numbers"
+    assert len(scores) == 10
+    assert 0 < len(best) < 10, "the test must have kept and left-out prompts"
+    assert [to_messages(c) for _, c in conversations([str(run.path / "best" / "train.jsonl")], BadRows())] == best
+    assert run.manifest["best"] == {
+        "prompts": 10,
+        "answers": 6,
+        "kept": len(best),
+        "unfinished": 10 - len(best),
+        "too_low": 0,
+    }
+
+
+def test_a_run_reports_the_best_of_every_k_by_proxy_and_gold(run: Run, folder: Path) -> None:
+    scores = lines_of(run.path / "scores.jsonl")
+    asked: list[Task] = [task for _, task in tasks([str(folder / "prompts.jsonl")], BadRows(skip=True))]
+    assert len(asked) == 9
+    assert "gold" not in scores[9]
+    for task, row in zip(asked, scores):
+        assert row["gold"] == [rubric_score(task, a, f).total for a, f in zip(row["answers"], row["finished"])]
+    assert [row["k"] for row in run.manifest["best_of_n"]] == [1, 2, 4, 6]
+    for row in run.manifest["best_of_n"]:
+        proxy = [by_enumeration(s["proxy"], s["proxy"], row["k"]) for s in scores]
+        gold = [by_enumeration(s["proxy"], s["gold"], row["k"]) for s in scores[:9]]
+        assert row["proxy"]["value"] == pytest.approx(sum(proxy) / 10)
+        assert row["gold"]["value"] == pytest.approx(sum(gold) / 9)
+        assert (row["proxy"]["n"], row["gold"]["n"]) == (10, 9)
+
+
+def test_the_rewards_see_the_sampled_ids_and_add_up(config: Config, folder: Path, tokenizer: Tokenizer) -> None:
+    judge = load_reward_model(Run(folder / "judge"))
+    for one in module._judge(config(), Run(folder / "sft"), BadRows()):
+        for answer, proxy in zip(one.answers, one.proxy, strict=True):
+            asked = render_prompt(tokenizer, answer.prompt)
+            assert list(answer.tokens[: len(asked)]) == asked
+            assert answer_text(tokenizer, answer.tokens[len(asked) :]) == (answer.text, answer.finished)
+            score = float(judge(torch.tensor([answer.tokens]))[0, -1].detach())
+            mine = len(answer.text) % 7 - (0.0 if answer.task else 0.5)
+            assert proxy == pytest.approx(mine + 2 * score if answer.finished else -1.0, abs=1e-4)
+
+
+def test_the_lineage_and_the_inputs_are_pinned(run: Run, folder: Path) -> None:
+    assert {role: parent["sha256"] for role, parent in run.manifest["parents"].items()} == {
+        "model": Run(folder / "sft").weights_hash(),
+        "reward": Run(folder / "judge").weights_hash(),
+    }
+    assert sorted(Path(name).name for name in run.manifest["inputs"]) == ["mine.py", "prompts.jsonl"]
+
+
+def test_batches_do_not_change_the_answers(
+    run: Run, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH", 13)  # two prompts at a time
+    again = lines_of(best_of_n(config(), tmp_path / "again").path / "scores.jsonl")
+    for row, expected in zip(again, lines_of(run.path / "scores.jsonl"), strict=True):
+        assert row.pop("proxy") == pytest.approx(expected.pop("proxy"), abs=1e-5)
+        assert row == expected
+
+
+def test_an_interrupted_run_goes_on_to_the_same_files(
+    run: Run, config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "curve", stop)
+        with pytest.raises(KeyboardInterrupt):
+            best_of_n(config(), tmp_path / "stopped")
+    assert Run(tmp_path / "stopped").manifest["status"] == "interrupted"
+    done = tercet.resume(tmp_path / "stopped")
+    for name in ("scores.jsonl", "best/train.jsonl"):
+        assert (done.path / name).read_bytes() == (run.path / name).read_bytes()
+    assert done.manifest["best_of_n"] == run.manifest["best_of_n"]
+    assert done.manifest["status"] == "finished"
+
+
+def test_a_verifier_refuses_prompts_without_answers_before_anything_is_sampled(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "generate", lambda *_: pytest.fail("sampled"))
+    with pytest.raises(DataError, match=r"prompts\.jsonl:10: the reward exact_match needs gold answers"):
+        best_of_n(config(reward=("exact_match",)), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir()), "the corrected command may use the same folder"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answers": 1}, "BestOfNConfig.answers is 1; it must be at least 2"),
+        ({"temperature": 0.0}, "BestOfNConfig.temperature"),
+        ({"minimum_score": "0"}, "BestOfNConfig.minimum_score is '0'"),
+        ({"minimum_score": math.nan}, "wanted a finite number"),
+    ],
+)
+def test_wrong_settings_are_refused(config: Config, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(**change)
