@@ -120,17 +120,22 @@ class World:
         self.heldout = self.source.text(1000)
         self.pretraining = Feed({"text": self.source.text(4000)}, None, 32, self.seed)
         prompts, done = self.draw(self.base, 2000, 7)
-        finished = [t for t, c in zip(texts(prompts, done), done) if c.tokens[-1] == END]
-        raw = torch.tensor(score_texts(self.gold_model, finished, END), dtype=torch.float64)
-        gain = 1 / float(raw.std())
-        self.gold_model.gain.fill_(gain)
-        self.gold_model.bias.fill_(-gain * float(raw.mean()))
+        self.answers = [t for t, c in zip(texts(prompts, done), done) if c.tokens[-1] == END]
+        self.normalised(self.gold_model)
+        self.prompts = self.source.prompts(4000)
         self.labels = np.random.default_rng([self.seed, 5])
 
     def draw(self, model: Transformer, count: int, key: int, each: int = 1) -> tuple[list[Ids], list[Completion]]:
         """`count` prompts, `each` answers to every one."""
         prompts = [p for p in self.source.prompts(count) for _ in range(each)]
-        return prompts, sample(model, prompts, PARAMS, [(self.seed * 100 + key) * 1_000_003 + i for i in range(len(prompts))])
+        return prompts, sample(
+            model, prompts, PARAMS, [(self.seed * 100 + key) * 1_000_003 + i for i in range(len(prompts))]
+        )
+
+    def normalised(self, model: ScalarModel) -> ScalarModel:
+        """Mean 0 and standard deviation 1 over answers of the base policy, as the reward stage does it."""
+        normalise(model, [], score_texts(model, self.answers, END))
+        return model
 
     def gold(self, prompts: Sequence[Ids], done: Sequence[Completion]) -> list[float]:
         return judged(self.gold_model, prompts, done)
@@ -153,10 +158,9 @@ class World:
         learner = Learner(model, OptimizerConfig(lr=lr, muon_lr=0.0, weight_decay=0.1))
         for step in range(steps):
             picks = [data[permuted(step * batch + i, len(data), (self.seed, 2))] for i in range(batch)]
-            learner.forward_backward([collate(picks, END)], ranking_loss)
+            learner.forward_backward([collate(picks)], ranking_loss)
             learner.optim_step(schedule(step, steps, 10, 0.8))
-        normalise(model, [], data, END)
-        return model
+        return self.normalised(model)
 
 
 def texts(prompts: Sequence[Ids], done: Sequence[Completion]) -> list[Ids]:
@@ -167,3 +171,40 @@ def judged(model: ScalarModel, prompts: Sequence[Ids], done: Sequence[Completion
     """Scores of finished answers; a missing end replaces the score."""
     scores = score_texts(model, texts(prompts, done), END)
     return [s if c.tokens[-1] == END else MISSING_END for s, c in zip(scores, done)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A step's rollouts, measured before the policy learns from them: means over answers."""
+
+    kl: float  # nats per answer, sampled: log π − log π_base
+    proxy: float
+    gold: float
+
+
+def ppo_config(**changes: Any) -> PPOConfig:
+    """PPO as the curves use it: no run directory, so the names of runs are placeholders."""
+    given: dict[str, Any] = {
+        "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.0, "gamma": 0.0, "steps": 150, "batch_size": 128, "lr": 2e-3,
+        "critic_lr": 2e-3, "warmup": 5, "max_new_tokens": LONGEST, "missing_eos_score": MISSING_END, "threads": 1,
+    }  # fmt: skip
+    given |= {"pretrain_data": ("-",)} if changes.get("gamma") else {}
+    return PPOConfig(**{**given, **changes})
+
+
+def run_ppo(world: World, judge: ScalarModel, config: PPOConfig, key: int) -> tuple[Transformer, list[Point]]:
+    """Train a policy from the base against `judge`; returns it and what every step measured."""
+    method = PPO(config, world.base, judge, world.pretraining if config.gamma else None)
+    points = []
+    rng = np.random.default_rng([world.seed, key])
+    for step in range(config.steps):
+        prompts = [world.prompts[i] for i in rng.integers(len(world.prompts), size=config.batch_size)]
+        seeds = rng.integers(2**62, size=config.batch_size).tolist()
+        rollouts, done = explore(
+            method.policy.model, world.base, prompts, PARAMS, seeds, lambda numbers, done: score_texts(judge, texts([prompts[i] for i in numbers], done), END),
+            group_size=1, end_id=END, missing_eos_score=MISSING_END, pad=END, version=method.policy.updates, clock=Clock(),
+        )  # fmt: skip
+        gold = world.gold(prompts, done)
+        points.append(Point(float(rollouts.kl().sum(1).mean()), float(rollouts.rewards.mean()), float(np.mean(gold))))
+        method.update(step, rollouts, config.beta)
+    return method.policy.model, points

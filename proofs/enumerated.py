@@ -29,7 +29,7 @@ ANSWERS = tuple(
 NUMBER = {answer: i for i, answer in enumerate(ANSWERS)}
 LENGTHS = torch.tensor([len(a) for a in ANSWERS], dtype=torch.float64)
 FINISHED = torch.tensor([a[-1] == END for a in ANSWERS])
-ROWS = group([PROMPT], [[list(a) for a in ANSWERS]], pad=0)
+ROWS = group([PROMPT], [[list(a) for a in ANSWERS]])
 
 
 def logprobs(model: Transformer) -> Tensor:

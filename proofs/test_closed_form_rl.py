@@ -144,7 +144,9 @@ class EndIsNoAction(PPO):
         ends = torch.nn.functional.pad(rollouts.tokens[:, 1:], (0, 0)) == END
         kept = rollouts.action_mask & ~ends
         alone = kept.sum(1) == 0  # an answer that is nothing but its end
-        return super().credit(replace(rollouts, action_mask=torch.where(alone[:, None], rollouts.action_mask, kept)), beta)
+        return super().credit(
+            replace(rollouts, action_mask=torch.where(alone[:, None], rollouts.action_mask, kept)), beta
+        )
 
 
 class KLAsLoss(PPO):
@@ -160,7 +162,9 @@ class KLAsLoss(PPO):
             from tercet.posttraining.rollouts import action_logprobs
 
             logp, _ = action_logprobs(model, batch, 1.0)
-            loss = -(logp - logp.detach()).exp() * batch.at_actions("advantages") + beta * type(self).estimate(towards - logp)
+            loss = -(logp - logp.detach()).exp() * batch.at_actions("advantages") + beta * type(self).estimate(
+                towards - logp
+            )
             return loss.double().sum(), {}
 
         self.policy.learner.forward_backward([rollouts], objective)

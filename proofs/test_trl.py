@@ -148,7 +148,7 @@ def test_reward() -> None:
     model = ScalarModel(make(1).float(), seed=8).double()
     model.score.bias.requires_grad_(False)  # it cancels in every pair
     pairs = pairs_of(9)
-    batch = collate([ranked(p) for p in pairs], PAD)
+    batch = collate([ranked(p) for p in pairs])
     assert_same(ranking_loss(model, batch)[0] / batch.count, trl.reward(model, pairs, PAD), model)
 
 

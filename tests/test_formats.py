@@ -192,6 +192,19 @@ COMPARISONS = [
         Comparison(ASK, ("a", "b", "c"), (2, 1, 2), "4", "2024-05-01T10:00"),
     ),
     (
+        {"prompt": "Hi", "responses": ["a", "b", "c", "d"], "scores": [4, 4.5, -1, 4]},
+        Comparison(ASK, ("a", "b", "c", "d"), (2, 1, 3, 2), scores=(4.0, 4.5, -1.0, 4.0)),
+    ),
+    (
+        {"prompt": "Hi", "responses": ["a", "b", "c"], "ranks": [2, 1, 1], "scores": [0.1, 0.2, 0.1]},
+        Comparison(ASK, ("a", "b", "c"), (2, 1, 1), scores=(0.1, 0.2, 0.1)),
+    ),
+    (
+        {"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": 2},
+        Comparison(ASK, ("a", "b"), (1, 2), scores=(2.0, 0.0)),
+    ),
+    ({"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": None}, Comparison(ASK, ("a", "b"), (1, 2))),
+    (
         {"chosen": "\n\nHuman: Hi\n\nAssistant: Hello.", "rejected": "\n\nHuman: Hi\n\nAssistant:"},
         Comparison(ASK, ("Hello.", ""), (1, 2)),
     ),
@@ -222,6 +235,16 @@ BAD_COMPARISONS = [
     ({**RANKED, "ranks": [0, 1]}, "found the rank 0"),
     ({**RANKED, "ranks": ["1", "2"]}, "found the rank '1'"),
     ({**RANKED, "ranks": None}, '"ranks" must be a list'),
+    ({**RANKED, "scores": 3}, '"scores" must be a list of numbers, found a number'),
+    ({**RANKED, "scores": [3]}, "found 2 responses but 1 scores"),
+    ({**RANKED, "scores": [3, "2"]}, """found '2' in "scores"; wanted a finite number"""),
+    ({**RANKED, "scores": [True, 0]}, 'found True in "scores"'),
+    ({**RANKED, "scores": [float("inf"), 0]}, 'found inf in "scores"'),
+    ({**RANKED, "scores": [float("nan"), 0]}, 'found nan in "scores"'),
+    ({**RANKED, "scores": [1, 2]}, "rank 1 has the score 1 and rank 2 the score 2; wanted the higher score"),
+    ({"prompt": "Hi", "responses": ["a", "b"], "ranks": [], "scores": [1, 2]}, "found 2 responses but 0 ranks"),
+    ({"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": -1}, '"margin" is -1; wanted 0 or more'),
+    ({"prompt": "Hi", "chosen": "a", "rejected": "b", "margin": "big"}, """found 'big' in "margin"; wanted"""),
     ({"responses": ["a", "b"], "ranks": [1, 2]}, '"prompt" must be a string or a list of messages, found null'),
     ({**RANKED, "prompt": [HI, HELLO]}, "must end with a user turn"),
     ({**RANKED, "labeler": []}, '"labeler" must be a string'),
@@ -255,9 +278,13 @@ def test_comparisons_read_files(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(prompt_turns, st.lists(st.tuples(texts, st.integers(1, 9)), min_size=2, max_size=6), texts, texts)
-def test_comparisons_round_trip(prompt, answers, labeler, time):
-    comparison = Comparison(prompt, *zip(*answers), labeler, time)
+@given(
+    prompt_turns, st.lists(st.tuples(texts, st.integers(1, 9)), min_size=2, max_size=6), texts, texts, st.floats(-9, 9)
+)
+def test_comparisons_round_trip(prompt, answers, labeler, time, worth):
+    responses, ranks = zip(*answers)
+    scores = tuple(worth / rank for rank in ranks) if worth > 0 else ()
+    comparison = Comparison(prompt, responses, ranks, labeler, time, scores)
     assert comparing.parse_comparison(_through_json(comparing.to_row(comparison)), "a:1") == comparison
 
 

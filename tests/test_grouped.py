@@ -31,7 +31,7 @@ def alone(model: Transformer, prompt: list[int], answer: list[int], temperature:
 
 def test_logprobs_are_those_of_each_answer_alone(make_model: Make) -> None:
     model = make_model(1, torch.float64)
-    batch = group(PROMPTS, ANSWERS, pad=0)
+    batch = group(PROMPTS, ANSWERS)
     weights = torch.linspace(-1, 1, batch.answers, dtype=torch.float64)
     found = batch.logprobs(model)
     (found * weights).sum().backward()
@@ -45,7 +45,7 @@ def test_logprobs_are_those_of_each_answer_alone(make_model: Make) -> None:
 
 def test_token_logprobs_are_in_the_order_of_the_answers(make_model: Make) -> None:
     model = make_model(1, torch.float64)
-    batch = group(PROMPTS, ANSWERS, pad=0)
+    batch = group(PROMPTS, ANSWERS)
     found, entropy = batch.token_logprobs(model, temperature=0.7)
     wanted = torch.cat([alone(model, p, a, 0.7) for p, mine in zip(PROMPTS, ANSWERS) for a in mine])
     torch.testing.assert_close(found, wanted, atol=1e-10, rtol=0)
@@ -54,15 +54,15 @@ def test_token_logprobs_are_in_the_order_of_the_answers(make_model: Make) -> Non
 
 def test_scores_are_read_at_each_answers_last_token(make_model: Make) -> None:
     model = ScalarModel(make_model(1, torch.float64), seed=2).double()
-    found = group(PROMPTS, ANSWERS, pad=0).scores(model)
+    found = group(PROMPTS, ANSWERS).scores(model)
     wanted = [model(torch.tensor([p + a]))[0, -1] for p, mine in zip(PROMPTS, ANSWERS) for a in mine]
     torch.testing.assert_close(found, torch.stack(wanted), atol=1e-10, rtol=0)
 
 
 def test_the_order_of_answers_and_the_padding_do_not_matter(make_model: Make) -> None:
     model = make_model(1, torch.float64)
-    found = group(PROMPTS, ANSWERS, pad=0).logprobs(model)
-    turned = group(PROMPTS[::-1], [mine[::-1] for mine in ANSWERS[::-1]], pad=99).logprobs(model)
+    found = group(PROMPTS, ANSWERS).logprobs(model)
+    turned = group(PROMPTS[::-1], [mine[::-1] for mine in ANSWERS[::-1]]).logprobs(model)
     torch.testing.assert_close(found, turned.flip(0), atol=1e-10, rtol=0)
 
 
@@ -70,12 +70,12 @@ def test_the_context_counts_one_answer_not_all(make_model: Make) -> None:
     model = make_model(1, torch.float64)
     length = model.config.context_length
     long = [[7] * (length - 10) for _ in range(3)]
-    assert group([[5] * 10], [long], pad=0).logprobs(model).shape == (3,)
+    assert group([[5] * 10], [long]).logprobs(model).shape == (3,)
     with pytest.raises(ContextError):
-        group([[5] * 11], [long], pad=0).logprobs(model)
+        group([[5] * 11], [long]).logprobs(model)
 
 
 @pytest.mark.parametrize(("prompts", "answers"), [([[]], [[[1]]]), ([[1]], [[[]]]), ([[1]], [[]])])
 def test_nothing_may_be_empty(prompts: list[list[int]], answers: list[list[list[int]]]) -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        group(prompts, answers, pad=0)
+        group(prompts, answers)

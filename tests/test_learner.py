@@ -59,7 +59,7 @@ def ranked_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Any]:
         answers = tuple(tuple(rng(100 * n + i).integers(0, 300, 1 + (7 * n + 11 * i) % 30).tolist()) for i in range(k))
         prompts.append(Ranked((5, 6, n), answers, (0,) * k, tuple(range(k)), ()))
     edges = np.cumsum([0, *sizes])
-    return [collate(prompts[a:b], pad=3) for a, b in itertools.pairwise(edges)]
+    return [collate(prompts[a:b]) for a, b in itertools.pairwise(edges)]
 
 
 def rollout_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Rollouts]:

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tercet.cli import asking, gym, making, talking
+from tercet.cli import asking, doctor, gym, making, talking
 from tercet.errors import TercetError
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ making.register(app)
 gym.register(app)
 asking.register(app)
 talking.register(app)
+doctor.register(app)
 
 
 def main() -> None:

@@ -85,7 +85,8 @@ def _length_groups(longer: Ints) -> Ints:
     """The better answer is much shorter (−2), shorter, as long, longer, much longer (2); much is more than the median."""
     size = np.abs(longer)
     much = size > np.median(size[size > 0]) if size.any() else size > 0
-    return (np.sign(longer) * (1 + much)).astype(np.int64)
+    kind: Ints = (np.sign(longer) * (1 + much)).astype(np.int64)
+    return kind
 
 
 def _groups(values: Reals | Ints, group: Ints, correct: Reals, prompt: Ints) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from tercet.errors import TercetError
 from tercet.posttraining import doctor_probe, doctor_stages
-from tercet.posttraining.findings import Finding, Records, judged, late
+from tercet.posttraining.findings import INF, Finding, Records, judged, late
 from tercet.training.load import trained_by
 from tercet.training.optim import schedule
 from tercet.training.run import Run
@@ -36,16 +36,22 @@ def examine(path: str | Path, probe: bool = True) -> list[Finding]:
     records, verb = Records(run), trained_by(run)
     checks: tuple[Check, ...] = (check_status,)
     if run.path.joinpath("model.json").is_file():  # a stage that makes a model
-        checks += (check_checkpoints, check_numbers, check_schedule, check_gradients, *doctor_stages.CHECKS.get(verb, ()))
+        checks += (
+            check_checkpoints,
+            check_numbers,
+            check_schedule,
+            check_gradients,
+            *doctor_stages.CHECKS.get(verb, ()),
+        )
     found = [finding for check in checks for finding in check(records)]
-    if probe and verb in doctor_probe.PROBES and run.checkpoints():
+    if probe and verb in doctor_stages.CHECKS and run.checkpoints():
         try:
-            found += doctor_probe.measure(run)
+            for finding in doctor_probe.measure(run):
+                found.append(finding)  # one by one: what was measured before an error stays
         except (TercetError, OSError) as error:
             advice = "what the run was made from is not where it was, or is damaged: start from the same folder, or use --no-probe"
             found.append(Finding("fresh measurements", math.nan, str(error), "can be taken", "look", advice))
     return sorted(found, key=lambda f: ("wrong", "look", "ok").index(f.verdict))
-
 
 
 def check_status(r: Records) -> list[Finding]:
@@ -54,8 +60,12 @@ def check_status(r: Records) -> list[Finding]:
     share, found = (r.done / steps if steps else 1.0), f"{status}, step {r.done} of {steps}" if steps else status
     go_on = f"go on with `tercet resume {r.run.path}`"
     if status == "running" and not _locked(r.run):
-        return [Finding("status", share, f"{found}, but no process works on it", "finished", "look", f"killed: {go_on}")]
-    advice = {"failed": f"{r.run.manifest.get('error', '')}; mend that, then {go_on}", "interrupted": go_on}.get(status, "")
+        return [
+            Finding("status", share, f"{found}, but no process works on it", "finished", "look", f"killed: {go_on}")
+        ]
+    advice = {"failed": f"{r.run.manifest.get('error', '')}; mend that, then {go_on}", "interrupted": go_on}.get(
+        status, ""
+    )
     verdict = {"failed": "wrong", "interrupted": "look"}.get(status, "ok")
     return [Finding("status", share, found, "finished", verdict, advice)]
 
@@ -81,14 +91,18 @@ def check_checkpoints(r: Records) -> list[Finding]:
                 with safe_open(folder / f"{name}.safetensors", "pt") as file:  # checks the header and the length
                     file.keys()
         except Exception as error:  # safetensors raises its own
-            broken.append((folder, f"{folder.name}: {error}"))
+            broken.append((folder, f"{folder.name}: {type(error).__name__}: {error}"))
     finished = r.run.manifest["status"] == "finished"
     wanted = f"step-{r.config.get('steps', 0):08d}"
     missing = finished and "steps" in r.config and wanted not in [f.name for f in folders]
     fatal = missing or any(folder == folders[-1] for folder, _ in broken)
-    found = "; ".join(text for _, text in broken) or f"{len(folders)} whole" + (f", but {wanted} is missing" if missing else "")
+    found = "; ".join(text for _, text in broken) or f"{len(folders)} whole" + (
+        f", but {wanted} is missing" if missing else ""
+    )
     verdict = "wrong" if fatal else "look" if broken or not folders else "ok"
-    advice = "remove what is damaged and resume from the one before, or train again" if folders else "wait for the first one"
+    advice = (
+        "remove what is damaged and resume from the one before, or train again" if folders else "wait for the first one"
+    )
     return [Finding("checkpoints", len(folders), found, "all whole", verdict, "" if verdict == "ok" else advice)]
 
 
@@ -113,15 +127,20 @@ def check_schedule(r: Records) -> list[Finding]:
     return [judged("learning rate / its peak", now, normal, advice, look=(0.0, 0.5 if finished else 1.0))]
 
 
-def check_clipping(r: Records) -> list[Finding]:
+def check_gradients(r: Records) -> list[Finding]:
     """Whether nearly every gradient is cut, and whether one exploded."""
     norms, clip = r.series("grad_norm"), r.config.get("clip_norm", 0.0)
     if len(norms) < 10:
         return []
     cut = fmean(norm > 10 * clip for norm in norms) if clip else 0.0
     advice = "clip_norm decides the size of every step: lower --lr, or raise --clip-norm to the usual norm"
-    worst = max(late(norms)) / max(median(norms), 1e-12)
+    usual, nothing = (
+        median(norms),
+        "no gradient reaches the weights, so nothing is learnt: advantages or weights are all 0",
+    )
+    worst = max(late(norms)) / max(usual, 1e-12)
     return [
+        judged("gradient norm", usual, "above 0", nothing, look=(1e-6, INF), wrong=(1e-9, INF)),
         judged("gradients above 10 × clip_norm", cut, "below 0.9", advice, look=(0.0, 0.9)),
         judged("largest late gradient / median", worst, "below 30", "late jumps of the gradient: lower --lr", look=(0.0, 30.0)),
     ]  # fmt: skip

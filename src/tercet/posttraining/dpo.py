@@ -15,15 +15,16 @@ from tercet.model.transformer import Transformer
 from tercet.posttraining import preference_losses as losses
 from tercet.posttraining.preference_config import WITH_REFERENCE, DPOConfig
 from tercet.posttraining.preference_data import (
+    Asked,
     Labelled,
     LabelledBatch,
     PairBatch,
     answer_logprobs,
-    kept_references,
     labelled_batches,
     load_labelled,
     mismatched,
     pair_batch,
+    reference_logprobs,
 )
 from tercet.posttraining.rankings import Ranked, accuracy, load_rankings
 from tercet.tokenizer.bpe import Tokenizer
@@ -169,17 +170,17 @@ def dpo(config: DPOConfig, out: str | Path, *, resume: bool = False, progress: P
         tokenizer.save(run.path / "tokenizer.json")
         run.save_model_config(model.config)
         learner = Learner(adapt(model, config), OptimizerConfig.of(config), config.precision)
-        step_batches, heldout, references = prepare(config, learner, tokenizer, run)
+        make = labelled_steps if config.loss == "kto" else paired_steps
+        step_batches, heldout, references = make(config, learner, tokenizer, run)
+        objective: Objective[Any] = kto_objective(config) if config.loss == "kto" else pair_objective(config)
 
-        def batch(step: int) -> list[Any]:
+        def batches(step: int) -> Sequence[Any]:
             if step and step % WATCHED == 0:
                 warn_of_fall(run)
             return step_batches(step)
 
         def evaluate(done: int) -> None:
-            with learner.autocast():
-                found = answer_logprobs(model, [p.prompt for p in heldout], [p.answers for p in heldout], tokenizer.pad)
-            metrics, right = measure(config, heldout, found, references)
+            metrics, right = measure(config, heldout, answer_logprobs(learner, asked(heldout)), references)
             run.log(done, **metrics)
             if due(done, 0, config.steps):
                 warn_of_fall(run)
@@ -187,55 +188,60 @@ def dpo(config: DPOConfig, out: str | Path, *, resume: bool = False, progress: P
                     longer = accuracy(heldout, [p.characters for p in heldout])
                     run.update(accuracy=right.to_json(), longer_wins=longer.to_json())
 
-        objective: Objective[Any] = kto_objective(config) if config.loss == "kto" else pair_objective(config)
-        fit(run, learner, batch, objective, config, evaluate)
+        fit(run, learner, batches, objective, config, evaluate)
         write_adapter(model, run)
     return run
 
 
-def prepare(
-    config: DPOConfig, learner: Learner[Transformer], tokenizer: Tokenizer, run: Run
-) -> tuple[Callable[[int], list[Any]], Sequence[Ranked], list[Tensor]]:
-    """(step → its micro-batches, held-out prompts, their reference log-probabilities).
+# Below: (step → its micro-batches, held-out prompts, their reference log-probabilities). The reference is the policy before
+# its first step: it answers before training begins, and never stands in memory beside the policy.
+Steps = tuple[Callable[[int], Sequence[Any]], Sequence[Ranked], Sequence[Tensor]]
 
-    The reference is the policy before its first step: it has answered before training begins, and never exists beside it.
-    """
-    length, pad, micro = learner.model.config.context_length, tokenizer.pad, config.micro_batch or config.batch_size
 
-    def logprobs(prompts: Sequence[Ranked], answers: Sequence[Any]) -> list[Tensor]:
-        with learner.autocast():
-            return answer_logprobs(learner.model, [p.prompt for p in prompts], answers, pad)
+def paired_steps(config: DPOConfig, learner: Learner[Transformer], tokenizer: Tokenizer, run: Run) -> Steps:
+    """Steps of the losses that learn from pairs."""
+    train, heldout = load_rankings(config, tokenizer, learner.model.config.context_length, run)
+    if config.loss in WITH_REFERENCE:
+        kept = reference_logprobs(run, learner, {"train": asked(train), "heldout": asked(heldout)})
+    else:
+        kept = {
+            name: [torch.zeros(len(p.answers), dtype=torch.float64) for p in side]
+            for name, side in (("train", train), ("heldout", heldout))
+        }
+    micro = config.micro_batch or config.batch_size
 
-    def references(sides: dict[str, tuple[Sequence[Ranked], Sequence[Any]]]) -> dict[str, list[Tensor]]:
-        if config.loss not in WITH_REFERENCE:
-            return {n: [torch.zeros(len(a), dtype=torch.float64) for a in answers] for n, (_, answers) in sides.items()}
-        return kept_references(run, lambda: {name: logprobs(*side) for name, side in sides.items()})
-
-    def picks(step: int, size: int) -> list[int]:
-        return [permuted(step * config.batch_size + i, size, (config.seed, 2)) for i in range(config.batch_size)]
-
-    if config.loss == "kto":
-        rated, rated_heldout = load_labelled(config, tokenizer, length, run)
-        others = mismatched(rated, length, config.seed)
-        kept = references({"train": (rated, [p.answers for p in rated]), "mismatched": (rated, others),
-                           "heldout": (rated_heldout, [p.answers for p in rated_heldout])})  # fmt: skip
-
-        def labelled(step: int) -> list[LabelledBatch]:
-            at = picks(step, len(rated))
-            now = logprobs([rated[i] for i in at], [others[i] for i in at])
-            z0 = losses.kto_reference_point(torch.cat(now), torch.cat([kept["mismatched"][i] for i in at]))
-            return list(labelled_batches([rated[i] for i in at], [kept["train"][i] for i in at], z0, micro, pad))
-
-        return labelled, rated_heldout, kept["heldout"]
-
-    ranked, heldout = load_rankings(config, tokenizer, length, run)
-    kept = references(
-        {"train": (ranked, [p.answers for p in ranked]), "heldout": (heldout, [p.answers for p in heldout])}
-    )
-
-    def paired(step: int) -> list[PairBatch]:
-        at = picks(step, len(ranked))
+    def batches(step: int) -> list[PairBatch]:
+        at = picks(config, step, len(train))
         parts = [at[a : a + micro] for a in range(0, len(at), micro)]
-        return [pair_batch([ranked[i] for i in part], [kept["train"][i] for i in part], pad) for part in parts]
+        return [pair_batch([train[i] for i in part], [kept["train"][i] for i in part]) for part in parts]
 
-    return paired, heldout, kept["heldout"]
+    return batches, heldout, kept["heldout"]
+
+
+def labelled_steps(config: DPOConfig, learner: Learner[Transformer], tokenizer: Tokenizer, run: Run) -> Steps:
+    """Steps of KTO: each begins with z0 of the whole step, by the policy as it is."""
+    length = learner.model.config.context_length
+    train, heldout = load_labelled(config, tokenizer, length, run)
+    others = mismatched(train, length, config.seed)
+    sides = {"train": asked(train), "heldout": asked(heldout), "mismatched": others}
+    kept = reference_logprobs(run, learner, sides)
+
+    def batches(step: int) -> list[LabelledBatch]:
+        at = picks(config, step, len(train))
+        now = answer_logprobs(learner, [others[i] for i in at])
+        z0 = losses.kto_reference_point(torch.cat(now), torch.cat([kept["mismatched"][i] for i in at]))
+        micro = config.micro_batch or config.batch_size
+        return labelled_batches([train[i] for i in at], [kept["train"][i] for i in at], z0, micro)
+
+    return batches, heldout, kept["heldout"]
+
+
+def picks(config: DPOConfig, step: int, size: int) -> list[int]:
+    """Which of `size` prompts a step has."""
+    first = step * config.batch_size
+    return [permuted(first + i, size, (config.seed, 2)) for i in range(config.batch_size)]
+
+
+def asked(prompts: Sequence[Ranked]) -> list[Asked]:
+    """Each prompt with its answers."""
+    return [(p.prompt, p.answers) for p in prompts]

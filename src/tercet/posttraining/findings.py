@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev
+from statistics import fmean, median, pstdev
 
 from tercet.training.run import Run
 
@@ -59,3 +59,28 @@ class Records:
 def late(values: Sequence[float]) -> list[float]:
     """The last quarter of the values, 5 of them at least where there are so many."""
     return list(values[-max(5, len(values) // 4) :])
+
+
+@dataclass(frozen=True)
+class Band:
+    """A number of the record whose recent median is judged as it stands."""
+
+    metric: str
+    name: str
+    normal: str
+    look: tuple[float, float]
+    wrong: tuple[float, float]
+    low: str = ""  # what to do where it is too low
+    high: str = ""
+
+
+def banded(r: Records, bands: Sequence[Band], mild: Sequence[str] = ()) -> list[Finding]:
+    """Every number of the record that is judged as it stands; those in `mild` are never wrong."""
+    out = []
+    for band in bands:
+        if values := r.series(band.metric):
+            value = median(late(values))  # one wild step does not decide
+            advice = band.low if value < band.look[0] else band.high
+            wrong = (-INF, INF) if band.metric in mild else band.wrong
+            out.append(judged(band.name, value, band.normal, advice, look=band.look, wrong=wrong))
+    return out

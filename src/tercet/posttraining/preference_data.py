@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +24,11 @@ from tercet.posttraining.rankings import Ranked, RankingData, encode_comparison
 from tercet.posttraining.reward import collate
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.grouped import Grouped, group
+from tercet.training.learner import Learner
 from tercet.training.run import Run, load_tensors
 
 PASS_TOKENS = 16_384  # tokens per forward pass outside of training
-Ids = Sequence[int]
+Asked = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # a prompt and its answers, as ids
 
 
 @dataclass(frozen=True)
@@ -70,54 +71,52 @@ class Labelled(Ranked):
 
     labels: tuple[bool | None, ...]
 
-    def chosen(self) -> list[int]:
+    @property
+    def labelled(self) -> list[int]:
         """The numbers of the answers that are trained on."""
         return [i for i, label in enumerate(self.labels) if label is not None]
 
+    @property
+    def labelled_answers(self) -> tuple[tuple[int, ...], ...]:
+        """The answers that are trained on."""
+        return tuple(self.answers[i] for i in self.labelled)
 
-def pair_batch(prompts: Sequence[Ranked], reference: Sequence[Tensor], pad: int) -> PairBatch:
+
+def pair_batch(prompts: Sequence[Ranked], reference: Sequence[Tensor]) -> PairBatch:
     """Prompts side by side; `reference` has a tensor [K] for each."""
-    ranked = collate(prompts, pad)
-    shares = torch.tensor([1 / len(p.pairs) for p in prompts for _ in p.pairs], dtype=torch.float64)
+    ranked = collate(prompts)
+    found = [len(p.pairs) for p in prompts]
+    shares = torch.tensor([1 / n for n in found for _ in range(n)], dtype=torch.float64)
     return PairBatch(
         ranked.rows, torch.cat(list(reference)), ranked.pairs, ranked.pair_weights, shares, float(len(prompts))
     )
 
 
 def labelled_batches(
-    prompts: Sequence[Labelled], reference: Sequence[Tensor], z0: float, rows: int, pad: int
-) -> Iterator[LabelledBatch]:
-    """A step's prompts in micro-batches of at most `rows`; `reference` has a tensor [K] for each prompt."""
-    kept = [p.chosen() for p in prompts]
-    good = [torch.tensor([bool(p.labels[i]) for i in k]) for p, k in zip(prompts, kept)]
-    every = torch.cat(good)
+    prompts: Sequence[Labelled], reference: Sequence[Tensor], z0: float, micro: int
+) -> list[LabelledBatch]:
+    """A step's prompts in micro-batches of at most `micro`; `reference` has a tensor [K] for each prompt."""
+    kinds = [torch.tensor([label for label in p.labels if label is not None]) for p in prompts]
+    every = torch.cat(kinds)
     total, desirable = len(every), int(every.sum())
     # a step with one kind alone has no means to compare: it logs neither
     share = (total / desirable, total / (total - desirable)) if 0 < desirable < total else (0.0, 0.0)
-    for a in range(0, len(prompts), rows):
-        s = slice(a, a + rows)
-        mine = torch.cat(good[s])
-        yield LabelledBatch(
-            group(
-                [p.prompt for p in prompts[s]], [[p.answers[i] for i in k] for p, k in zip(prompts[s], kept[s])], pad
-            ),
-            torch.cat([r[k] for r, k in zip(reference[s], kept[s])]),
-            mine,
-            torch.where(mine, *share).double(),
-            z0,
-            float(len(mine)),
-        )
+    out = []
+    for a in range(0, len(prompts), micro):
+        part, mine = prompts[a : a + micro], torch.cat(kinds[a : a + micro])
+        rows = group([p.prompt for p in part], [p.labelled_answers for p in part])
+        ref = torch.cat([r[p.labelled] for p, r in zip(part, reference[a : a + micro])])
+        out.append(LabelledBatch(rows, ref, mine, torch.where(mine, *share).double(), z0, float(len(mine))))
+    return out
 
 
 # -- from files -----------------------------------------------------------------------------------------------------
 
 
 def encode_labelled(tokenizer: Tokenizer, item: Feedback | Comparison) -> Labelled:
-    """Ids and labels of a row; of a comparison all strict pairs too, for measuring."""
-    if isinstance(item, Feedback):
-        ranked = encode_comparison(tokenizer, Comparison(item.prompt, (item.response,), (1,)))
-    else:
-        ranked = encode_comparison(tokenizer, item)
+    """Ids and labels of a row; of a comparison the ranks too, for measuring."""
+    plain = Comparison(item.prompt, (item.response,), (1,)) if isinstance(item, Feedback) else item
+    ranked = encode_comparison(tokenizer, plain)
     return Labelled(ranked.prompt, ranked.answers, ranked.characters, ranked.ranks, ranked.scores, labels(item))
 
 
@@ -140,7 +139,7 @@ def load_labelled(
     for name, side in zip(("training", "held-out"), sides):
         encoded = [encode_labelled(tokenizer, item) for item in side]
         fitting = [p for p in encoded if max(map(len, p.texts)) <= length]
-        out.append([p for p in fitting if p.chosen()])
+        out.append([p for p in fitting if p.labelled])
         good, bad_ones = (sum(p.labels.count(label) for p in out[-1]) for label in (True, False))
         run.log_line(
             f"{name}: {len(out[-1])} prompts with {good} desirable and {bad_ones} undesirable answers; left out: "
@@ -157,50 +156,50 @@ def load_labelled(
     return out[0], out[1]
 
 
-def mismatched(prompts: Sequence[Labelled], length: int, seed: int) -> list[list[Ids]]:
-    """For each prompt the labelled answers of another prompt, always the same one, cut to the context of `length` tokens.
+def mismatched(prompts: Sequence[Labelled], length: int, seed: int) -> list[Asked]:
+    """Each prompt with the labelled answers of another, always the same one, cut to the context of `length` tokens.
 
     The prompts stand in a circle in a seeded order, each before the one whose answers it gets.
     """
-    rows: dict[Ids, list[int]] = {}
+    rows: dict[tuple[int, ...], list[int]] = {}
     for i, p in enumerate(prompts):
         rows.setdefault(p.prompt, []).append(i)
     circle = [list(rows)[i] for i in np.random.default_rng([seed, 4]).permutation(len(rows))]
-    out: list[list[Ids]] = [[] for _ in prompts]
+    out: dict[int, Asked] = {}
     for prompt, other in zip(circle, circle[1:] + circle[:1]):
         for i, j in zip(rows[prompt], itertools.cycle(rows[other])):
-            out[i] = [prompts[j].answers[k][: length - len(prompt)] for k in prompts[j].chosen()]
-    return out
+            out[i] = prompt, tuple(a[: length - len(prompt)] for a in prompts[j].labelled_answers)
+    return [out[i] for i in range(len(prompts))]
 
 
 # -- log-probabilities outside of training --------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def answer_logprobs(
-    model: Transformer, prompts: Sequence[Ids], answers: Sequence[Sequence[Ids]], pad: int
-) -> list[Tensor]:
-    """log π of every prompt's answers, a float64 tensor [K] for each prompt; rows of like length go together."""
-    size = [len(p) + sum(map(len, mine)) for p, mine in zip(prompts, answers)]
-    order = sorted(range(len(prompts)), key=lambda i: -size[i])
-    out = [torch.empty(0)] * len(prompts)
+def answer_logprobs(learner: Learner[Transformer], asked: Sequence[Asked]) -> list[Tensor]:
+    """log π of every prompt's answers, a float64 tensor [K] for each prompt; those of like length go together."""
+    size = [len(prompt) + sum(map(len, answers)) for prompt, answers in asked]
+    order = sorted(range(len(asked)), key=lambda i: -size[i])
+    out = [torch.empty(0)] * len(asked)
     while order:
         rows = max(1, PASS_TOKENS // size[order[0]])
         part, order = order[:rows], order[rows:]
-        found = group([prompts[i] for i in part], [answers[i] for i in part], pad).logprobs(model)
-        for i, mine in zip(part, found.split([len(answers[i]) for i in part])):
+        with learner.autocast():
+            found = group([asked[i][0] for i in part], [asked[i][1] for i in part]).logprobs(learner.model)
+        for i, mine in zip(part, torch.split(found, [len(asked[i][1]) for i in part])):
             out[i] = mine
     return out
 
 
-def kept_references(run: Run, compute: Callable[[], Mapping[str, list[Tensor]]]) -> dict[str, list[Tensor]]:
-    """What `compute` gives, written to RUN/reference.safetensors and read from there when the run is resumed."""
-    file = run.path / "reference.safetensors"
+def reference_logprobs(
+    run: Run, learner: Learner[Transformer], sides: Mapping[str, Sequence[Asked]]
+) -> dict[str, list[Tensor]]:
+    """`answer_logprobs` of every side before the first step, kept in RUN/reference.safetensors for when it is resumed."""
+    file, aside = run.path / "reference.safetensors", run.path / ".reference.tmp"
     if not file.is_file():
-        aside = run.path / ".reference.tmp"
-        found = {name: (torch.cat(each), torch.tensor([len(x) for x in each])) for name, each in compute().items()}
-        save_file({f"{n}/{k}": t for n, pair in found.items() for k, t in zip(("logp", "answers"), pair)}, aside)
+        save_file({name: torch.cat(answer_logprobs(learner, asked)) for name, asked in sides.items()}, aside)
         os.replace(aside, file)
-    tensors = load_tensors(file)
-    names = [name.removesuffix("/logp") for name in tensors if name.endswith("/logp")]
-    return {n: list(tensors[f"{n}/logp"].split(tensors[f"{n}/answers"].tolist())) for n in names}
+    kept = load_tensors(file)
+    return {
+        name: list(torch.split(kept[name], [len(answers) for _, answers in asked])) for name, asked in sides.items()
+    }

@@ -53,7 +53,7 @@ class RankedBatch:
         return self.rows.tokens
 
 
-def collate(prompts: Sequence[Ranked], pad: int = 0, margin: float = 0.0) -> RankedBatch:
+def collate(prompts: Sequence[Ranked], margin: float = 0.0) -> RankedBatch:
     """Prompts end to end. Each answer is in the batch once, however many pairs it is in."""
     pairs, weights, margins, base = [], [], [], 0
     for p in prompts:
@@ -64,7 +64,7 @@ def collate(prompts: Sequence[Ranked], pad: int = 0, margin: float = 0.0) -> Ran
         base += k
     return RankedBatch(
         group([p.prompt for p in prompts], [p.answers for p in prompts]),
-        torch.tensor(pairs).reshape(-1, 2),
+        torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         torch.tensor(weights, dtype=torch.float64),
         torch.tensor(margins, dtype=torch.float64),
         float(len(prompts)),
@@ -199,7 +199,7 @@ def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progr
         def batches(step: int) -> list[RankedBatch]:
             first = step * config.batch_size
             picks = [train[permuted(first + i, len(train), (config.seed, 2))] for i in range(config.batch_size)]
-            return [collate(picks[a : a + micro], tokenizer.pad, config.margin) for a in range(0, len(picks), micro)]
+            return [collate(picks[a : a + micro], config.margin) for a in range(0, len(picks), micro)]
 
         def evaluate(done: int) -> None:
             end = due(done, 0, config.steps)

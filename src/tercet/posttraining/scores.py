@@ -43,14 +43,12 @@ class _Judged:
 
 
 @torch.no_grad()
-def sequence_logprobs(
-    model: Transformer, prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: int
-) -> list[float]:
+def sequence_logprobs(model: Transformer, prompts: Sequence[Sequence[int]], done: Sequence[Completion]) -> list[float]:
     """log π(answer | prompt) in nats of each completion."""
     out: list[float] = []
     for a in range(0, len(prompts), PASS_ROWS):
         answers = [[c.tokens] for c in done[a : a + PASS_ROWS]]
-        out += group(prompts[a : a + PASS_ROWS], answers, pad).logprobs(model).tolist()
+        out += group(prompts[a : a + PASS_ROWS], answers).logprobs(model).tolist()
     return out
 
 
@@ -113,15 +111,13 @@ def _example(tokenizer: Tokenizer, task: Task, done: Completion) -> dict[str, An
     }
 
 
-def _against(
-    reference: _Judged, model: Transformer, ours: _Judged, reference_model: Transformer, pad: int
-) -> dict[str, Any]:
+def _against(reference: _Judged, model: Transformer, ours: _Judged, reference_model: Transformer) -> dict[str, Any]:
     """KL(model ‖ reference) per answer, win rate by the gold rubric, and the paired difference of rubric scores."""
     kl = [
         a - b
         for a, b in zip(
-            sequence_logprobs(model, ours.prompts, ours.samples, pad),
-            sequence_logprobs(reference_model, ours.prompts, ours.samples, pad),
+            sequence_logprobs(model, ours.prompts, ours.samples),
+            sequence_logprobs(reference_model, ours.prompts, ours.samples),
         )
     ]
     return {
@@ -186,7 +182,7 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
                     scores, judged = _answers(config, model, tokenizer, questions, judge)
                 row |= scores
                 if reference is not None and reference_model is not None:
-                    row |= _against(reference, model, judged, reference_model, tokenizer.pad)
+                    row |= _against(reference, model, judged, reference_model)
             result["models"][str(run.path)] = row
     if out is not None:
         try:

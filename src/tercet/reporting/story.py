@@ -279,8 +279,8 @@ def _reward_run(member: Member, name: str) -> list[Block]:
     longer = member.run.metrics("longer_wins")
     levels = {"guessing": GUESSING} | ({"the longer answer": longer[-1]["longer_wins"]} if longer else {})
     blocks = charts(
-        figures.lines(f"{name}-loss", "Training loss. Thin: every step; thick: moving average. Not knowing costs log 2 ≈ 0.69.", "step",
-                      "ranking loss (nats per pair)", [curve(member, "loss", "loss")], smooth=True),
+        figures.lines(f"{name}-loss", "Training loss. Thin: every step; thick: moving average. Not knowing costs log 2 ≈ 0.69 a pair, less "
+                      "where answers are tied.", "step", "ranking loss (nats per pair)", [curve(member, "loss", "loss")], smooth=True),
         figures.lines(f"{name}-accuracy", "Held-out pairs in the annotator's order.", "step", "accuracy", [accuracy], levels=levels, percent=True),
     )  # fmt: skip
     rows = []

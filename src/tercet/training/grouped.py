@@ -66,7 +66,7 @@ class Grouped:
         return model.read(self.hidden(model.backbone)[self.last]).double()
 
 
-def group(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]], pad: int = 0) -> Grouped:
+def group(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> Grouped:
     """A batch of `prompts` with their `answers` (a list for each prompt). Raises ValueError for an empty prompt or answer."""
     if not all(prompts) or not all(all(mine) and mine for mine in answers):
         raise ValueError("every prompt and every answer needs at least one token, and every prompt an answer")

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import NonFiniteError, TrainingError
+from tercet.training.distributed import processes, sum_in_place, summed
 from tercet.training.optim import Optimizer, OptimizerConfig
 
 
@@ -29,7 +30,10 @@ Objective = Callable[[Any, B], tuple[Tensor, dict[str, float]]]
 
 
 class Learner(Generic[M]):
-    """A model with its optimizer. Gradients are those of Σ sums / Σ counts, however the batch was split."""
+    """A model with its optimizer. Gradients are those of Σ sums / Σ counts, however the batch was split.
+
+    Where several processes train together, each gives its part of the batch; sums and counts are over all of them.
+    """
 
     def __init__(self, model: M, optimizer: OptimizerConfig, precision: str = "float32") -> None:
         self.model, self.precision = model, precision
@@ -50,7 +54,7 @@ class Learner(Generic[M]):
 
         Raises TrainingError where the counts add up to 0 (nothing to learn from), NonFiniteError where a loss is not finite.
         """
-        total = sum(batch.count for batch in batches)
+        total = summed({"count": sum(batch.count for batch in batches)})["count"]
         if not total > 0:
             raise TrainingError(
                 f"step {self.step}: the batch has nothing to train on (its count is {total:g}); "
@@ -68,13 +72,17 @@ class Learner(Generic[M]):
             torch.autograd.backward(loss * (coef / total))
             for name, metric in metrics.items():
                 sums[name] = sums.get(name, 0.0) + metric
-        return {name: value / total for name, value in sums.items()}
+        return {name: value / total for name, value in summed(sums).items()}
 
     def optim_step(self, scale: float) -> float:
-        """One update at `scale` times the learning rates; returns the gradient norm before clipping.
+        """One update of the gradients summed over all processes, at `scale` times the learning rates.
 
-        Raises NonFiniteError, leaving the weights as they are, where the norm is not finite.
+        Returns the gradient norm before clipping. Raises NonFiniteError, leaving the weights as they are, where the norm is not finite.
         """
+        if processes() > 1:  # a process that had nothing to train on takes part with zeros
+            for p in self.optimizer.parameters.values():
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            sum_in_place(self.optimizer.gradients())
         if not math.isfinite(norm := sum(float(g.sum()) for g in self.optimizer.gradients())):
             raise NonFiniteError(f"a gradient is {norm}")
         return self.optimizer.step(scale)

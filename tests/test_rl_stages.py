@@ -1,0 +1,147 @@
+"""PPO and the group methods as stages: every setting that changes the path, on tiny runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from helpers import At, World, assert_same_run, press_ctrl_c, records, write_world
+from tercet.errors import ConfigError, DataError
+from tercet.model.transformer import Transformer
+from tercet.posttraining.rl_config import METHODS
+from tercet.recipes.stages import resume
+from tercet.training import objectives
+from tercet.training.load import load_language_model
+from tercet.training.run import Interrupted, Run
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    made = write_world(tmp_path_factory.mktemp("world"))
+    made.make_parents("ppo")
+    return made
+
+
+def finite(run: Run) -> list[dict[str, Any]]:
+    rows = [r for r in records(run.path) if "reward" in r]
+    assert all(math.isfinite(v) for row in rows for v in row.values())
+    return rows
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_and_goes_on_where_it_stopped(world: World, tmp_path: Path, method: str) -> None:
+    changes: dict[str, Any] = {
+        "method": method,
+        "steps": 3,
+        "checkpoint_every": 1,
+        "lora_rank": 2 if method == "rloo" else 0,
+    }
+    whole = world.run("grpo", f"{method}-whole", **changes)
+    rows = finite(whole)
+    assert [r["step"] for r in rows] == [1, 2, 3]
+    assert {"kl", "kl_k3", "finished", "length", "gold", "beta", "reward/rubric", "reward/exact_match"} <= rows[
+        0
+    ].keys()
+    assert all(r["kl_k3"] >= -1e-6 for r in rows)
+    for phase in ("sample", "reward", "reference", "update"):
+        line = json.loads((whole.path / "metrics.jsonl").read_text().splitlines()[0])
+        assert line[f"seconds/{phase}"] > 0
+    if "ratio" in rows[0]:
+        assert rows[0]["first_ratio"] == pytest.approx(1, abs=1e-5)
+        assert rows[0]["first_sampler_gap"] < 1e-5
+    with pytest.raises(Interrupted):
+        world.run("grpo", f"{method}-cut", progress=At(1, press_ctrl_c), **changes)
+    resume(world.path(f"{method}-cut"))
+    assert_same_run(Path(world.path(f"{method}-cut")), whole.path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"critic": "shared"},
+        {"critic": "shared", "ema": 0.9, "epochs": 2},
+        {"lora_rank": 2},
+        {"whiten_rewards": True, "clip_reward": 0.5, "target_kl": 2.0},
+        {"group_size": 2, "micro_batch": 3, "sync_every": 2},
+        {"reward": ("rubric", "0.5*exact_match")},
+        {"beta": 0.0, "log_kl": False},
+    ],
+    ids=str,
+)
+def test_ppo_with_its_settings(world: World, changes: dict[str, Any]) -> None:
+    name = "-".join(changes)
+    changes = {"steps": 3, "checkpoint_every": 1, "minibatches": 1, **changes}
+    whole = world.run("ppo", f"whole-{name}", **changes)
+    rows = finite(whole)
+    assert ("kl" in rows[0]) == changes.get("log_kl", True)
+    assert rows[0]["ptx_gradient_ratio"] > 0
+    assert {"explained_variance", "value_loss", "advantage_std"} <= rows[0].keys()
+    with pytest.raises(Interrupted):
+        world.run("ppo", f"cut-{name}", progress=At(2, press_ctrl_c), **changes)
+    resume(world.path(f"cut-{name}"))
+    assert_same_run(Path(world.path(f"cut-{name}")), whole.path)
+    assert isinstance(load_language_model(Run(whole.path)), Transformer)
+
+
+def test_what_is_kept_is_the_average(world: World) -> None:
+    run = world.run("ppo", "averaged", steps=3, ema=0.5, minibatches=1)
+    kept, last = run.weights("model"), run.weights("policy")
+    start = Run(world.path("tuned")).weights()
+    name = "model.embed_tokens.weight"
+    assert not torch.equal(kept[name], last[name])
+    assert float((kept[name] - start[name]).norm()) < float((last[name] - start[name]).norm())
+    assert torch.equal(load_language_model(run).output_weight, kept[name])
+
+
+def test_a_lagging_sampler_is_known_as_such(world: World) -> None:
+    """With sync_every 3 the second and third step's rollouts are stale: their gap to the trainer is not rounding."""
+    run = world.run("grpo", "lagging", steps=4, sync_every=3, epochs=1, lr=5e-3, target_kl=0.0, ema=0.0)
+    gaps = [r["first_sampler_gap"] for r in finite(run)]
+    assert gaps[0] < 1e-5
+    assert gaps[3] < 1e-5
+    assert min(gaps[1:3]) > 1e-4
+
+
+def test_memory_never_holds_all_logits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No matrix product with the vocabulary has more than CHUNK rows, whatever the batch."""
+    seen: list[int] = []
+    linear = F.linear
+
+    def watched(x: torch.Tensor, weight: torch.Tensor, *more: Any) -> torch.Tensor:
+        if weight.shape[0] == 306:
+            seen.append(x.numel() // x.shape[-1])
+        return linear(x, weight, *more)
+
+    monkeypatch.setattr(objectives, "CHUNK", 50)
+    monkeypatch.setattr(F, "linear", watched)
+    world.run("grpo", "bounded", steps=1, batch_size=8, group_size=4)
+    assert sum(seen) > 400
+    assert max(seen) <= 50
+
+
+@pytest.mark.parametrize(
+    ("reward", "error", "message"),
+    [
+        ("exact", ConfigError, "neither known nor a folder.*did you mean 'exact_match'"),
+        ("0*rubric", ConfigError, "weight 0"),
+        ("python:missing.py:f", DataError, "missing.py"),
+    ],
+)
+def test_rewards_that_cannot_be_had_leave_nothing_behind(
+    world: World, tmp_path: Path, reward: str, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        world.run("grpo", "refused", reward=(reward,))
+    assert not Path(world.path("refused")).exists() or not any(Path(world.path("refused")).iterdir())
+
+
+def test_a_function_that_fails_says_where(world: World, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(prompt, answer, answers):\n    return {}['x']\n")
+    with pytest.raises(DataError, match=r"tasks\.jsonl:\d+: reward score failed on the answer .*KeyError"):
+        world.run("grpo", "failing", reward=(f"python:{tmp_path}/mine.py:score",))
