@@ -3,7 +3,8 @@
 Each tool does each task in a process of its own, tercet and TRL in turn, for several rounds, so that what else the
 machine does falls on both. A process does a few steps: from its start to the end of the first is the start-up (Python,
 imports, data, model, first step); the median of the others is the time of a step; its peak memory is the kernel's count.
-A ratio is taken within a round; shown are the median over rounds and, in brackets, the smallest and the largest.
+"By CPU" is the ratio of the processor's seconds, on which other work on the machine has less influence than on the wall
+clock's. A ratio is taken within a round; shown are the median over rounds and, in brackets, the smallest and the largest.
 """
 
 from __future__ import annotations
@@ -48,10 +49,10 @@ def measure(tool: str, task: str, folder: Path, threads: int) -> dict[str, Any]:
         tail = "\n".join(log.read_text(errors="replace").splitlines()[-12:])
         raise RuntimeError(f"{tool} {task} failed (log: {log}):\n{tail}")
     found = json.loads(Path(f"{out}.json").read_text(encoding="utf-8"))
-    times = found["times"]
+    times, cpu = ([b - a for a, b in itertools.pairwise(found[clock])] for clock in ("times", "cpu"))
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
     return {
-        "step": statistics.median(b - a for a, b in itertools.pairwise(times)), "start": times[0] - began,
+        "step": statistics.median(times), "cpu": statistics.median(cpu), "start": found["times"][0] - began,
         "memory": usage.ru_maxrss * unit / 1e6, "losses": found["losses"],
     }  # fmt: skip
 
@@ -65,10 +66,11 @@ def summary(task: str, rounds: list[dict[str, dict[str, Any]]]) -> dict[str, Any
     """Medians of both tools, ratios within rounds, and whether the losses agree."""
     out: dict[str, Any] = {"task": task, "rounds": rounds}
     for tool in rounds[0]:
-        out[tool] = {what: spread([r[tool][what] for r in rounds]) for what in ("step", "start", "memory")}
+        out[tool] = {what: spread([r[tool][what] for r in rounds]) for what in ("step", "cpu", "start", "memory")}
     if "trl" not in rounds[0]:
         return out
     out["speed"] = spread([r["trl"]["step"] / r["tercet"]["step"] for r in rounds])
+    out["cpu"] = spread([r["trl"]["cpu"] / r["tercet"]["cpu"] for r in rounds])
     out["start"] = spread([r["tercet"]["start"] / r["trl"]["start"] for r in rounds])
     out["memory"] = spread([r["tercet"]["memory"] / r["trl"]["memory"] for r in rounds])
     if task in ("sft", "reward", "dpo", "dpo-precomputed"):  # the others sample, each with its own dice
@@ -91,9 +93,10 @@ def line(found: dict[str, Any]) -> str:
     def both(what: str, form: str) -> str:
         return " / ".join(format(found[t][what]["median"], form) for t in ("tercet", "trl") if t in found)
 
+    cpu = f"{found['cpu']['median']:.2f}" if "cpu" in found else "-"
     same = f"{found['loss_difference']:.0e}" if "loss_difference" in found else "-"
     return (
-        f"{found['task']:<16}{ms('tercet')}{ms('trl')}  {ratio('speed'):<19} {both('start', '.1f'):<12}{ratio('start'):<19}"
+        f"{found['task']:<16}{ms('tercet')}{ms('trl')}  {ratio('speed'):<19} {cpu:<8}{both('start', '.1f'):<12}{ratio('start'):<19}"
         f" {both('memory', ',.0f'):<14}{ratio('memory'):<19} {same}"
     )
 
@@ -137,18 +140,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for data, runs and bench.json")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=Shape.steps, help="of each process, the first one included")
+    parser.add_argument("--threads", type=int, default=Shape.threads)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     options = parser.parse_args()
-    folder, shape = options.out.resolve(), Shape(steps=options.steps)
+    folder, shape = options.out.resolve(), Shape(steps=options.steps, threads=options.threads)
     if not (with_trl := importlib.util.find_spec("trl") is not None):
         print("trl is not installed (pip install '.[proof]'): tercet is measured alone")
     shutil.rmtree(folder, ignore_errors=True)
     make(folder, shape, with_trl)
     tools, results, machine = ("tercet", "trl")[: 1 + with_trl], [], about()
     print("  ".join(f"{k} {v}" for k, v in machine.items()))
-    print(f"{'':<16}{'ms per step':^16}  {'':<19} {'seconds to the 1st step':<31} {'peak MB':<33} {'loss'}")
+    print(f"{'':<16}{'ms per step':^16}  {'':<19} {'':<8}{'seconds to the 1st step':<31} {'peak MB':<33} {'loss'}")
     print(
-        f"{'':<16}{'tercet':>8}{'TRL':>8}  {'TRL / tercet':<19} {'both':<12}{'tercet / TRL':<19} {'both':<14}{'tercet / TRL':<19} differs by"
+        f"{'':<16}{'tercet':>8}{'TRL':>8}  {'TRL / tercet':<19} {'by CPU':<8}{'both':<12}{'tercet / TRL':<19} {'both':<14}{'tercet / TRL':<19} differs by"
     )
     for task in options.tasks:
         rounds = []

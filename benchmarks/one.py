@@ -18,7 +18,7 @@ def main(tool: str, task: str, folder: Path, out: Path) -> None:
     else:
         import trl_side as side  # type: ignore[no-redef]
     side.run(task, folder, read_shape(folder), out, stamps)
-    Path(f"{out}.json").write_text(json.dumps({"times": stamps.times, "losses": stamps.losses}), encoding="utf-8")
+    Path(f"{out}.json").write_text(json.dumps(vars(stamps)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,11 @@ from workload import Shape
 
 
 class Stamps:
-    """A progress that keeps the time and the loss of every step."""
+    """A progress that keeps the time, the processor's seconds and the loss of every step."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
+        self.cpu: list[float] = []
         self.losses: list[float] = []
 
     def begin(self, stage: str, steps: int) -> None:
@@ -22,8 +23,13 @@ class Stamps:
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
         """Note it."""
-        self.times.append(time.time())
+        self.stamp()
         self.losses.append(metrics.get("loss", float("nan")))
+
+    def stamp(self) -> None:
+        """A step is done."""
+        self.times.append(time.time())
+        self.cpu.append(time.process_time())
 
     def say(self, text: str) -> None:
         """Not needed."""

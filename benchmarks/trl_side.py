@@ -7,7 +7,6 @@ learning rate and schedule as tercet's.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +50,7 @@ def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Any) -> None:
         """Notes when a step is done, and its loss where it is logged."""
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            stamps.times.append(time.time())
+            stamps.stamp()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **_: Any) -> None:
             if "loss" in logs:

@@ -55,7 +55,8 @@ class Source:
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng([seed, 1])
-        self.table = np.cumsum(self.rng.dirichlet(np.full(WORDS, 0.5), WORDS), axis=1)
+        self.chances = self.rng.dirichlet(np.full(WORDS, 0.5), WORDS)
+        self.table = np.cumsum(self.chances, axis=1)
 
     def words(self, texts: int, length: int) -> Ints:
         """[texts, length] word ids."""
@@ -77,6 +78,14 @@ class Source:
         lengths = self.rng.integers(SHORTEST - 1, LONGEST, size=texts)
         ids = [[ASK, *map(int, row[: 3 + n]), END] for row, n in zip(self.words(texts, 2 + LONGEST), lengths)]
         return pack_whole([(x, [1.0] * len(x)) for x in ids], 16, END)
+
+    def fluency(self, ids: Sequence[int]) -> float:
+        """Mean log-probability of each word after the one before it; what is no word counts as a very rare one."""
+        words = np.array(ids) - 2
+        before, after = words[:-1], words[1:]
+        known = (before >= 0) & (after >= 0)
+        chance = np.where(known, self.chances[before.clip(0), after.clip(0)], 0.0)
+        return float(np.log(chance + 1e-4).mean())
 
     def prompts(self, count: int) -> list[Ids]:
         """ASK and three words."""
@@ -112,6 +121,7 @@ class World:
     seed: int
     scale: float = 0.15
     noise: float = 0.3
+    omega: float = 1.0
 
     def __post_init__(self) -> None:
         self.source = Source(self.seed)
@@ -138,7 +148,15 @@ class World:
         return model
 
     def gold(self, prompts: Sequence[Ids], done: Sequence[Completion]) -> list[float]:
-        return judged(self.gold_model, prompts, done)
+        scores = np.array(judged(self.gold_model, prompts, done))
+        fluent = np.array([self.source.fluency([*p[1:], *(t for t in c.tokens if t != END)]) for p, c in zip(prompts, done)])
+        if not hasattr(self, "zero"):
+            self.zero, self.spread = fluent.mean(), fluent.std()
+            nat=-np.abs(fluent-self.zero)/self.spread; self.m=nat.mean(); self.ss=nat.std()
+            self.s2 = (scores + self.omega*(nat-self.m)/self.ss).std() if 1 else (scores + self.omega * (fluent - self.zero) / self.spread).std()
+        nat=-np.abs(fluent-self.zero)/self.spread
+        mixed = (scores + self.omega*(nat-self.m)/self.ss)/self.s2 if 1 else (scores + self.omega * (fluent - self.zero) / self.spread)/self.s2
+        return np.where([c.tokens[-1] == END for c in done], mixed, MISSING_END).tolist()
 
     def comparisons(self, count: int, key: int = 8) -> list[Ranked]:
         """Pairs of answers of the base policy; a labeler prefers by gold plus noise."""
@@ -185,7 +203,7 @@ class Point:
 def ppo_config(**changes: Any) -> PPOConfig:
     """PPO as the curves use it: no run directory, so the names of runs are placeholders."""
     given: dict[str, Any] = {
-        "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.0, "gamma": 0.0, "steps": 150, "batch_size": 128, "lr": 2e-3,
+        "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.0, "gamma": 0.0, "steps": 150, "batch_size": 64, "lr": 2e-3, "muon_lr": 0.0,
         "critic_lr": 2e-3, "warmup": 5, "max_new_tokens": LONGEST, "missing_eos_score": MISSING_END, "threads": 1,
     }  # fmt: skip
     given |= {"pretrain_data": ("-",)} if changes.get("gamma") else {}

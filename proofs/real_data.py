@@ -54,6 +54,7 @@ from tercet.posttraining.scores import sequence_logprobs
 from tercet.pretraining.clm import build_feed
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.feed import permuted
+from tercet.training.grouped import group
 from tercet.training.learner import Learner
 from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig, schedule
@@ -64,9 +65,10 @@ MIXTURE = {"reviews": 0.35, "bible": 0.25, "speeches": 0.2, "wikipedia": 0.2}
 # (d)
 SENTIMENT_STEPS, SENTIMENT_PAIRS = 160, 32
 PPO_STEPS, PPO_BATCH, BETA, NEW_TOKENS, MISSING_END = 50, 64, 0.15, 24, -1.0
+PPO_LR = 3e-4
 ASKED = 256  # prompts that the policy is measured on, none of them seen in PPO
 # (e)
-HELD_OUT_PARADIGMS = 10
+HELD_OUT_PARADIGMS, HELD_OUT_PAIRS = 10, 200
 CHOICE_STEPS, CHOICE_PAIRS = 400, 32
 CEILING = 0.873  # of people's choices that agree with the gold label
 Sentences = list[str]
@@ -264,7 +266,7 @@ def train_reward(base: Transformer, pairs: Callable[[int], list[tuple[list[int],
     learner = Learner(model, OptimizerConfig(lr=lr), "bfloat16")
     for step in range(steps):
         ranked = [
-            Ranked(tuple(a[:1]), (tuple(a[1:]), tuple(b[1:])), ((0, 1),), (len(a), len(b)), (1, 2))
+            Ranked(tuple(a[:1]), (tuple(a[1:]), tuple(b[1:])), (len(a), len(b)), (1, 2), ())
             for a, b in pairs(step)
         ]
         learner.forward_backward([collate(ranked)], ranking_loss)
@@ -316,3 +318,187 @@ def better(a: Sequence[float], b: Sequence[float]) -> np.ndarray[Any, np.dtype[n
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
     """P(a positive sentence scores above a negative one), over all pairs."""
     return float(((np.sign(np.subtract.outer(np.array(positive), np.array(negative))) + 1) / 2).mean())
+
+
+# -- (d) sentiment ------------------------------------------------------------------------------------------------------
+
+
+def sentiment_judge(base: Transformer, tokenizer: Tokenizer, half: dict[str, Sentences], held_out: Sentences, seed: int) -> ScalarModel:  # fmt: skip
+    """Learns that positive sentences are better than negative ones; held-out sentences get mean 0 and deviation 1."""
+    ids = {kind: encode(tokenizer, sentences) for kind, sentences in half.items()}
+
+    def pairs(step: int) -> list[tuple[list[int], list[int]]]:
+        numbers = range(step * SENTIMENT_PAIRS, (step + 1) * SENTIMENT_PAIRS)
+        return [
+            (ids["pos"][permuted(i, len(ids["pos"]), (seed, 0))], ids["neg"][permuted(i, len(ids["neg"]), (seed, 1))])
+            for i in numbers
+        ]
+
+    judge = train_reward(base, pairs, SENTIMENT_STEPS, seed, lr=1e-3)
+    normalise(judge, [], score_texts(judge, encode(tokenizer, held_out), tokenizer.pad))
+    return judge
+
+
+def beginnings(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[list[int]]:
+    """The first 4 to 6 words of every sentence that goes on for 3 more."""
+    long = [s.split() for s in sentences if len(s.split()) >= 9]
+    return encode_open(tokenizer, [" ".join(words[: 4 + i % 3]) for i, words in enumerate(long)])
+
+
+def encode_open(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
+    """Beginnings: no end of text behind them."""
+    return [[tokenizer.endoftext, *ids] for ids in tokenizer.encode_batch(list(texts))]
+
+
+def align(seed: int, base: Transformer, judge: ScalarModel, gold: ScalarModel, prompts: Sequence[list[int]],
+          tokenizer: Tokenizer) -> tuple[Transformer, list[dict[str, float]]]:  # fmt: skip
+    """PPO against `judge`; `gold` looks on. Returns the policy and what is measured at each step, before its update."""
+    config = PPOConfig(
+        model="-", reward=("-",), prompts=("-",), beta=BETA, gamma=0.0, steps=PPO_STEPS, batch_size=PPO_BATCH, minibatches=2,
+        lr=PPO_LR, critic_lr=1e-3, warmup=3, max_new_tokens=NEW_TOKENS, missing_eos_score=MISSING_END, seed=seed, threads=1,
+    )  # fmt: skip
+    method = PPO(config, base, judge)
+    params = SamplingParams(NEW_TOKENS, 1.0, stop_ids=(tokenizer.endoftext,))
+    curve = []
+    for step in range(PPO_STEPS):
+        asked = [prompts[permuted(step * PPO_BATCH + i, len(prompts), (seed, 2))] for i in range(PPO_BATCH)]
+
+        def score(numbers: Sequence[int], done: Sequence[Completion], asked: list[list[int]] = asked) -> list[float]:
+            return score_texts(judge, [[*asked[n], *c.tokens] for n, c in zip(numbers, done)], tokenizer.pad)
+
+        rollouts, done = explore(
+            method.policy.model, base, asked, params, [(seed * 1_000 + step) * 1_000 + i for i in range(PPO_BATCH)], score,
+            group_size=1, end_id=tokenizer.endoftext, missing_eos_score=MISSING_END, pad=tokenizer.pad,
+            version=method.policy.updates, clock=Clock(),
+        )  # fmt: skip
+        texts = [closed([*p, *c.tokens], tokenizer) for p, c in zip(asked, done)]
+        curve.append({
+            "reward": float(rollouts.rewards.mean()), "kl": float(rollouts.kl().sum(1).mean()),
+            "gold": float(np.mean(score_texts(gold, texts, tokenizer.pad))),
+        })  # fmt: skip
+        method.update(step, rollouts, BETA)
+    return method.policy.kept().eval(), curve
+
+
+def closed(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """A text as the judges know texts: with an end, also where it was cut off."""
+    return ids if ids[-1] == tokenizer.endoftext else [*ids, tokenizer.endoftext]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The proxy that PPO works against, and two that it never sees: a transformer and a bag of words of the other half."""
+
+    proxy: ScalarModel
+    gold: ScalarModel
+    words: BagOfWords
+    tokenizer: Tokenizer
+
+    def scores(self, sentences: Sequence[str]) -> dict[str, list[float]]:
+        """What each judge gives each whole sentence."""
+        ids = encode(self.tokenizer, sentences)
+        both = {n: score_texts(j, ids, self.tokenizer.pad) for n, j in (("proxy", self.proxy), ("gold", self.gold))}
+        return {**both, "words": self.words.score(sentences)}
+
+
+def ask(policy: Transformer, base: Transformer, judges: Judges, prompts: Sequence[list[int]]) -> dict[str, Any]:
+    """Continuations of held-out beginnings, by the same random numbers for every policy, and what is measured on each."""
+    tokenizer = judges.tokenizer
+    params = SamplingParams(NEW_TOKENS, 1.0, stop_ids=(tokenizer.endoftext,))
+    done = generate(policy, prompts, params, list(range(len(prompts))), batch_size=128)
+    texts = [closed([*p, *c.tokens], tokenizer) for p, c in zip(prompts, done)]
+    kl = np.array(sequence_logprobs(policy, prompts, done)) - np.array(
+        sequence_logprobs(base, prompts, done)
+    )
+    read = [tokenizer.decode(t) for t in texts]
+    words = [tokenizer.decode(c.tokens).split() for c in done]
+    pairs = [p for w in words for p in zip(w, w[1:])]
+    return {
+        "proxy": score_texts(judges.proxy, texts, tokenizer.pad), "gold": score_texts(judges.gold, texts, tokenizer.pad),
+        "words": judges.words.score(read), "kl": kl.tolist(), "ended": [float(c.finish == "stop") for c in done],
+        "tokens": [float(len(c.tokens)) for c in done], "distinct_bigrams": len(set(pairs)) / max(1, len(pairs)),
+        "texts": read,
+    }  # fmt: skip
+
+
+def sentiment(seed: int, folder: Path, out: Path) -> dict[str, Any]:
+    """One seed: judges on two halves, PPO, and the policy before and after on held-out beginnings."""
+    began = time.monotonic()
+    base, tokenizer = load_base(out)
+    data = sentiment_data(folder, seed)
+    held_out = [s for pair in zip(data.held_out["pos"], data.held_out["neg"]) for s in pair]
+    proxy = sentiment_judge(base, tokenizer, data.proxy, held_out, seed)
+    gold = sentiment_judge(base, tokenizer, data.gold, held_out, 1_000 + seed)
+    judges = Judges(proxy, gold, BagOfWords(list(zip(data.gold["pos"], data.gold["neg"]))), tokenizer)
+    known = {kind: judges.scores(sentences) for kind, sentences in data.held_out.items()}
+    prompts = beginnings(tokenizer, held_out)
+    before = ask(base, base, judges, prompts[:ASKED])
+    judged = time.monotonic()
+    policy, curve = align(seed, base, proxy, gold, prompts[ASKED:], tokenizer)
+    after = ask(policy, base, judges, prompts[:ASKED])
+    shown = [{"before": b, "after": a} for b, a in zip(before.pop("texts")[:6], after.pop("texts")[:6])]
+    return {
+        "seed": seed, "before": before, "after": after, "curve": curve, "samples": shown,
+        "auc": {name: auc(known["pos"][name], known["neg"][name]) for name in ("proxy", "gold", "words")},
+        "accuracy": {n: float(better(known["pos"][n], known["neg"][n]).mean()) for n in ("proxy", "gold", "words")},
+        "reviews": {k: {n: float(np.mean(v)) for n, v in by.items()} for k, by in known.items()},
+        "seconds_judges": judged - began, "seconds_ppo": time.monotonic() - judged,
+    }  # fmt: skip
+
+
+# -- (e) people's choices -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def log_likelihood(model: Transformer, tokenizer: Tokenizer, sentences: Sequence[str]) -> dict[str, list[float]]:
+    """log π(sentence) in nats, summed and per token, as the beginning of a text."""
+    answers = tokenizer.encode_batch(list(sentences))
+    total: list[float] = []
+    for a in range(0, len(answers), 64):
+        part = answers[a : a + 64]
+        total += group([[tokenizer.endoftext]] * len(part), [[ids] for ids in part]).logprobs(model).tolist()
+    return {"sum": total, "per token": [t / len(ids) for t, ids in zip(total, answers)]}
+
+
+def rights(score: Callable[[Sequence[str]], Sequence[float]], pairs: Pairs) -> list[float]:
+    """For each pair: 1 where the right sentence scores higher, 1/2 for a tie."""
+    scores = score([s for pair in pairs for s in pair])
+    return better(scores[::2], scores[1::2]).tolist()
+
+
+def asked_pairs(data: ChoiceData) -> Pairs:
+    """The pairs that people chose from, each once, then the first 200 of every held-out paradigm."""
+    mine = list(dict.fromkeys(c.pair for c in data.choices))
+    return mine + [pair for pairs in data.held_out.values() for pair in pairs[:HELD_OUT_PAIRS]]
+
+
+def choices(seed: int, folder: Path, out: Path) -> dict[str, Any]:
+    """One seed of the reward model: which pairs it orders as the gold label does."""
+    began = time.monotonic()
+    base, tokenizer = load_base(out)
+    data = choice_data(folder)
+    ids = list(zip(*(encode(tokenizer, [p[side] for p in data.training]) for side in (0, 1))))
+
+    def pairs(step: int) -> list[tuple[list[int], list[int]]]:
+        return [
+            ids[permuted(i, len(ids), (seed, 3))] for i in range(step * CHOICE_PAIRS, (step + 1) * CHOICE_PAIRS)
+        ]
+
+    judge = train_reward(base, pairs, CHOICE_STEPS, seed, lr=1e-3)
+
+    def score(sentences: Sequence[str]) -> list[float]:
+        return score_texts(judge, encode(tokenizer, sentences), tokenizer.pad)
+
+    return {"seed": seed, "rights": rights(score, asked_pairs(data)), "seconds": time.monotonic() - began}
+
+
+def baselines(seed: int, folder: Path, out: Path) -> dict[str, Any]:
+    """The same of a bag of words of all training pairs, and of the base model's likelihood."""
+    began = time.monotonic()
+    base, tokenizer = load_base(out)
+    data = choice_data(folder)
+    pairs, words = asked_pairs(data), BagOfWords(data.training)
+    found = {"bag of words": rights(words.score, pairs)}
+    for kind in ("sum", "per token"):
+        found[f"base, {kind}"] = rights(lambda s, kind=kind: log_likelihood(base, tokenizer, s)[kind], pairs)
+    return {"rights": found, "seconds": time.monotonic() - began}

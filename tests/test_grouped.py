@@ -59,11 +59,18 @@ def test_scores_are_read_at_each_answers_last_token(make_model: Make) -> None:
     torch.testing.assert_close(found, torch.stack(wanted), atol=1e-10, rtol=0)
 
 
-def test_the_order_of_answers_and_the_padding_do_not_matter(make_model: Make) -> None:
+def test_the_order_of_prompts_and_answers_does_not_matter(make_model: Make) -> None:
     model = make_model(1, torch.float64)
     found = group(PROMPTS, ANSWERS).logprobs(model)
     turned = group(PROMPTS[::-1], [mine[::-1] for mine in ANSWERS[::-1]]).logprobs(model)
     torch.testing.assert_close(found, turned.flip(0), atol=1e-10, rtol=0)
+
+
+def test_every_prompt_and_answer_is_computed_once() -> None:
+    batch = group(PROMPTS, ANSWERS)
+    texts = [p + [t for answer in mine for t in answer] for p, mine in zip(PROMPTS, ANSWERS)]
+    assert batch.tokens.tolist() == [[t for text in texts for t in text]]
+    assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4, 5, 6, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 5, 6]]
 
 
 def test_the_context_counts_one_answer_not_all(make_model: Make) -> None:

@@ -412,7 +412,7 @@ def fingerprint(seed):
 
 def test_the_same_seed_gives_the_same_text_everywhere():
     # Pinned, because every Python version must give it; a change of the world or its wording changes it on purpose.
-    assert fingerprint(7) == "90113a0e13bc85b4"
+    assert fingerprint(7) == "0556b415d586069c"
     assert len({fingerprint(seed) for seed in (-1, 1, 7)}) == 3
 
 

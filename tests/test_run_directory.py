@@ -35,7 +35,7 @@ from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Interrupted, Run
 from tercet.training.settings import from_json
 
-NAME = {"pretrain": "base", "sft": "tuned", "reward": "judge", "ppo": "policy", "grpo": "group"}
+NAME = {"pretrain": "base", "sft": "tuned", "reward": "judge", "ppo": "policy", "grpo": "group", "dpo": "direct"}
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +45,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made.make_parents("ppo")
     made.run("ppo", "policy")
     made.run("grpo", "group")
+    made.run("dpo", "direct")
     return made
 
 
@@ -95,6 +96,7 @@ def test_run_json_says_what_was_asked_of_what_and_with_what(world: World, verb: 
         ("reward", {"model": "tuned"}),
         ("ppo", {"model": "tuned", "reward": "judge"}),
         ("grpo", {"model": "tuned"}),
+        ("dpo", {"model": "tuned"}),
     ],
 )
 def test_run_json_names_its_parents_and_the_hash_of_their_weights(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -145,18 +146,21 @@ def probe_policy(run: Run, model: Transformer, tokenizer: Tokenizer) -> Iterator
 def sampling(run: Run, model: Transformer, reference: Transformer | None, tokenizer: Tokenizer,
              asked: Sequence[tuple[str, Conversation]]) -> Iterator[Finding]:  # fmt: skip
     """Sample a few answers: do they end, does the trainer find the sampler's log-probabilities, how far is the reference?"""
-    limit = min(run.config["max_new_tokens"], LONGEST)
-    temperature = run.config.get("temperature", 1.0)
-    prompts = fit_prompts(tokenizer, asked[:PROMPTS], model.config.context_length, limit)
+    limit = min(run.config["max_new_tokens"], LONGEST, model.config.context_length // 2)
+    temperature, prompts = run.config.get("temperature", 1.0), []
+    for one in asked[:PROMPTS]:
+        with suppress(ContextError):  # a conversation that is cut in training may begin with a question as long as that
+            prompts += fit_prompts(tokenizer, [one], model.config.context_length, limit)
+    if not prompts:
+        return
     rollouts, done = explore(
         model, reference, prompts, answer_params(tokenizer, limit, temperature), range(len(prompts) * ANSWERS), lambda _, d: [0.0] * len(d),
         group_size=ANSWERS, end_id=tokenizer.im_end, missing_eos_score=0.0, pad=tokenizer.pad, version=0, clock=Clock(),
     )  # fmt: skip
     ended = sum(c.tokens[-1] == tokenizer.im_end for c in done) / len(done)
     advice = f"answers run into the limit of {limit} tokens: tune longer, or allow more with --max-new-tokens"
-    wrong = (
-        (0.02, INF) if reference is not None else (-INF, INF)
-    )  # of a policy; one that is still being tuned may learn it yet
+    # a model that is still being tuned may learn it yet
+    wrong = (0.02, INF) if reference is not None else (-INF, INF)
     yield judged("fresh answers that end themselves", ended, "near 1", advice, look=(0.8, INF), wrong=wrong)
     difference = (logprobs(model, rollouts, temperature) - rollouts.behaviour)[rollouts.action_mask]
     advice = "sampler and trainer do not compute the same model: temperature, cache, positions, precision"

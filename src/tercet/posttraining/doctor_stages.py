@@ -32,14 +32,13 @@ def check_loss(r: Records) -> list[Finding]:
         return []
     start, end = fmean(x[:k]), fmean(x[-k:])
     lowest = min(fmean(x[i : i + k]) for i in range(len(x) - k + 1))
-    rising = max(end / start, end / lowest / 1.5)
+    back = (end - lowest) / max(start - lowest, 0.01 * abs(start))  # 0: at its lowest, 1: where it began
     advice = (
-        "training diverges: lower --lr"
-        if rising > 1.1
-        else "hardly anything was learnt: a higher --lr, more --steps; check the data"
+        "training diverges: lower --lr" if back > 0.5 else "hardly anything is learnt: a higher --lr; check the data"
     )
-    found = f"{start:.3f} to {end:.3f}" + (f" (lowest {lowest:.3f})" if end > 1.05 * lowest else "")
-    out = [judged("loss", rising, "falls", advice, look=(-INF, 0.99), wrong=(-INF, 1.1), found=found)]
+    found = f"{start:.3f} to {end:.3f}, lowest {lowest:.3f}"
+    limits = 0.5 if end < 0.99 * start else -1.0, 0.7 if lowest < 0.9 * start else 1.2
+    out = [judged("loss", back, "falls", advice, look=(-INF, limits[0]), wrong=(-INF, limits[1]), found=found)]
     if len(x) >= 40 and start > end:
         third, fourth = x[len(x) // 2 : -len(x) // 4], x[-len(x) // 4 :]
         noise = math.hypot(pstdev(third), pstdev(fourth)) / math.sqrt(len(fourth))

@@ -63,7 +63,7 @@ def kto(logp: Tensor, reference: Tensor, desirable: Tensor, z0: float, beta: flo
 
 def kto_reference_point(logp: Tensor, reference: Tensor) -> float:
     """z0, KTO's estimate of KL(π ‖ π_ref): max(0, mean of log(π / π_ref)) over mismatched prompts and answers."""
-    return max(0.0, float((logp - reference).mean()))
+    return max(0.0, float((logp.detach() - reference).mean()))
 
 
 def implied_rewards(loss: str, logp: Tensor, reference: Tensor, lengths: Tensor, beta: float) -> Tensor:

@@ -11,6 +11,8 @@ from tercet.training.optim import schedule
 from tercet.training.run import Run
 from tercet.training.settings import TrainSettings
 
+SHOWN = ("loss", "reward_margin", "accuracy")  # what the line of progress shows; metrics.jsonl has all
+
 
 def due(done: int, every: int, steps: int) -> bool:
     """Whether something done every `every` steps (0: never between) and at the end is due after `done` steps."""
@@ -46,7 +48,7 @@ def fit(run: Run, learner: Learner[Any], batch: Callable[[int], Sequence[Any]], 
             tokens += sum(b.tokens.numel() for b in batches)
             speed = tokens / (time.monotonic() - began)
             run.log(done, **metrics, grad_norm=norm, lr_scale=scale, tokens_per_s=speed)
-            run.progress.step(done, {**metrics, "tokens_per_s": speed})
+            run.progress.step(done, {k: metrics[k] for k in SHOWN if k in metrics} | {"tokens_per_s": speed})
             if due(done, config.eval_every, config.steps):
                 with run.at_step(done):
                     evaluate(done)

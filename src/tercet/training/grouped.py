@@ -83,7 +83,7 @@ def group(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[
         steps = np.arange(len(places))
         rows[number, : len(places)] = places
         tokens[places], positions[places], home[places] = [*prompt, *ids], steps, number * longest + steps
-    arrays = (
+    arrays = (  # before, target, answer, last
         np.concatenate([places[len(prompt) - 1 : -1] for prompt, _, places in sequences]),
         np.concatenate([ids for _, ids, _ in sequences]),
         np.repeat(np.arange(len(sequences)), [len(ids) for _, ids, _ in sequences]),

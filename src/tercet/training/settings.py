@@ -54,6 +54,9 @@ class Settings:
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), kinds[field.name]
+            if isinstance(value, str) and typing.get_origin(kind) is tuple:  # one name may stand without its list
+                value = (value,)
+                object.__setattr__(self, field.name, value)
             where = f"{type(self).__name__}.{field.name}"
             if not _fits(value, kind):
                 raise ConfigError(f"{where} is {value!r}; wanted {getattr(kind, '__name__', kind)}")

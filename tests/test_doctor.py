@@ -1,0 +1,331 @@
+"""The doctor: healthy runs of every stage have nothing wrong, and every illness is found and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from helpers import At, World, press_ctrl_c, write_rows, write_world
+from tercet.cli.main import main
+from tercet.errors import CheckpointError, NonFiniteError
+from tercet.posttraining import doctor_probe, policy
+from tercet.posttraining.doctor import examine
+from tercet.posttraining.findings import Finding, judged
+from tercet.posttraining.rollouts import Rollouts, logprobs
+from tercet.tokenizer.chat import Rendered, render_fitting
+from tercet.training.run import Interrupted
+
+HEALTHY = {"pretrain": "p", "sft": "s", "reward": "r", "dpo": "d", "ppo": "o", "grpo": "g"}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """A folder with a healthy run of every stage."""
+    made = write_world(tmp_path_factory.mktemp("doctor"))
+    for verb, name in HEALTHY.items():
+        made.run(verb, name)
+    return made
+
+
+def verdicts(path: str | Path, probe: bool = False) -> dict[str, str]:
+    return {f.name: f.verdict for f in examine(path, probe)}
+
+
+def sick(
+    world: World, name: str, change: Callable[[dict[str, Any]], dict[str, Any]], repeat: int = 1
+) -> dict[str, str]:
+    """Verdicts on a healthy run's copy whose records are changed; `repeat` makes it longer."""
+    copy = world.folder / "copy"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(world.path(name), copy)
+    rows = [json.loads(line) for line in (copy / "metrics.jsonl").read_text().splitlines()]
+    longer = [{**r, "step": r["step"] + 13 * n} for n in range(repeat) for r in rows]
+    (copy / "metrics.jsonl").write_text("".join(json.dumps(change(dict(r))) + "\n" for r in longer))
+    return verdicts(copy)
+
+
+# -- health -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", HEALTHY)
+def test_a_healthy_run_has_nothing_wrong(world: World, verb: str) -> None:
+    before = {p: p.stat().st_mtime_ns for p in Path(world.path(HEALTHY[verb])).rglob("*") if p.is_file()}
+    found = examine(world.path(HEALTHY[verb]))
+    assert [f for f in found if f.verdict == "wrong" or (f.verdict != "ok" and not f.advice)] == []
+    names = [f.name for f in found]
+    assert len(names) == len(set(names))
+    assert {"status", "checkpoints", "numbers that are not finite", "gradient norm", "weights that are not finite"} <= {
+        *names
+    }
+    assert "fresh measurements" not in names  # the probe went through
+    assert before == {p: p.stat().st_mtime_ns for p in before}  # nothing was touched
+
+
+def test_the_probes_measure_what_they_say(world: World) -> None:
+    tuned = {f.name: f for f in examine(world.path("s"))}
+    assert 0.05 < tuned["tokens that are trained on"].value < 0.95
+    assert tuned["turns whose end is trained on"].value == 1
+    for name in ("o", "g"):
+        found = {f.name: f for f in examine(world.path(name))}
+        assert 0 < found["sampler − trainer, fresh (largest)"].value < 1e-4
+        assert abs(found["ratio before an update, fresh"].value - 1) < 1e-4
+        assert found["KL to the reference, fresh k3"].value > 0
+        assert 0 < found["groups whose first tokens differ"].value <= 1
+    judge = {f.name: f for f in examine(world.path("r"))}
+    assert 0.5 < judge["spread of the scores"].value < 2
+    assert judge["filling and packing change a score by"].value < 1e-4
+    assert {f.name: f.value for f in examine(world.path("d"))}["log-ratio to the reference at step 1"] == 0
+
+
+def test_a_run_that_makes_no_model_is_examined_too(world: World) -> None:
+    world.run("rank", "k")
+    assert verdicts(world.path("k"), probe=True) == {"status": "ok"}
+
+
+# -- status and checkpoints -------------------------------------------------------------------------------------------
+
+
+def test_interrupted_and_killed_runs(world: World) -> None:
+    with pytest.raises(Interrupted):
+        world.run("sft", "stopped", progress=At(3, press_ctrl_c))
+    found = {f.name: f for f in examine(world.path("stopped"))}
+    assert found["status"].verdict == "look"
+    assert "tercet resume" in found["status"].advice
+    assert "wrong" not in {f.verdict for f in found.values()}
+    manifest = Path(world.path("stopped")) / "run.json"
+    manifest.write_text(manifest.read_text().replace('"interrupted"', '"running"'))
+    assert verdicts(world.path("stopped"))["status"] == "look"  # nobody works on it
+
+
+def test_a_running_run_is_well(world: World) -> None:
+    seen: dict[str, str] = {}
+    world.run("sft", "alive", progress=At(6, lambda: seen.update(verdicts(world.path("alive"), probe=True))))
+    assert seen["status"] == "ok"
+    assert "wrong" not in seen.values()
+
+
+def test_a_run_that_diverged(world: World) -> None:
+    with pytest.raises(NonFiniteError):
+        world.run("sft", "diverged", lr=1e30, muon_lr=0.0, warmup=0)
+    found = {f.name: f for f in examine(world.path("diverged"))}
+    assert found["status"].verdict == "wrong"
+    assert "NonFiniteError" in found["status"].advice
+
+
+def test_damaged_checkpoints(world: World) -> None:
+    copy = world.folder / "damaged"
+    shutil.copytree(world.path("s"), copy)
+    newest = sorted((copy / "checkpoints").glob("step-*"))[-1] / "model.safetensors"
+    tensors = load_file(newest)
+    tensors[next(iter(tensors))][0] = float("nan")
+    save_file(tensors, newest)
+    assert verdicts(copy, probe=True)["weights that are not finite"] == "wrong"
+    os.truncate(newest, newest.stat().st_size - 10)
+    found = verdicts(copy, probe=True)
+    assert found["checkpoints"] == "wrong"
+    assert found["fresh measurements"] == "look"
+    shutil.rmtree(newest.parent)
+    assert verdicts(copy)["checkpoints"] == "wrong"  # finished, but the last one is missing
+
+
+def test_inputs_that_are_gone(world: World) -> None:
+    copy = world.folder / "moved"
+    shutil.copytree(world.path("s"), copy)
+    config = copy / "config.json"
+    config.write_text(config.read_text().replace("chats.jsonl", "nowhere.jsonl"))
+    found = verdicts(copy, probe=True)
+    assert found["fresh measurements"] == "look"
+    assert found["weights that are not finite"] == "ok"  # what could be measured before stays
+    with pytest.raises(CheckpointError):
+        examine(world.folder / "nothing")
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("run", "metric", "value", "check"),
+    [
+        ("s", "loss", float("nan"), "numbers that are not finite"),
+        ("o", "kl", -3.0, "KL to the reference, k1"),
+        ("o", "kl_k3", -0.5, "KL to the reference, k3"),
+        ("o", "kl_k3", 0.5, "KL to the reference at step 1"),
+        ("g", "first_ratio", 1.2, "ratio before the first update"),
+        ("g", "first_sampler_gap", 0.1, "sampler − trainer, log-probability"),
+        ("g", "finished", 0.0, "answers that end themselves"),
+        ("g", "equal_groups", 1.0, "groups whose scores are all equal"),
+        ("g", "advantage_std", 0.0, "spread of the advantages"),
+        ("g", "clip_fraction", 0.6, "ratios that are clipped"),
+        ("o", "ptx_gradient_ratio", 1e3, "pretraining gradient / RL gradient"),
+        ("o", "ptx_gradient_ratio", 1e-4, "pretraining gradient / RL gradient"),
+        ("o", "grad_norm", 0.0, "gradient norm"),
+        ("d", "reward_margin", -0.2, "chosen reward − rejected reward"),
+        ("d", "accuracy", 0.2, "training pairs in the right order"),
+        ("d", "chosen_reward", 0.3, "log-ratio to the reference at step 1"),
+    ],
+)
+def test_a_sick_number_is_found(world: World, run: str, metric: str, value: float, check: str) -> None:
+    assert sick(world, run, lambda row: row)[check] == "ok"
+    assert sick(world, run, lambda row: row | ({metric: value} if metric in row else {}))[check] == "wrong"
+
+
+@pytest.mark.parametrize(
+    ("run", "metric", "curve", "check", "verdict"),
+    [
+        ("o", "entropy", lambda t: 1.5 * 0.9**t, "entropy / at the start", "wrong"),
+        ("o", "reward", lambda t: 0.0, "reward", "look"),
+        ("s", "loss", lambda t: 5.0 + 0.1 * t, "loss", "wrong"),
+        ("s", "loss", lambda t: 5.0 - 0.1 * min(t, 20) + 0.15 * max(t - 20, 0), "loss", "wrong"),  # falls, then rises
+        ("s", "loss", lambda t: 5.0, "loss", "look"),
+        ("s", "loss", lambda t: 2.0 + 3.0 * 0.5**t, "share of the fall in the last quarter", "look"),
+        ("s", "loss", lambda t: 5.0 - 0.05 * t, "share of the fall in the last quarter", "ok"),
+        ("s", "heldout", lambda t: 5.0 + 0.1 * t, "held-out loss / before", "wrong"),
+        ("s", "heldout", lambda t: 5.0 - 0.1 * min(t, 20) + 0.03 * max(t - 20, 0), "held-out loss / its lowest", "look"),
+        ("o", "heldout", lambda t: 2.0 + 0.05 * t, "held-out text / before", "wrong"),
+        ("s", "grad_norm", lambda t: 50.0, "gradients above 10 × clip_norm", "look"),
+        ("d", "chosen_logp", lambda t: -20.0 - t, "log-probability of the chosen", "wrong"),
+        ("d", "chosen_logp", lambda t: -20.0 - 0.2 * t, "log-probability of the chosen", "look"),
+        ("d", "chosen_logp", lambda t: -20.0 + 0.1 * t, "log-probability of the chosen", "ok"),
+    ],
+)  # fmt: skip
+def test_a_sick_curve_is_found(world: World, run: str, metric: str, curve: Any, check: str, verdict: str) -> None:
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        return row | ({metric: curve(row["step"])} if metric in row else {})
+
+    assert sick(world, run, change, repeat=4)[check] == verdict
+
+
+def test_the_reward_rises_and_gold_falls(world: World) -> None:
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"reward": 0.1 * row["step"], "gold": 0.9 - 0.01 * row["step"]} if "reward" in row else row
+
+    assert sick(world, "o", change, repeat=3)["gold score"] == "wrong"
+
+
+def test_a_gap_of_stale_rollouts_is_not_a_fault(world: World) -> None:
+    stale = sick(world, "g", lambda r: r | ({"first_sampler_gap": 0.1} if r["step"] % 3 != 1 and "kl" in r else {}))
+    assert stale["sampler − trainer, log-probability"] == "ok"  # the run hands on its weights every third step
+    assert stale["log-probability gap of stale rollouts"] == "ok"
+
+
+# -- runs that are sick in truth --------------------------------------------------------------------------------------
+
+
+def test_answers_that_never_end_teach_nothing(world: World) -> None:
+    world.run("grpo", "endless", max_new_tokens=1, steps=10, ema=0.0, target_kl=0.0, beta=0.0)
+    found = verdicts(world.path("endless"), probe=True)
+    assert found["fresh answers that end themselves"] != "ok"
+    for check in ("answers that end themselves", "groups whose scores are all equal",
+                  "spread of the advantages", "gradient norm"):  # fmt: skip
+        assert found[check] == "wrong", check
+
+
+@pytest.mark.parametrize("gamma", [1e-5, 1e4])
+def test_a_pretraining_term_that_is_far_too_small_or_large(world: World, gamma: float) -> None:
+    world.run("ppo", f"gamma{gamma}", gamma=gamma, steps=4)
+    assert verdicts(world.path(f"gamma{gamma}"))["pretraining gradient / RL gradient"] == "wrong"
+
+
+def test_a_critic_that_does_not_learn(world: World) -> None:
+    world.run("ppo", "critic", critic_lr=0.0, steps=22, gamma=0.0)
+    assert verdicts(world.path("critic"))["variance that the critic explains"] == "wrong"
+
+
+def test_another_temperature_in_the_trainer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(policy, "logprobs", lambda m, r, temperature: logprobs(m, r, 1.3 * temperature))
+    world.run("grpo", "temperature", steps=4)
+    assert verdicts(world.path("temperature"))["ratio before the first update"] == "wrong"
+    monkeypatch.setattr(doctor_probe, "logprobs", lambda m, r, temperature: logprobs(m, r, 1.3 * temperature))
+    fresh = verdicts(world.path("g"), probe=True)
+    assert fresh["sampler − trainer, fresh (largest)"] == fresh["ratio before an update, fresh"] == "wrong"
+
+
+def test_a_kl_of_the_wrong_sign(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Rollouts.kl
+    with monkeypatch.context() as patch:
+        patch.setattr(Rollouts, "kl", lambda self: -right(self))
+        world.run("grpo", "sign", lr=3e-3, steps=20, beta=0.0, target_kl=0.0, sync_every=1, ema=0.0)
+        assert verdicts(world.path("sign"), probe=True)["KL to the reference, fresh k1"] == "wrong"
+    assert verdicts(world.path("sign"))["KL to the reference, k1"] == "wrong"
+
+
+def test_random_numbers_that_a_group_shares(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    explore = doctor_probe.explore
+
+    def shared(*args: Any, **rest: Any) -> Any:
+        return explore(*args[:4], [0] * len(args[4]), *args[5:], **rest)
+
+    monkeypatch.setattr(doctor_probe, "explore", shared)
+    found = {f.name: f for f in examine(world.path("g"))}["groups whose first tokens differ"]
+    assert (found.value, found.verdict) == (0.0, "wrong")
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_a_mask_of_all_or_nothing(world: World, monkeypatch: pytest.MonkeyPatch, weight: float) -> None:
+    def lost(*args: Any) -> tuple[Rendered, int]:
+        rendered, cut = render_fitting(*args)
+        return Rendered(rendered.tokens, [weight] * len(rendered)), cut
+
+    monkeypatch.setattr(doctor_probe, "render_fitting", lost)
+    found = verdicts(world.path("s"), probe=True)
+    assert found["tokens that are trained on"] == "wrong"
+    assert found["others' tokens trained on unasked"] == ("wrong" if weight else "ok")
+
+
+def test_an_end_token_that_is_not_trained_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(tokenizer: Any, *args: Any) -> tuple[Rendered, int]:
+        rendered, cut = render_fitting(tokenizer, *args)
+        return Rendered(
+            rendered.tokens, [w * (t != tokenizer.im_end) for t, w in zip(rendered.tokens, rendered.weights)]
+        ), cut
+
+    monkeypatch.setattr(doctor_probe, "render_fitting", endless)
+    assert verdicts(world.path("s"), probe=True)["turns whose end is trained on"] == "wrong"
+
+
+def test_a_score_that_depends_on_the_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = doctor_probe.score_texts
+    monkeypatch.setattr(doctor_probe, "score_texts", lambda m, t, pad: [x + 0.1 * len(t) for x in right(m, t, pad)])
+    assert verdicts(world.path("r"), probe=True)["filling and packing change a score by"] == "wrong"
+
+
+def test_labels_that_are_swapped(world: World) -> None:
+    rows = [json.loads(line) for line in Path(world.path("rankings.jsonl")).read_text().splitlines()]
+    swapped = write_rows(world.folder / "swapped.jsonl", ({**row, "ranks": row["ranks"][::-1]} for row in rows))
+    world.run("reward", "swapped", heldout=(swapped,))
+    assert verdicts(world.path("swapped"))["held-out accuracy"] == "wrong"
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("run", "code"), [("o", 0), ("sick", 1)])
+def test_the_command(world: World, run: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    if code:
+        sick(world, "o", lambda row: row | ({"kl": -3.0} if "kl" in row else {}))
+        Path(world.path("copy")).rename(world.path("sick"))
+    monkeypatch.setattr(sys, "argv", ["tercet", "doctor", world.path(run), "--no-probe"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    said = capsys.readouterr().out
+    assert (end.value.code or 0) == code
+    assert f"{code} wrong" in said
+    assert ("its sign is wrong, or the reference is another model" in said) == bool(code)
+
+
+def test_bands() -> None:
+    def verdict(value: float) -> str:
+        return judged("x", value, "", "do this", look=(1, 2), wrong=(0, 3)).verdict
+
+    assert [verdict(v) for v in (1.5, 1, 2, 0.5, 3, -0.1, 3.1, float("nan"))] == ["ok"] * 3 + ["look"] * 2 + [
+        "wrong"
+    ] * 3
+    assert isinstance(judged("x", 1, ""), Finding)
