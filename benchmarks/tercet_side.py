@@ -56,12 +56,13 @@ def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Stamps) -> Non
     rollout: dict[str, Any] = {"prompts": (path("tasks.jsonl"),), "max_new_tokens": shape.new_tokens, "gamma": 0.0}
     stage: Callable[..., Any]
     config: Any
-    if task == "sft":
+    if task.startswith("sft"):
         from tercet.posttraining.config import SFTConfig
         from tercet.posttraining.sft import sft as stage
 
-        chats: dict[str, Any] = {"data": (path("chats.jsonl"),), "heldout": (path("heldout.chats.jsonl"),)}
-        config = SFTConfig(**common, **chats, batch_size=shape.rows, muon_lr=0.0)
+        data, rows = ("chats", shape.rows) if task == "sft" else ("varied", shape.packed)
+        chats: dict[str, Any] = {"data": (path(f"{data}.jsonl"),), "heldout": (path("heldout.chats.jsonl"),)}
+        config = SFTConfig(**common, **chats, batch_size=rows, muon_lr=0.0)
     elif task == "reward":
         from tercet.posttraining.config import RewardConfig
         from tercet.posttraining.reward import reward as stage

@@ -14,10 +14,10 @@ from rule import rule
 from workload import Shape, rows_of
 
 
-def _conversations(folder: Path) -> Any:
+def _conversations(folder: Path, name: str) -> Any:
     from datasets import Dataset
 
-    return Dataset.from_list(rows_of(folder, "chats.jsonl"))
+    return Dataset.from_list(rows_of(folder, f"{name}.jsonl"))
 
 
 def _user(text: str) -> list[dict[str, str]]:
@@ -70,13 +70,14 @@ def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Any) -> None:
     }  # fmt: skip
     made: dict[str, Any] = {"processing_class": tokenizer, "callbacks": [Stamp()]}
     trainer: Any
-    if task == "sft":
+    if task.startswith("sft"):
         from trl import SFTConfig, SFTTrainer
 
+        data, rows = ("chats", shape.rows) if task == "sft" else ("varied", shape.varied)
         config = SFTConfig(
-            **common, per_device_train_batch_size=shape.rows, max_length=shape.context, assistant_only_loss=True
+            **common, per_device_train_batch_size=rows, max_length=shape.context, assistant_only_loss=True
         )
-        trainer = SFTTrainer(language(), config, train_dataset=_conversations(folder), **made)
+        trainer = SFTTrainer(language(), config, train_dataset=_conversations(folder, data), **made)
     elif task == "reward":
         from trl import RewardConfig, RewardTrainer
 

@@ -1,7 +1,7 @@
 """What both tools work on: one tokenizer, one set of weights, the same conversations, in each tool's own file format.
 
 FOLDER/text.jsonl, tokenizer.json          out of the docstrings of Python's library
-FOLDER/chats.jsonl, pairs.jsonl, tasks.jsonl and held-out.*.jsonl
+FOLDER/chats.jsonl, varied.jsonl, pairs.jsonl, tasks.jsonl and held-out.*.jsonl
 FOLDER/base, FOLDER/judge                  tercet's runs: a model at its initial weights, and a reward model of it
 FOLDER/hf/base, FOLDER/hf/head, FOLDER/hf/judge   the same weights as transformers reads them
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,9 @@ class Shape:
     head_dim: int = 64
     feed_forward: int = 768
     context: int = 256  # tokens of an SFT row
-    rows: int = 16  # of SFT
+    rows: int = 16  # of SFT, each one conversation that fills it
+    varied: int = 28  # conversations of a step of SFT of a quarter to the whole of a row
+    packed: int = 0  # rows into which tercet packs those; counted when they are made
     pairs: int = 16  # of DPO and of the reward model
     prompt: int = 64  # tokens of a prompt, its turn marks included
     answer: int = 64  # tokens of a chosen or rejected answer, its end included
@@ -82,21 +84,22 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def _data(folder: Path, shape: Shape) -> None:
+def _data(folder: Path, shape: Shape) -> Shape:
     from tercet.data.sources import python_docs
+    from tercet.training.batch import pack_whole
 
     texts = [asdict(d) for d, _ in zip(python_docs(), range(400))]
     _write(folder / "text.jsonl", texts)
     tokenizer = train_tokenizer((row["text"] for row in texts), shape.vocab_size)
     assert tokenizer.vocab_size == shape.vocab_size, tokenizer.vocab_size
     tokenizer.save(folder / "tokenizer.json")
-    words = _Words(tokenizer, 1)
+    words, packed = _Words(tokenizer, 1), list[tuple[list[int], list[float]]]()
 
-    def chat() -> dict[str, Any]:
-        question = words.prompt(shape.prompt)
-        answer = words.text(shape.context - shape.prompt - 1)
-        length = len(render(tokenizer, (Message("user", question), Message("assistant", answer))))
-        assert length == shape.context + 1, length  # the last token is only predicted from, never read
+    def chat(length: int = shape.context, prompt: int = shape.prompt) -> dict[str, Any]:
+        question, answer = words.prompt(prompt), words.text(length - prompt - 1)
+        rendered = render(tokenizer, (Message("user", question), Message("assistant", answer)))
+        assert len(rendered) == length + 1  # the line feed at the end is only predicted, and never trained on
+        packed.append((rendered.tokens, rendered.weights))
         return {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
     def pair() -> dict[str, str]:
@@ -105,10 +108,16 @@ def _data(folder: Path, shape: Shape) -> None:
 
     _write(folder / "chats.jsonl", (chat() for _ in range(shape.rows)))
     _write(folder / "heldout.chats.jsonl", [chat()])
+    packed.clear()
+    shortest, step = shape.context // 4, shape.context * 3 / 4 / (shape.varied - 1)
+    lengths = [round(shortest + i * step) for i in range(shape.varied)]
+    _write(folder / "varied.jsonl", [chat(n, shortest // 2) for n in lengths])
+    packed_rows = len(pack_whole(packed, shape.context, tokenizer.pad))
     _write(folder / "pairs.jsonl", (pair() for _ in range(shape.pairs)))
     _write(folder / "heldout.pairs.jsonl", [pair()])
     asked = (words.prompt(shape.prompt) for _ in range(max(shape.rollouts, shape.prompts)))
     _write(folder / "tasks.jsonl", ({"prompt": text} for text in asked))
+    return replace(shape, packed=packed_rows)
 
 
 def _runs(folder: Path, shape: Shape) -> None:
@@ -170,8 +179,8 @@ def _for_transformers(folder: Path) -> None:
 def make(folder: Path, shape: Shape, with_trl: bool) -> None:
     """Write everything into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
+    shape = _data(folder, shape)
     (folder / "shape.json").write_text(json.dumps(asdict(shape), indent=2), encoding="utf-8")
-    _data(folder, shape)
     _runs(folder, shape)
     if with_trl:
         _for_transformers(folder)

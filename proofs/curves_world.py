@@ -34,6 +34,8 @@ from tercet.training.objectives import mean_loss, next_token
 from tercet.training.optim import OptimizerConfig, schedule
 
 END, ASK, WORDS = 0, 1, 30
+import os
+ALPHA=float(os.environ.get('ALPHA','.2'))
 VOCABULARY = 2 + WORDS
 LONGEST, SHORTEST = 12, 5  # tokens of an answer, its end included
 MISSING_END = -1.0
@@ -55,7 +57,7 @@ class Source:
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng([seed, 1])
-        self.chances = self.rng.dirichlet(np.full(WORDS, 0.5), WORDS)
+        self.chances = self.rng.dirichlet(np.full(WORDS, ALPHA), WORDS)
         self.table = np.cumsum(self.chances, axis=1)
 
     def words(self, texts: int, length: int) -> Ints:
@@ -85,7 +87,7 @@ class Source:
         before, after = words[:-1], words[1:]
         known = (before >= 0) & (after >= 0)
         chance = np.where(known, self.chances[before.clip(0), after.clip(0)], 0.0)
-        return float(np.log(chance + 1e-4).mean())
+        return float(np.log(chance + 2e-3).mean())
 
     def prompts(self, count: int) -> list[Ids]:
         """ASK and three words."""
@@ -152,9 +154,9 @@ class World:
         fluent = np.array([self.source.fluency([*p[1:], *(t for t in c.tokens if t != END)]) for p, c in zip(prompts, done)])
         if not hasattr(self, "zero"):
             self.zero, self.spread = fluent.mean(), fluent.std()
-            nat=-np.abs(fluent-self.zero)/self.spread; self.m=nat.mean(); self.ss=nat.std()
+            nat=(fluent-self.zero)/self.spread; self.m=nat.mean(); self.ss=nat.std()
             self.s2 = (scores + self.omega*(nat-self.m)/self.ss).std() if 1 else (scores + self.omega * (fluent - self.zero) / self.spread).std()
-        nat=-np.abs(fluent-self.zero)/self.spread
+        nat=(fluent-self.zero)/self.spread
         mixed = (scores + self.omega*(nat-self.m)/self.ss)/self.s2 if 1 else (scores + self.omega * (fluent - self.zero) / self.spread)/self.s2
         return np.where([c.tokens[-1] == END for c in done], mixed, MISSING_END).tolist()
 

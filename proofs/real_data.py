@@ -40,8 +40,8 @@ from safetensors.torch import load_file, save_file
 
 from tercet.data.sources import bible
 from tercet.data.types import Document
-from tercet.errors import ConfigError, DataError
-from tercet.evaluation.metrics import Estimate, mean, over_seeds, pair_accuracy, proportion
+from tercet.errors import ConfigError
+from tercet.evaluation.metrics import mean, over_seeds
 from tercet.generation.sampler import Completion, SamplingParams, generate
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
@@ -61,16 +61,18 @@ from tercet.training.optim import OptimizerConfig, schedule
 
 CONTEXT, VOCABULARY = 64, 2048
 BASE_STEPS, BASE_ROWS = 800, 32
-MIXTURE = {"reviews": 0.35, "bible": 0.25, "speeches": 0.2, "wikipedia": 0.2}
+MIXTURE = {"reviews": 0.5, "bible": 0.2, "speeches": 0.15, "wikipedia": 0.15}
 # (d)
-SENTIMENT_STEPS, SENTIMENT_PAIRS = 160, 32
+SENTIMENT_STEPS, SENTIMENT_PAIRS = 120, 32
 PPO_STEPS, PPO_BATCH, BETA, NEW_TOKENS, MISSING_END = 50, 64, 0.15, 24, -1.0
 PPO_LR = 3e-4
 ASKED = 256  # prompts that the policy is measured on, none of them seen in PPO
 # (e)
 HELD_OUT_PARADIGMS, HELD_OUT_PAIRS = 10, 200
-CHOICE_STEPS, CHOICE_PAIRS = 400, 32
+CHOICE_STEPS, CHOICE_PAIRS = 300, 32
 CEILING = 0.873  # of people's choices that agree with the gold label
+JUDGES = ("proxy", "gold", "words")
+BLUE, RED, GREY = "#0072b2", "#d55e00", "#9a9a9a"
 Sentences = list[str]
 Pairs = list[tuple[str, str]]  # (better, worse)
 
@@ -223,7 +225,7 @@ def shape(tokenizer: Tokenizer) -> ModelConfig:
 
 def pretrain_base(folder: Path, out: Path) -> dict[str, float]:
     """Train tokenizer and base, save both in `out`; returns what to report."""
-    began = time.monotonic()
+    began = time.process_time()
     sources = base_text(folder)
     tokenizer = train_tokenizer((d.text for parts in sources.values() for d in parts), VOCABULARY)
     feed = build_feed(tokenizer, sources, MIXTURE, CONTEXT, BASE_ROWS, seed=0)
@@ -234,10 +236,10 @@ def pretrain_base(folder: Path, out: Path) -> dict[str, float]:
         losses.append(learner.forward_backward([feed.batch(step)], next_token)["loss"])
         learner.optim_step(schedule(step, BASE_STEPS, 20, 0.6))
     tokenizer.save(out / "tokenizer.json")
-    save_file({n: t for n, t in model.state_dict().items()}, out / "base.safetensors")
+    save_file(dict(model.state_dict()), out / "base.safetensors")
     return {
         "parameters": model.config.parameters(), "tokens": BASE_STEPS * BASE_ROWS * CONTEXT,
-        "loss": float(np.mean(losses[-50:])), "seconds": time.monotonic() - began,
+        "loss": float(np.mean(losses[-50:])), "cpu_seconds": time.process_time() - began,
     }  # fmt: skip
 
 
@@ -266,8 +268,7 @@ def train_reward(base: Transformer, pairs: Callable[[int], list[tuple[list[int],
     learner = Learner(model, OptimizerConfig(lr=lr), "bfloat16")
     for step in range(steps):
         ranked = [
-            Ranked(tuple(a[:1]), (tuple(a[1:]), tuple(b[1:])), (len(a), len(b)), (1, 2), ())
-            for a, b in pairs(step)
+            Ranked(tuple(a[:1]), (tuple(a[1:]), tuple(b[1:])), (len(a), len(b)), (1, 2), ()) for a, b in pairs(step)
         ]
         learner.forward_backward([collate(ranked)], ranking_loss)
         learner.optim_step(schedule(step, steps, 10, 1.0))
@@ -407,12 +408,10 @@ def ask(policy: Transformer, base: Transformer, judges: Judges, prompts: Sequenc
     params = SamplingParams(NEW_TOKENS, 1.0, stop_ids=(tokenizer.endoftext,))
     done = generate(policy, prompts, params, list(range(len(prompts))), batch_size=128)
     texts = [closed([*p, *c.tokens], tokenizer) for p, c in zip(prompts, done)]
-    kl = np.array(sequence_logprobs(policy, prompts, done)) - np.array(
-        sequence_logprobs(base, prompts, done)
-    )
+    kl = np.array(sequence_logprobs(policy, prompts, done)) - np.array(sequence_logprobs(base, prompts, done))
     read = [tokenizer.decode(t) for t in texts]
     words = [tokenizer.decode(c.tokens).split() for c in done]
-    pairs = [p for w in words for p in zip(w, w[1:])]
+    pairs = [p for w in words for p in itertools.pairwise(w)]
     return {
         "proxy": score_texts(judges.proxy, texts, tokenizer.pad), "gold": score_texts(judges.gold, texts, tokenizer.pad),
         "words": judges.words.score(read), "kl": kl.tolist(), "ended": [float(c.finish == "stop") for c in done],
@@ -423,7 +422,7 @@ def ask(policy: Transformer, base: Transformer, judges: Judges, prompts: Sequenc
 
 def sentiment(seed: int, folder: Path, out: Path) -> dict[str, Any]:
     """One seed: judges on two halves, PPO, and the policy before and after on held-out beginnings."""
-    began = time.monotonic()
+    began = time.process_time()
     base, tokenizer = load_base(out)
     data = sentiment_data(folder, seed)
     held_out = [s for pair in zip(data.held_out["pos"], data.held_out["neg"]) for s in pair]
@@ -433,7 +432,7 @@ def sentiment(seed: int, folder: Path, out: Path) -> dict[str, Any]:
     known = {kind: judges.scores(sentences) for kind, sentences in data.held_out.items()}
     prompts = beginnings(tokenizer, held_out)
     before = ask(base, base, judges, prompts[:ASKED])
-    judged = time.monotonic()
+    judged = time.process_time()
     policy, curve = align(seed, base, proxy, gold, prompts[ASKED:], tokenizer)
     after = ask(policy, base, judges, prompts[:ASKED])
     shown = [{"before": b, "after": a} for b, a in zip(before.pop("texts")[:6], after.pop("texts")[:6])]
@@ -442,7 +441,7 @@ def sentiment(seed: int, folder: Path, out: Path) -> dict[str, Any]:
         "auc": {name: auc(known["pos"][name], known["neg"][name]) for name in ("proxy", "gold", "words")},
         "accuracy": {n: float(better(known["pos"][n], known["neg"][n]).mean()) for n in ("proxy", "gold", "words")},
         "reviews": {k: {n: float(np.mean(v)) for n, v in by.items()} for k, by in known.items()},
-        "seconds_judges": judged - began, "seconds_ppo": time.monotonic() - judged,
+        "cpu_seconds": time.process_time() - began, "cpu_seconds_ppo": time.process_time() - judged,
     }  # fmt: skip
 
 
@@ -474,31 +473,235 @@ def asked_pairs(data: ChoiceData) -> Pairs:
 
 def choices(seed: int, folder: Path, out: Path) -> dict[str, Any]:
     """One seed of the reward model: which pairs it orders as the gold label does."""
-    began = time.monotonic()
+    began = time.process_time()
     base, tokenizer = load_base(out)
     data = choice_data(folder)
     ids = list(zip(*(encode(tokenizer, [p[side] for p in data.training]) for side in (0, 1))))
 
     def pairs(step: int) -> list[tuple[list[int], list[int]]]:
-        return [
-            ids[permuted(i, len(ids), (seed, 3))] for i in range(step * CHOICE_PAIRS, (step + 1) * CHOICE_PAIRS)
-        ]
+        return [ids[permuted(i, len(ids), (seed, 3))] for i in range(step * CHOICE_PAIRS, (step + 1) * CHOICE_PAIRS)]
 
     judge = train_reward(base, pairs, CHOICE_STEPS, seed, lr=1e-3)
 
     def score(sentences: Sequence[str]) -> list[float]:
         return score_texts(judge, encode(tokenizer, sentences), tokenizer.pad)
 
-    return {"seed": seed, "rights": rights(score, asked_pairs(data)), "seconds": time.monotonic() - began}
+    return {"seed": seed, "rights": rights(score, asked_pairs(data)), "cpu_seconds": time.process_time() - began}
 
 
 def baselines(seed: int, folder: Path, out: Path) -> dict[str, Any]:
     """The same of a bag of words of all training pairs, and of the base model's likelihood."""
-    began = time.monotonic()
+    began = time.process_time()
     base, tokenizer = load_base(out)
     data = choice_data(folder)
     pairs, words = asked_pairs(data), BagOfWords(data.training)
     found = {"bag of words": rights(words.score, pairs)}
     for kind in ("sum", "per token"):
         found[f"base, {kind}"] = rights(lambda s, kind=kind: log_likelihood(base, tokenizer, s)[kind], pairs)
-    return {"rights": found, "seconds": time.monotonic() - began}
+    return {"rights": found, "cpu_seconds": time.process_time() - began}
+
+
+# -- what comes out -----------------------------------------------------------------------------------------------------
+
+MEASURED = ("proxy", "gold", "words", "kl", "ended", "tokens")
+
+
+def positive(result: dict[str, Any], judge: str) -> float:
+    """Where a judge's scores change from negative to positive: half way between the held-out reviews of both kinds."""
+    return float(result["reviews"]["pos"][judge] + result["reviews"]["neg"][judge]) / 2
+
+
+def sentiment_summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Means over the seeds with Student's t intervals; differences are between policies of the same seed."""
+
+    def at(when: str, name: str) -> list[float]:
+        return [float(np.mean(r[when][name])) for r in found]
+
+    def share(when: str, judge: str) -> list[float]:
+        return [float(np.mean(np.array(r[when][judge]) > positive(r, judge))) for r in found]
+
+    out: dict[str, Any] = {
+        "settings": {"beta": BETA, "gamma": 0.0, "steps": PPO_STEPS, "batch": PPO_BATCH, "lr": PPO_LR}
+    }
+    for kind in ("auc", "accuracy"):
+        out[kind] = {n: over_seeds([r[kind][n] for r in found]).to_json() for n in JUDGES}
+    for when in ("before", "after"):
+        out[when] = {n: over_seeds(at(when, n)).to_json() for n in MEASURED}
+        out[when]["distinct_bigrams"] = over_seeds([r[when]["distinct_bigrams"] for r in found]).to_json()
+        out[when]["positive"] = {j: over_seeds(share(when, j)).to_json() for j in JUDGES}
+    out["gain"] = {n: over_seeds(np.subtract(at("after", n), at("before", n))).to_json() for n in JUDGES}
+    shares = {j: np.subtract(share("after", j), share("before", j)) for j in JUDGES}
+    out["gain"]["positive"] = {j: over_seeds(v).to_json() for j, v in shares.items()}
+    out["seeds"] = [{"kl": float(np.mean(r["after"]["kl"])), "gold": g} for r, g in zip(found, at("after", "gold"))]
+    out["reviews"] = {
+        k: {n: float(np.mean([r["reviews"][k][n] for r in found])) for n in JUDGES} for k in ("pos", "neg")
+    }
+    out["curves"] = [r["curve"] for r in found]
+    out["samples"] = [r["samples"] for r in found]
+    return out
+
+
+def agreement(rights: dict[tuple[str, str], float], chosen: Sequence[Choice]) -> list[float]:
+    """For each choice: 1 where the one whose `rights` these are (1: sides with the gold label) would choose alike."""
+    return [rights[c.pair] if c.gold_agrees else 1 - rights[c.pair] for c in chosen]
+
+
+def choice_summary(data: ChoiceData, base: dict[str, Any], found: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Accuracy on people's choices, clustered by pair, and on held-out paradigms, clustered by paradigm."""
+    pairs = asked_pairs(data)
+    people = len({c.pair for c in data.choices})
+    every = {**base["rights"], "reward model": np.mean([r["rights"] for r in found], axis=0).tolist()}
+    parts = {
+        "all": data.choices,
+        "seen paradigms": [c for c in data.choices if c.paradigm not in data.unseen],
+        "unseen paradigms": [c for c in data.choices if c.paradigm in data.unseen],
+    }
+    owner = [name for name, those in data.held_out.items() for _ in those[:HELD_OUT_PAIRS]]
+    table = {who: dict(zip(pairs[:people], rights)) for who, rights in every.items()}
+
+    def clustered(values: Sequence[float], chosen: Sequence[Choice]) -> dict[str, Any]:
+        return mean(values, groups=[c.pair for c in chosen]).to_json()
+
+    out: dict[str, Any] = {"choices": len(data.choices), "pairs": people, "people": {}, "held_out_paradigms": {}}
+    gold = {c.pair: 1.0 for c in data.choices}
+    for part, chosen in parts.items():
+        out["people"][part] = {who: clustered(agreement(table[who], chosen), chosen) for who in every}
+        out["people"][part]["gold label"] = clustered(agreement(gold, chosen), chosen)
+    for who, rights in every.items():
+        out["held_out_paradigms"][who] = mean(rights[people:], groups=owner).to_json()
+        out.setdefault("gold", {})[who] = mean(rights[:people]).to_json()
+    mine = np.array(agreement(table["reward model"], data.choices))
+    out["reward model minus"] = {
+        who: clustered((mine - agreement(table[who], data.choices)).tolist(), data.choices) for who in base["rights"]
+    } | {"chance": clustered((mine - 0.5).tolist(), data.choices)}
+    each = [dict(zip(pairs[:people], r["rights"])) for r in found]
+    out["over seeds"] = over_seeds([float(np.mean(agreement(r, data.choices))) for r in each]).to_json()
+    out["held out"] = sorted(data.held_out)
+    return out
+
+
+def brief(summary: dict[str, Any] | None) -> dict[str, Any]:
+    """The summary of (d) without what is long."""
+    return {k: v for k, v in (summary or {}).items() if k not in ("curves", "samples")}
+
+
+def draw_sentiment(summary: dict[str, Any], file: Path) -> None:
+    """Reward and gold score against KL, a thin line for each seed; and both judges before and after."""
+    figure = Figure(figsize=(7.2, 2.9), dpi=100, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for number, curve in enumerate(summary["curves"]):
+        smooth = {k: np.convolve([p[k] for p in curve], np.ones(5) / 5, "valid") for k in ("kl", "reward", "gold")}
+        for name, label, colour in (("reward", "reward (proxy; no end: −1)", BLUE), ("gold", "gold judge", RED)):
+            left.plot(smooth["kl"], smooth[name], color=colour, linewidth=1.1, label=None if number else label)
+    left.set_xlabel("KL from the base, nats per continuation")
+    left.set_ylabel("score (sd of real reviews)")
+    left.legend(frameon=False, fontsize=8)
+    labels = {"proxy": "proxy", "gold": "gold\n(other half)", "words": "bag of words\n(other half)"}
+    for number, judge in enumerate(JUDGES):
+        for shift, when, colour in ((-0.17, "before", GREY), (0.17, "after", RED)):
+            e = summary[when]["positive"][judge]
+            error = [[e["value"] - (e["low"] or 0)], [(e["high"] or 1) - e["value"]]]
+            right.bar(number + shift, e["value"], 0.32, color=colour, label=None if number else f"{when} PPO")
+            right.errorbar(number + shift, e["value"], yerr=error, color="black", linewidth=1, capsize=3)
+    right.set_xticks(range(len(JUDGES)), [labels[j] for j in JUDGES])
+    right.set_ylabel("share judged positive")
+    right.set_ylim(0, 1)
+    right.legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file)
+
+
+def draw_choices(summary: dict[str, Any], file: Path) -> None:
+    """Accuracy on people's choices with intervals, for seen and unseen paradigms, beside what people allow."""
+    figure = Figure(figsize=(7.2, 2.6), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    people = summary["people"]
+    names = [
+        n for n in ("reward model", "bag of words", "base, sum", "base, per token", "gold label") if n in people["all"]
+    ]
+    for shift, part, colour, marker in (
+        (-0.2, "all", "black", "o"),
+        (0, "seen paradigms", BLUE, "s"),
+        (0.2, "unseen paradigms", RED, "^"),
+    ):
+        for number, who in enumerate(names):
+            e = people[part][who]
+            axes.plot([e["low"], e["high"]], [number + shift] * 2, color=colour, linewidth=1.4)
+            axes.plot(e["value"], number + shift, marker, color=colour, markersize=5, label=None if number else part)
+    axes.axvline(CEILING, color=GREY, linestyle="--", linewidth=1)
+    axes.axvline(0.5, color=GREY, linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xlabel("share of people's choices foretold (dotted: chance; dashed: agreement with the gold label)")
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file)
+
+
+# -- running ------------------------------------------------------------------------------------------------------------
+
+
+def once(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `make` gives, kept in `path`: a run that was cut off goes on where it was."""
+    if not path.exists():
+        text = json.dumps(make())
+        path.write_text(text, encoding="utf-8")
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def work(job: tuple[str, int, Path, Path]) -> dict[str, Any]:
+    """One job of a process: a curve's seed, or the baselines."""
+    name, seed, folder, out = job
+    torch.set_num_threads(1)
+    make = {"sentiment": sentiment, "choices": choices, "baselines": baselines}[name]
+    return once(out / f"{name}-{seed}.json", lambda: make(seed, folder, out))
+
+
+def run(folder: Path, out: Path, only: Sequence[str], seeds: int, processes: int) -> dict[str, Any]:
+    """Pretrain the base, then every seed of every curve, `processes` at a time; returns the summary by curve.
+
+    What is in `out` already is used again: give an empty folder for a run from the beginning.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(processes)
+    result: dict[str, Any] = {"base": once(out / "base.json", lambda: pretrain_base(folder, out))}
+    jobs = [("baselines", 0, folder, out)] if "e" in only else []
+    for letter, name in (("d", "sentiment"), ("e", "choices")):
+        jobs += [(name, seed, folder, out) for seed in range(seeds) if letter in only]
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        done = dict(zip([(name, seed) for name, seed, _, _ in jobs], pool.map(work, jobs, chunksize=1)))
+    result["cpu_seconds"] = result["base"]["cpu_seconds"] + sum(r["cpu_seconds"] for r in done.values())
+    if "d" in only:
+        result["d"] = sentiment_summary([done["sentiment", s] for s in range(seeds)])
+    if "e" in only:
+        result["e"] = choice_summary(
+            choice_data(folder), done["baselines", 0], [done["choices", s] for s in range(seeds)]
+        )
+    (out / "real_data.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description="Sentiment (d) and people's choices (e): real_data.json and figures.")
+    parser.add_argument("--only", default="d,e", help="curves, by letter")
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--processes", type=int, default=2, help="at once, with one thread each")
+    parser.add_argument("--data", help="folder of the data; default: the environment variable TERCET_DATA")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write to")
+    given = parser.parse_args(arguments)
+    only = given.only.split(",")
+    if wrong := set(only) - {"d", "e"}:
+        parser.error(f"--only has {', '.join(sorted(wrong))}; wanted d, e or d,e")
+    result = run(data_folder(given.data), given.out, only, given.seeds, given.processes)
+    if "d" in only:
+        draw_sentiment(result["d"], given.out / "curves-sentiment.png")
+    if "e" in only:
+        draw_choices(result["e"], given.out / "curves-human.png")
+    print(json.dumps({k: v for k, v in result.items() if k != "d"} | {"d": brief(result.get("d"))}, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -118,7 +118,7 @@ def dpo_optimum(reference: Tensor, r: Tensor) -> Tensor:
 
 
 def ipo_optimum(reference: Tensor, r: Tensor) -> Tensor:
-    """π* ∝ π_ref exp(p*(y ≻ μ) / τ), μ uniform (Azar et al. 2023, equation 7 with Ψ the identity)."""
+    """π* ∝ π_ref exp(p*(y ≻ μ) / τ), μ uniform (Azar et al. 2023, Ψ the identity)."""
     return (reference + bradley_terry(r).mean(1) / TAU).softmax(0)
 
 

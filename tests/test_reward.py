@@ -342,10 +342,9 @@ def test_calibration_json_is_what_the_stored_model_does(world: World, trained: R
 
 def test_another_seed_is_another_model_of_the_same_task(world: World, trained: Run) -> None:
     """An ensemble is several runs: the seed decides the head and the order of the prompts."""
-    heads = [ScalarModel(Transformer(trained.model_config()), seed=s).score.weight for s in (3, 4)]
-    assert not torch.equal(*heads)
     other = world.run("reward", "other", lr=3e-3, seed=4)
-    assert records(other.path)[1]["loss"] != records(trained.path)[1]["loss"]
+    heads = [run.weights()["score.weight"] for run in (trained, other)]
+    assert (heads[0] - heads[1]).abs().mean() > 0.1  # 13 steps of .003 make no such difference: they began elsewhere
     tokenizer = Tokenizer.load(trained.path)
     _, heldout = load_rankings(world.config("reward"), tokenizer, 64, trained)
     a, b = (np.concatenate(score_ranked(load_reward_model(run), heldout)) for run in (trained, other))

@@ -14,8 +14,11 @@ import torch.nn.functional as F
 from helpers import At, World, assert_same_run, press_ctrl_c, records, write_world
 from tercet.errors import ConfigError, DataError
 from tercet.model.transformer import Transformer
+from tercet.posttraining.best_config import BestOfNConfig
+from tercet.posttraining.best_of_n import best_of_n
 from tercet.posttraining.rl_config import METHODS
 from tercet.recipes.stages import resume
+from tercet.reporting.report import write_report
 from tercet.training import objectives
 from tercet.training.load import load_language_model
 from tercet.training.run import Interrupted, Run
@@ -145,3 +148,20 @@ def test_a_function_that_fails_says_where(world: World, tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def score(prompt, answer, answers):\n    return {}['x']\n")
     with pytest.raises(DataError, match=r"tasks\.jsonl:\d+: reward score failed on the answer .*KeyError"):
         world.run("grpo", "failing", reward=(f"python:{tmp_path}/mine.py:score",))
+
+
+def test_the_report_has_a_section_for_each_way(world: World) -> None:
+    group = world.run("grpo", "told", steps=2)
+    direct = world.run("dpo", "direct", steps=2)
+    best = best_of_n(
+        BestOfNConfig(
+            model=world.path("tuned"), reward=("rubric",), prompts=(world.path("tasks.jsonl"),), answers=4, max_new_tokens=10,
+            threads=1,
+        ),
+        world.path("best"),
+    )  # fmt: skip
+    page = write_report([r.path for r in (group, direct, best)], world.path("report.html")).read_text()
+    for section in ("dpo", "best-of-n", "ppo"):
+        assert f'<section id="{section}"' in page
+    assert "the loss kto, 2 steps" in page
+    assert f"{best.manifest['best_of_n'][-1]['kl']:.3f}" in page

@@ -127,7 +127,7 @@ def warn_of_fall(run: Run) -> None:
         run.update(chosen_fell=fall)
         run.log_line(
             f"warning: the chosen answers have become less likely: mean log-probability {fall[0]:.1f} at the start, {fall[1]:.1f} "
-            "now. Hint: a larger beta, a lower learning rate, fewer steps, or the loss orpo, in a new run"
+            "now. Hint: in a new run, a lower learning rate, fewer steps, a larger beta (dpo, kto), or the loss orpo"
         )
 
 

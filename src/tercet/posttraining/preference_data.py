@@ -33,7 +33,7 @@ Asked = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # a prompt and its 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Several prompts, each a row with all its answers, and their strict pairs."""
+    """Several prompts with all their answers, and the strict pairs."""
 
     rows: Grouped
     reference: Tensor  # [N] f64, log π_ref of every answer; zeros where the loss has no reference
@@ -44,13 +44,13 @@ class PairBatch:
 
     @property
     def tokens(self) -> Tensor:
-        """Ids of the rows, [B, T]."""
+        """All ids, each prompt's once, [1, T]."""
         return self.rows.tokens
 
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Several prompts, each a row with its answers, which are desirable or undesirable one by one."""
+    """Several prompts with their answers, which are desirable or undesirable one by one."""
 
     rows: Grouped
     reference: Tensor  # [N] f64
@@ -61,7 +61,7 @@ class LabelledBatch:
 
     @property
     def tokens(self) -> Tensor:
-        """Ids of the rows, [B, T]."""
+        """All ids, each prompt's once, [1, T]."""
         return self.rows.tokens
 
 

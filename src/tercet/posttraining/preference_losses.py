@@ -24,7 +24,7 @@ def dpo(
 ) -> Tensor:
     """−log σ(β Δ), Δ the difference of log(π / π_ref) (Rafailov et al. 2023, equation 7).
 
-    With label smoothing ε: −(1 − ε) log σ(β Δ) − ε log σ(−β Δ), conservative DPO (Mitchell 2023, equation 3).
+    With label smoothing ε: −(1 − ε) log σ(β Δ) − ε log σ(−β Δ), conservative DPO (Mitchell 2023).
     """
     margin = beta * difference(logp - reference, pairs)
     right, wrong = F.logsigmoid(margin), F.logsigmoid(-margin)

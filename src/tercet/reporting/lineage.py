@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tercet.errors import ConfigError
+from tercet.posttraining.best_config import BestOfNConfig
 from tercet.posttraining.config import MergeConfig, RankConfig, RewardConfig, SFTConfig
-from tercet.posttraining.rl_config import PPOConfig
+from tercet.posttraining.preference_config import DPOConfig
+from tercet.posttraining.rl_config import GRPOConfig, PPOConfig
 from tercet.pretraining.config import PretrainConfig
 from tercet.training.run import Run
 from tercet.training.settings import Settings, from_json
 
 CONFIGS: dict[str, type[Settings]] = {
-    "pretrain": PretrainConfig, "sft": SFTConfig, "rank": RankConfig, "reward": RewardConfig, "ppo": PPOConfig,
-    "merge": MergeConfig,
+    "pretrain": PretrainConfig, "sft": SFTConfig, "rank": RankConfig, "reward": RewardConfig, "dpo": DPOConfig,
+    "best-of-n": BestOfNConfig, "ppo": PPOConfig, "grpo": GRPOConfig, "merge": MergeConfig,
 }  # fmt: skip
 STAGES = tuple(CONFIGS)
 NAMES = {
@@ -27,7 +29,10 @@ NAMES = {
     "sft": "SFT",
     "rank": "rankings",
     "reward": "reward model",
+    "dpo": "DPO",
+    "best-of-n": "best of n",
     "ppo": "RLHF",
+    "grpo": "RL",
     "merge": "merged",
 }
 POSITIONAL = {"merge": "model"}  # settings that a command takes without a flag

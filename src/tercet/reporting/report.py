@@ -13,6 +13,7 @@ from tercet.errors import DataError
 from tercet.reporting.blocks import Cell, Row, Section, Table, compact, duration, listed, measured, memory, plain
 from tercet.reporting.compare import answering, labels, prompting, scoring
 from tercet.reporting.lineage import Member, command, family
+from tercet.reporting.preference_story import choosing, preferring
 from tercet.reporting.story import pretraining, ranking, rewarding, rlhf, tuning
 from tercet.training.run import write_text
 
@@ -64,8 +65,11 @@ def _sections(members: Sequence[Member], scores: Mapping[str, Any] | None, askin
         sections.append(pretraining(by_verb.get("pretrain", []), baselines))
     if asking:
         sections.append(prompting(asking))
-    stages = (("sft", tuning), ("rank", ranking), ("reward", rewarding), ("ppo", rlhf))
-    sections += [make(by_verb[verb]) for verb, make in stages if verb in by_verb]
+    by_verb["rl"] = [*by_verb.get("ppo", ()), *by_verb.get("grpo", ())]
+    stages = (
+        ("sft", tuning), ("rank", ranking), ("reward", rewarding), ("dpo", preferring), ("best-of-n", choosing), ("rl", rlhf),
+    )  # fmt: skip
+    sections += [make(by_verb[verb]) for verb, make in stages if by_verb.get(verb)]
     if scores and scores["models"]:
         sections += [scoring(scores, members), answering(scores, members)]
     return [section for section in sections if section is not None]
@@ -75,7 +79,8 @@ def _subtitle(members: Sequence[Member]) -> str:
     """What was done, in one sentence."""
     done = {
         "pretrain": "pretrained on raw text", "sft": "tuned on conversations", "rank": "ranked by a simulated annotator",
-        "reward": "judged by a reward model", "ppo": "trained with reinforcement learning from that feedback (RLHF)",
+        "reward": "judged by a reward model", "dpo": "trained on comparisons directly",
+        "ppo": "trained with reinforcement learning from that feedback (RLHF)", "grpo": "trained with reinforcement learning",
     }  # fmt: skip
     return f"A small language model, {listed([text for verb, text in done.items() if any(m.verb == verb for m in members)])}."
 
@@ -160,7 +165,7 @@ def _limits(members: Sequence[Member], scores: Mapping[str, Any] | None) -> list
         f"{once}The intervals say how far the choice of test texts and questions matters, not how much another seed would change; in reinforcement learning that "
         "can be more than the differences shown."
     )
-    if verbs & {"rank", "reward", "ppo"}:
+    if verbs & {"rank", "reward", "ppo", "grpo"}:
         out.append(_feedback(members))
     if scores and any("abilities" in m for m in scores["models"].values()):
         out.append("The questions are short and of a few kinds. A model that answers them well need not answer yours.")
