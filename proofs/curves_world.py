@@ -9,6 +9,7 @@ from directly: labelers compare two answers by it, with noise, and proxies are t
 from __future__ import annotations
 
 import copy
+from collections import Counter
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -151,7 +152,7 @@ class World:
 
     def gold(self, prompts: Sequence[Ids], done: Sequence[Completion]) -> list[float]:
         scores = np.array(judged(self.gold_model, prompts, done))
-        fluent = np.array([self.source.fluency([*p[1:], *(t for t in c.tokens if t != END)]) for p, c in zip(prompts, done)])
+        fluent = np.array([-sum(n*(n-1)/2 for t,n in Counter(c.tokens).items()) for c in done])
         if not hasattr(self, "zero"):
             self.zero, self.spread = fluent.mean(), fluent.std()
             nat=(fluent-self.zero)/self.spread; self.m=nat.mean(); self.ss=nat.std()

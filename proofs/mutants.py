@@ -191,7 +191,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Result:
-    """What became of a mutant: `test` is the one that failed; None where it got through, as `why` says."""
+    """What became of a mutant: `test` is the one that failed, with the error `why`; None where it got through."""
 
     mutant: Mutant
     test: str | None
@@ -233,8 +233,8 @@ def problems(root: Path) -> list[str]:
 
 
 def run_tests(copy: Path, names: tuple[str, ...]) -> tuple[str | None, str]:
-    """(the first test that fails against the copy or None, how pytest ended: "passed", "timeout", or its last line)."""
-    env = {**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1"}
+    """(the first test that fails against the copy or None, why: its error; "passed", "timeout", or pytest's last line)."""
+    env = {**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "240"}
     where = subprocess.run([sys.executable, "-c", "import tercet; print(tercet.__file__)"], cwd=copy, env=env, capture_output=True, text=True)  # fmt: skip
     if where.returncode == 0 and not Path(where.stdout.strip()).is_relative_to(copy):
         raise RuntimeError(f"the tests would import {where.stdout.strip()}, not the copy in {copy}")
@@ -245,8 +245,8 @@ def run_tests(copy: Path, names: tuple[str, ...]) -> tuple[str | None, str]:
     except subprocess.TimeoutExpired:
         return None, "timeout"
     # a test has "::" in its name; a file that cannot be imported has not
-    if failed := re.search(r"^(?:FAILED|ERROR) tests/(\S+\.py::.*?)(?: - .*)?$", done.stdout, re.MULTILINE):
-        return failed[1], "failed"
+    if failed := re.search(r"^(?:FAILED|ERROR) tests/(\S+\.py::.*?)(?: - (.*))?$", done.stdout, re.MULTILINE):
+        return failed[1], failed[2] or ""
     lines = (done.stdout + done.stderr).strip().splitlines()
     return None, "passed" if done.returncode == 0 else " ".join(lines[-1:])
 
@@ -294,7 +294,7 @@ def main() -> int:
         snapshot = make_copy(ROOT, Path(folder).resolve())  # so that nothing changes meanwhile
         test, why = run_tests(snapshot, TESTS)
         if why != "passed":
-            print(f"without any fault the tests do not pass: {test or why}", file=sys.stderr)
+            print(f"without any fault the tests do not pass: {test or 'no test'} failed ({why})", file=sys.stderr)
             return 2
         shutil.rmtree(snapshot / "tmp", ignore_errors=True)
         results = []

@@ -34,6 +34,7 @@ from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, ranking_loss
 from tercet.posttraining.rl_config import GRPOConfig
 from tercet.posttraining.rollouts import Rollouts, assemble, logprobs
+from tercet.training.grouped import group
 
 F64 = torch.float64
 PAD = 0
@@ -94,8 +95,8 @@ def ranked(pair: Pair) -> Ranked:
 def our_pairs(model: Transformer, reference: Transformer, pairs: Sequence[Pair], **settings: Any) -> Tensor:
     """The mean loss as the stage takes it: reference log-probabilities first, then the objective's sum by the count."""
     config = DPOConfig(model="-", data=("-",), **settings)
-    found = answer_logprobs(reference, [p for p, _, _ in pairs], [[good, bad] for _, good, bad in pairs], PAD)
-    batch = pair_batch([ranked(p) for p in pairs], found, PAD)
+    found = answer_logprobs(reference, [p for p, _, _ in pairs], [[good, bad] for _, good, bad in pairs])
+    batch = pair_batch([ranked(p) for p in pairs], found)
     return pair_objective(config)(model, batch)[0] / batch.count
 
 
@@ -164,7 +165,7 @@ def test_kto(seed: int, above: bool) -> None:
     if not above:
         model, reference = reference, model
     now, before = (
-        torch.cat(answer_logprobs(m, [p for p, _, _ in rows], [[o] for o in others], PAD)) for m in (model, reference)
+        torch.cat(answer_logprobs(m, [p for p, _, _ in rows], [[o] for o in others])) for m in (model, reference)
     )
     while (float((now - before).mean()) > 0) != above:  # turn answers round until the estimate has the wanted sign
         model, reference = reference, model
@@ -173,9 +174,9 @@ def test_kto(seed: int, above: bool) -> None:
     assert (z0 > 0.05) == above
     settings: dict[str, Any] = {"beta": 0.2, "desirable_weight": 1.3, "undesirable_weight": 0.6}
     config = DPOConfig(model="-", data=("-",), loss="kto", **settings)
-    found = answer_logprobs(reference, [p for p, _, _ in rows], [[a] for _, a, _ in rows], PAD)
+    found = answer_logprobs(reference, [p for p, _, _ in rows], [[a] for _, a, _ in rows])
     labelled = [Labelled(tuple(p), (tuple(a),), (1,), (1,), (), (good,)) for p, a, good in rows]
-    (batch,) = labelled_batches(labelled, found, z0, len(rows), PAD)
+    (batch,) = labelled_batches(labelled, found, z0, len(rows))
     theirs = trl.kto(model, reference, rows, PAD, beta=0.2, desirable=1.3, undesirable=0.6, mismatched=others)
     assert_same(kto_objective(config)(model, batch)[0] / batch.count, theirs, model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -28,6 +29,7 @@ from tercet.posttraining.reward import normalise
 from tercet.posttraining.rl_config import PPOConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, action_logprobs, assemble, logprobs, sample, spread, values
 from tercet.tokenizer.bpe import Tokenizer
+from tercet.training.batch import Batch
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Run
@@ -139,6 +141,15 @@ def test_whitening_is_over_the_actions_alone(seed: int, share: float) -> None:
     garbage = torch.where(mask, values, 1e6)
     torch.testing.assert_close(whiten(garbage, mask), white, atol=1e-9, rtol=0)
     assert not whiten(torch.full((1, 2), 5.0), torch.tensor([[True, True]])).any()  # nothing to tell apart, no NaN
+
+
+def test_whitening_may_leave_the_mean() -> None:
+    """By hand: 1, 3 and 5 have mean 3 and variance 8/3; what stands beside them does not count."""
+    values, mask = torch.tensor([[1.0, 9.0, 3.0], [5.0, 7.0, 9.0]], dtype=F64), torch.tensor([[1, 0, 1], [1, 0, 0]]) > 0
+    std = math.sqrt(8 / 3)
+    white = whiten(values, mask, shift_mean=False)
+    wanted = [[3 - 2 / std, 0, 3], [3 + 2 / std, 0, 0]]
+    torch.testing.assert_close(white, torch.tensor(wanted, dtype=F64), atol=1e-7, rtol=0)
 
 
 # -- rollouts ------------------------------------------------------------------------------------------------------------
@@ -402,3 +413,85 @@ def test_a_critic_from_a_normalised_reward_model_still_learns(make_model: Make) 
         losses.append(learner.forward_backward(list(r.split(3)), value_objective)["value_loss"])
         learner.optim_step(1.0)
     assert losses[-1] < 0.5 * losses[0]
+
+
+# -- a whole update -------------------------------------------------------------------------------------------------------
+
+
+class Text:
+    """A feed of one row of text, of which two thirds are trained on."""
+
+    row = Batch(
+        torch.tensor([[5, 9, 2, 40, 41, 7]]), torch.tensor([[9, 2, 40, 41, 7, 8]]), torch.tensor([[1.0, 1, 0, 1, 1, 0]]), None
+    )  # fmt: skip
+
+    def batch(self, step: int) -> Batch:
+        return self.row
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("critic", ["separate", "shared"])
+def test_the_gradient_of_an_update_is_the_sum_of_its_parts(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch, critic: str, epochs: int
+) -> None:
+    """Policy, pretraining term times γ and, on a shared trunk, value loss times its weight, at a temperature of .7.
+
+    The reference and the reward model stay what they are; a critic of its own moves. Rewards are whitened without their
+    mean and scores are cut at ± 1.2.
+    """
+    reference, judge = make_model(1, F64), ScalarModel(make_model(2, F64), seed=3).to(F64)
+    before = [{n: t.clone() for n, t in m.state_dict().items()} for m in (reference, judge)]
+    config = PPOConfig(
+        model="-", reward=("-",), prompts=("-",), pretrain_data=("-",), temperature=0.7, gamma=0.6, beta=0.3, value_coef=0.4,
+        critic=critic, epochs=epochs, warmup=0, clip_norm=0.0, whiten_rewards=True, clip_reward=1.2, gae_lambda=0.9,
+    )  # fmt: skip
+    trainer = PPO(config, reference, judge, Text())  # type: ignore[arg-type]
+    trainer.policy.module.to(F64)
+    policy, values_of = trainer.policy.model, copy.deepcopy(trainer.value_model)
+    r = sampled(make_model, F64, temperature=0.7)[3]
+    r = dataclasses.replace(
+        r, behaviour=logprobs(policy, r, 0.7), logp=None, values=None, advantages=None, returns=None
+    )
+    got: list[Tensor] = []
+
+    def step(scale: float) -> float:
+        got.append(gradient(trainer.policy.module))
+        return 0.0
+
+    monkeypatch.setattr(trainer.policy, "step", step)
+    metrics = trainer.update(0, r, config.beta)
+    assert len(got) == epochs
+    assert metrics["first_ratio"] == pytest.approx(1, abs=1e-12)
+    assert metrics["first_sampler_gap"] == pytest.approx(0, abs=1e-12)
+    for model, kept in zip((reference, judge), before):
+        assert all(torch.equal(t, kept[n]) for n, t in model.state_dict().items())
+    moved = [not torch.equal(t, kept) for t, kept in zip(trainer.value_model.parameters(), values_of.parameters())]
+    assert any(moved) == (critic == "separate")  # what is shared moves in `step`, which is a stub here
+
+    at = [r.action_mask[row].nonzero()[:, 0].tolist() for row in range(8)]
+    rewards, estimates = [], []
+    for row, places in enumerate(at):
+        rewards.append([-0.3 * float(r.behaviour[row, t] - r.ref_logp[row, t]) for t in places])
+        rewards[-1][-1] += min(1.2, max(-1.2, float(r.rewards[row])))
+        estimates.append(values_of(r.tokens[row : row + 1])[0, places].tolist())
+    every = [x for found in rewards for x in found]
+    scale = math.sqrt(np.var(every) + 1e-8)
+    rewards = [[(x - np.mean(every)) / scale + np.mean(every) for x in found] for found in rewards]
+    advantages = [naive_gae(x, v, 1.0, 0.9) for x, v in zip(rewards, estimates)]
+    flat = [a for found in advantages for a in found]
+    naive = torch.zeros((), dtype=F64)
+    for row, places in enumerate(at):
+        hidden = policy.hidden(r.tokens[row : row + 1])[0]
+        logp = (hidden @ policy.output_weight.T / 0.7).log_softmax(-1)
+        for i, t in enumerate(places):
+            white = (advantages[row][i] - np.mean(flat)) / math.sqrt(np.var(flat) + 1e-8)
+            naive = naive - white * logp[t, r.tokens[row, t + 1]] / len(flat)
+            if critic == "shared":
+                target = advantages[row][i] + estimates[row][i]
+                naive = naive + 0.4 * 0.5 * (trainer.value_model.read(hidden[t]) - target) ** 2 / len(flat)
+    logp = policy(Text.row.tokens)[0].log_softmax(-1)
+    for t in (0, 1, 3, 4):
+        naive = naive - 0.6 * logp[t, Text.row.targets[0, t]] / 4
+    naive.backward()
+    wanted = gradient(trainer.policy.module)
+    assert float((got[0] - wanted).norm() / wanted.norm()) < 1e-6

@@ -21,8 +21,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 
 def block(language: str) -> str:
     found = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
-    assert len(found) == 1, f"wanted one {language} block in the README"
-    return str(found[0])
+    assert len(found) == {"bash": 2, "python": 1}[language]
+    return "\n".join(found)
 
 
 def fewer_steps(text: str) -> str:
@@ -52,7 +52,8 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
         with pytest.raises(SystemExit) as end:
             main()
         out = capsys.readouterr()
-        assert end.value.code in (0, None), f"{line}\n{out.err}"
+        fine = (0, None, 1) if arguments[1] == "doctor" else (0, None)  # it may find two steps wanting
+        assert end.value.code in fine, f"{line}\n{out.err}"
         assert out.out.strip(), f"{line} said nothing"
         if arguments[1] == "data":
             shrink(tmp_path / "mydata")
