@@ -1,6 +1,7 @@
 # make demo   from text to an aligned, measured model: makes .venv, installs, runs (MINUTES=12, OUT=folder)
 # make test   the tests, in the same .venv
 # make proofs   the slow proofs: TRL as oracle, optima, curves        make bench   speed and memory beside TRL's (ROUNDS=5)
+# make mutants   faults of one line in the code of post-training: do the tests catch them? (half an hour)
 # make lint   style and types        make e2e   a short demo whose claims are checked        make wheel   build it
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ export PIP_CACHE_DIR = $(CURDIR)/.venv/cache/pip
 export MPLCONFIGDIR = $(CURDIR)/.venv/cache/matplotlib
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test proofs bench lint e2e wheel clean
+.PHONY: demo test proofs mutants bench lint e2e wheel clean
 
 demo: .venv/.demo
 	.venv/bin/tercet demo --minutes $(MINUTES) $(if $(OUT),--out $(OUT))
@@ -22,6 +23,9 @@ test: .venv/.test
 
 proofs: .venv/.proof
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest proofs -n 2 --dist worksteal
+
+mutants: .venv/.test
+	.venv/bin/python proofs/mutants.py --jobs 2
 
 bench: .venv/.proof
 	.venv/bin/python benchmarks/compare.py --rounds $(ROUNDS) --out $(if $(OUT),$(OUT),runs/bench)

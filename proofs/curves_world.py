@@ -2,16 +2,20 @@
 
 Words follow one another by a fixed random table (a Markov source). Text is such words; a demonstration is the same after
 the token ASK. The base policy is a two-layer transformer pretrained on both. A prompt is ASK and three words, an answer
-at most 12 tokens with its end. The gold reward is another, wider transformer with random weights, which nobody learns
-from directly: labelers compare two answers by it, with noise, and proxies are trained on their comparisons.
+at most 12 tokens with its end.
+
+The gold reward has two parts, both functions of the whole answer: a wider transformer with random weights, and a dislike
+of repetition, one point for every two equal words. Nobody learns from it directly: labelers compare two answers of the
+base policy by it, with noise, and proxies are trained on their comparisons. Answers of the base policy repeat little, so
+that a proxy learns late, from much data, what repetition costs: what it is then optimised for is its own doing.
 """
 
 from __future__ import annotations
 
 import copy
-from collections import Counter
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -27,7 +31,7 @@ from tercet.posttraining.ppo import PPO
 from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, normalise, ranking_loss, score_texts
 from tercet.posttraining.rl_config import PPOConfig
-from tercet.posttraining.rollouts import Clock, explore, sample
+from tercet.posttraining.rollouts import Clock, Rollouts, explore, sample
 from tercet.training.batch import Rows, pack_whole
 from tercet.training.feed import Feed, permuted
 from tercet.training.learner import Learner
@@ -35,12 +39,13 @@ from tercet.training.objectives import mean_loss, next_token
 from tercet.training.optim import OptimizerConfig, schedule
 
 END, ASK, WORDS = 0, 1, 30
-import os
-ALPHA=float(os.environ.get('ALPHA','.2'))
 VOCABULARY = 2 + WORDS
 LONGEST, SHORTEST = 12, 5  # tokens of an answer, its end included
 MISSING_END = -1.0
 PARAMS = SamplingParams(LONGEST, 1.0, stop_ids=(END,))
+SIZES = (125, 1000, 8000)  # comparisons that the proxies learn from; of the first ones of the same list
+REPETITION = 0.7  # weight of the dislike of repetition, in standard deviations beside the random transformer's 1
+NOISE = 0.3  # standard deviation of what a labeler adds to the gold score of an answer
 Ids = tuple[int, ...]
 Ints = NDArray[np.int64]
 
@@ -58,8 +63,7 @@ class Source:
 
     def __init__(self, seed: int) -> None:
         self.rng = np.random.default_rng([seed, 1])
-        self.chances = self.rng.dirichlet(np.full(WORDS, ALPHA), WORDS)
-        self.table = np.cumsum(self.chances, axis=1)
+        self.table = np.cumsum(self.rng.dirichlet(np.full(WORDS, 0.5), WORDS), axis=1)
 
     def words(self, texts: int, length: int) -> Ints:
         """[texts, length] word ids."""
@@ -77,25 +81,17 @@ class Source:
         return pack_whole([(x, [1.0] * len(x)) for x in ids], 16, END)
 
     def demonstrations(self, texts: int) -> Rows:
-        """ASK, three words of prompt, and an answer."""
+        """ASK, three words of prompt, an answer and its end."""
         lengths = self.rng.integers(SHORTEST - 1, LONGEST, size=texts)
         ids = [[ASK, *map(int, row[: 3 + n]), END] for row, n in zip(self.words(texts, 2 + LONGEST), lengths)]
         return pack_whole([(x, [1.0] * len(x)) for x in ids], 16, END)
-
-    def fluency(self, ids: Sequence[int]) -> float:
-        """Mean log-probability of each word after the one before it; what is no word counts as a very rare one."""
-        words = np.array(ids) - 2
-        before, after = words[:-1], words[1:]
-        known = (before >= 0) & (after >= 0)
-        chance = np.where(known, self.chances[before.clip(0), after.clip(0)], 0.0)
-        return float(np.log(chance + 2e-3).mean())
 
     def prompts(self, count: int) -> list[Ids]:
         """ASK and three words."""
         return [(ASK, *map(int, row)) for row in self.words(count, 3)]
 
 
-def pretrained(source: Source, seed: int, steps: int = 400) -> Transformer:
+def pretrained(source: Source, seed: int, steps: int = 250) -> Transformer:
     """The base policy: equal parts of text and demonstrations."""
     rows = {"text": source.text(6000), "demonstrations": source.demonstrations(6000)}
     feed = Feed(rows, {"text": 0.5, "demonstrations": 0.5}, 48, seed)
@@ -106,8 +102,8 @@ def pretrained(source: Source, seed: int, steps: int = 400) -> Transformer:
     return learner.model
 
 
-def random_judge(seed: int, scale: float) -> ScalarModel:
-    """A transformer whose random weights are so large that its number depends on words, order and their combinations."""
+def random_judge(seed: int, scale: float = 0.05) -> ScalarModel:
+    """A transformer with random weights: its number depends on the words, their order and how they go together."""
     backbone = Transformer(shape(64, 3), seed)
     generator = torch.Generator().manual_seed(10_000 + seed)
     with torch.no_grad():
@@ -117,115 +113,132 @@ def random_judge(seed: int, scale: float) -> ScalarModel:
     return ScalarModel(backbone, seed=seed)
 
 
-@dataclass
+def joined(prompts: Sequence[Ids], done: Sequence[Completion]) -> list[Ids]:
+    """Each prompt with its answer."""
+    return [(*p, *c.tokens) for p, c in zip(prompts, done)]
+
+
+def repeated(answer: Sequence[int]) -> int:
+    """Pairs of equal words in an answer."""
+    return sum(math.comb(n, 2) for n in Counter(answer).values())
+
+
 class World:
-    """Everything of one seed: the source, the base policy, the gold reward, labelled comparisons, held-out text."""
+    """Everything of one seed: the source, the base policy, the gold reward, comparisons, proxies, held-out text."""
 
-    seed: int
-    scale: float = 0.15
-    noise: float = 0.3
-    omega: float = 1.0
+    def __init__(self, seed: int) -> None:
+        self.seed, self.source = seed, Source(seed)
+        self.base = pretrained(self.source, seed)
+        self.heldout, self.pretraining = self.source.text(1000), Feed({"text": self.source.text(4000)}, None, 32, seed)
+        self.base_loss = mean_loss(self.base, self.heldout, 64)
+        self.prompts, self.fresh = self.source.prompts(4000), self.source.prompts(1024)
+        self._judge = random_judge(seed)
+        prompts, done = self.draw(self.prompts[:2000], 1)
+        self.usual = [t for t, c in zip(joined(prompts, done), done) if c.tokens[-1] == END]
+        self.normalised(self._judge)
+        self._parts = (0.0, 1.0, 1.0)  # mean and standard deviation of repetition, standard deviation of the sum
+        pairs = np.array([repeated(t[4:]) for t in self.usual], dtype=np.float64)
+        self._parts = (float(pairs.mean()), float(pairs.std()), 1.0)
+        scores = self._gold(self.usual, [t[4:] for t in self.usual])
+        self._parts = (float(pairs.mean()), float(pairs.std()), float(scores.std()))
 
-    def __post_init__(self) -> None:
-        self.source = Source(self.seed)
-        self.base = pretrained(self.source, self.seed, 250)
-        self.gold_model = random_judge(self.seed, self.scale)
-        self.heldout = self.source.text(1000)
-        self.pretraining = Feed({"text": self.source.text(4000)}, None, 32, self.seed)
-        prompts, done = self.draw(self.base, 2000, 7)
-        self.answers = [t for t, c in zip(texts(prompts, done), done) if c.tokens[-1] == END]
-        self.normalised(self.gold_model)
-        self.prompts = self.source.prompts(4000)
-        self.labels = np.random.default_rng([self.seed, 5])
-
-    def draw(self, model: Transformer, count: int, key: int, each: int = 1) -> tuple[list[Ids], list[Completion]]:
-        """`count` prompts, `each` answers to every one."""
-        prompts = [p for p in self.source.prompts(count) for _ in range(each)]
-        return prompts, sample(
-            model, prompts, PARAMS, [(self.seed * 100 + key) * 1_000_003 + i for i in range(len(prompts))]
-        )
+    def draw(self, prompts: Sequence[Ids], key: int, each: int = 1) -> tuple[list[Ids], list[Completion]]:
+        """`each` answers of the base policy to every prompt."""
+        every = [p for p in prompts for _ in range(each)]
+        first = (self.seed * 100 + key) * 1_000_003
+        return every, sample(self.base, every, PARAMS, range(first, first + len(every)))
 
     def normalised(self, model: ScalarModel) -> ScalarModel:
         """Mean 0 and standard deviation 1 over answers of the base policy, as the reward stage does it."""
-        normalise(model, [], score_texts(model, self.answers, END))
+        normalise(model, [], score_texts(model, self.usual, END))
         return model
 
-    def gold(self, prompts: Sequence[Ids], done: Sequence[Completion]) -> list[float]:
-        scores = np.array(judged(self.gold_model, prompts, done))
-        fluent = np.array([-sum(n*(n-1)/2 for t,n in Counter(c.tokens).items()) for c in done])
-        if not hasattr(self, "zero"):
-            self.zero, self.spread = fluent.mean(), fluent.std()
-            nat=(fluent-self.zero)/self.spread; self.m=nat.mean(); self.ss=nat.std()
-            self.s2 = (scores + self.omega*(nat-self.m)/self.ss).std() if 1 else (scores + self.omega * (fluent - self.zero) / self.spread).std()
-        nat=(fluent-self.zero)/self.spread
-        mixed = (scores + self.omega*(nat-self.m)/self.ss)/self.s2 if 1 else (scores + self.omega * (fluent - self.zero) / self.spread)/self.s2
-        return np.where([c.tokens[-1] == END for c in done], mixed, MISSING_END).tolist()
+    def _gold(self, texts: Sequence[Ids], answers: Sequence[Sequence[int]]) -> NDArray[np.float64]:
+        mean, std, spread = self._parts
+        dislike = (np.array([repeated(a) for a in answers]) - mean) / std
+        return (np.array(score_texts(self._judge, texts, END)) - REPETITION * dislike) / spread
 
-    def comparisons(self, count: int, key: int = 8) -> list[Ranked]:
-        """Pairs of answers of the base policy; a labeler prefers by gold plus noise."""
-        prompts, done = self.draw(self.base, count, key, each=2)
-        gold = np.array(self.gold(prompts, done)).reshape(-1, 2)
-        seen = gold + self.noise * self.labels.standard_normal(gold.shape)
+    def gold(self, prompts: Sequence[Ids], done: Sequence[Completion]) -> NDArray[np.float64]:
+        """The gold reward of every answer: mean 0 and standard deviation 1 for the base policy. No end: the usual −1."""
+        found = self._gold(joined(prompts, done), [c.tokens for c in done])
+        return np.where([c.tokens[-1] == END for c in done], found, MISSING_END)
+
+    def proxy_scores(self, judge: ScalarModel, prompts: Sequence[Ids], done: Sequence[Completion]) -> NDArray[np.float64]:
+        """A proxy's scores, with the same rule for a missing end."""
+        found = score_texts(judge, joined(prompts, done), END)
+        return np.where([c.tokens[-1] == END for c in done], found, MISSING_END)
+
+    @cached_property
+    def comparisons(self) -> list[Ranked]:
+        """Two answers of the base policy to a prompt; the labeler prefers the one with the higher gold score plus noise."""
+        prompts, done = self.draw(self.source.prompts(max(SIZES)), 2, each=2)
+        gold = self.gold(prompts, done)
+        seen = gold + NOISE * np.random.default_rng([self.seed, 5]).standard_normal(len(gold))
         out = []
-        for i in range(count):
-            answers = tuple(tuple(c.tokens) for c in done[2 * i : 2 * i + 2])
-            ranks = (1, 2) if seen[i, 0] > seen[i, 1] else (2, 1)
-            out.append(Ranked(prompts[2 * i], answers, tuple(map(len, answers)), ranks, tuple(gold[i])))
+        for i in range(0, len(done), 2):
+            answers = tuple(tuple(c.tokens) for c in done[i : i + 2])
+            ranks = (1, 2) if seen[i] > seen[i + 1] else (2, 1)
+            out.append(Ranked(prompts[i], answers, tuple(map(len, answers)), ranks, ()))
         return out
 
-    def proxy(self, data: Sequence[Ranked], steps: int, lr: float = 2e-3, batch: int = 32) -> ScalarModel:
+    @cached_property
+    def proxies(self) -> dict[int, ScalarModel]:
+        """A proxy for every size: trained by the reward stage's loss from the base policy, then normalised."""
+        return {n: self._proxy(self.comparisons[:n], round(4 * n**0.45)) for n in SIZES}
+
+    def _proxy(self, data: Sequence[Ranked], steps: int) -> ScalarModel:
         model = ScalarModel(copy.deepcopy(self.base), seed=self.seed)
         model.score.bias.requires_grad_(False)
-        learner = Learner(model, OptimizerConfig(lr=lr, muon_lr=0.0, weight_decay=0.1))
+        learner = Learner(model, OptimizerConfig(lr=2e-3, muon_lr=0.0, weight_decay=0.1))
         for step in range(steps):
-            picks = [data[permuted(step * batch + i, len(data), (self.seed, 2))] for i in range(batch)]
+            picks = [data[permuted(step * 32 + i, len(data), (self.seed, 2))] for i in range(32)]
             learner.forward_backward([collate(picks)], ranking_loss)
             learner.optim_step(schedule(step, steps, 10, 0.8))
         return self.normalised(model)
 
+    def agreement(self) -> dict[int, float]:
+        """Correlation of each proxy with the gold reward over fresh answers of the base policy."""
+        prompts, done = self.draw(self.fresh, 3)
+        gold = self.gold(prompts, done)
+        return {n: float(np.corrcoef(gold, self.proxy_scores(p, prompts, done))[0, 1]) for n, p in self.proxies.items()}
 
-def texts(prompts: Sequence[Ids], done: Sequence[Completion]) -> list[Ids]:
-    return [(*p, *c.tokens) for p, c in zip(prompts, done)]
+    def rollouts(self, policy: Transformer, judge: ScalarModel, prompts: Sequence[Ids], seeds: Sequence[int], version: int = 0) -> tuple[Rollouts, list[Completion]]:  # fmt: skip
+        """One answer of `policy` to each prompt, scored by `judge`, with the base policy's log-probabilities."""
+        return explore(
+            policy, self.base, prompts, PARAMS, seeds, lambda _, done: score_texts(judge, joined(prompts, done), END), group_size=1,
+            end_id=END, missing_eos_score=MISSING_END, pad=END, version=version, clock=Clock(),
+        )  # fmt: skip
 
-
-def judged(model: ScalarModel, prompts: Sequence[Ids], done: Sequence[Completion]) -> list[float]:
-    """Scores of finished answers; a missing end replaces the score."""
-    scores = score_texts(model, texts(prompts, done), END)
-    return [s if c.tokens[-1] == END else MISSING_END for s, c in zip(scores, done)]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A step's rollouts, measured before the policy learns from them: means over answers."""
-
-    kl: float  # nats per answer, sampled: log π − log π_base
-    proxy: float
-    gold: float
+    def measure(self, policy: Transformer, judge: ScalarModel) -> dict[str, float]:
+        """A policy on 1024 fresh prompts, and what it forgot of the text: nats per held-out token above the base's."""
+        prompts = self.fresh
+        rollouts, done = self.rollouts(policy, judge, prompts, range(len(prompts)))
+        return {
+            "kl": float(rollouts.kl().sum(1).mean()), "proxy": float(rollouts.rewards.mean()),
+            "gold": float(self.gold(prompts, done).mean()), "tax": mean_loss(policy, self.heldout, 64) - self.base_loss,
+        }  # fmt: skip
 
 
 def ppo_config(**changes: Any) -> PPOConfig:
     """PPO as the curves use it: no run directory, so the names of runs are placeholders."""
     given: dict[str, Any] = {
-        "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.0, "gamma": 0.0, "steps": 150, "batch_size": 64, "lr": 2e-3, "muon_lr": 0.0,
-        "critic_lr": 2e-3, "warmup": 5, "max_new_tokens": LONGEST, "missing_eos_score": MISSING_END, "threads": 1,
+        "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.0, "gamma": 0.0, "steps": 72, "batch_size": 64, "lr": 2.5e-3,
+        "muon_lr": 0.0, "critic_lr": 2.5e-3, "warmup": 5, "max_new_tokens": LONGEST, "missing_eos_score": MISSING_END, "threads": 1,
     }  # fmt: skip
     given |= {"pretrain_data": ("-",)} if changes.get("gamma") else {}
     return PPOConfig(**{**given, **changes})
 
 
-def run_ppo(world: World, judge: ScalarModel, config: PPOConfig, key: int) -> tuple[Transformer, list[Point]]:
-    """Train a policy from the base against `judge`; returns it and what every step measured."""
+def run_ppo(world: World, judge: ScalarModel, config: PPOConfig, watch: bool = False) -> tuple[Transformer, list[dict[str, float]]]:  # fmt: skip
+    """Train a policy from the base against `judge`; returns it and, to `watch`, what every step's rollouts measured."""
     method = PPO(config, world.base, judge, world.pretraining if config.gamma else None)
-    points = []
-    rng = np.random.default_rng([world.seed, key])
+    points, rng = [], np.random.default_rng([world.seed, 9])
     for step in range(config.steps):
         prompts = [world.prompts[i] for i in rng.integers(len(world.prompts), size=config.batch_size)]
         seeds = rng.integers(2**62, size=config.batch_size).tolist()
-        rollouts, done = explore(
-            method.policy.model, world.base, prompts, PARAMS, seeds, lambda numbers, done: score_texts(judge, texts([prompts[i] for i in numbers], done), END),
-            group_size=1, end_id=END, missing_eos_score=MISSING_END, pad=END, version=method.policy.updates, clock=Clock(),
-        )  # fmt: skip
-        gold = world.gold(prompts, done)
-        points.append(Point(float(rollouts.kl().sum(1).mean()), float(rollouts.rewards.mean()), float(np.mean(gold))))
+        rollouts, done = world.rollouts(method.policy.model, judge, prompts, seeds, method.policy.updates)
+        if watch:  # before the policy learns from them
+            kl, proxy = float(rollouts.kl().sum(1).mean()), float(rollouts.rewards.mean())
+            points.append({"kl": kl, "proxy": proxy, "gold": float(world.gold(prompts, done).mean())})
         method.update(step, rollouts, config.beta)
     return method.policy.model, points

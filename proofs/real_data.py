@@ -16,16 +16,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import gzip
 import itertools
 import json
 import multiprocessing
 import os
 import re
-import tarfile
 import time
-import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,11 +32,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # a process for each core is fast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from real_figures import JUDGES, brief, choice_summary, draw_choices, draw_sentiment, sentiment_summary
+from real_text import Pairs, Sentences, asked_pairs, base_text, choice_data, data_folder, sentiment_data
 from safetensors.torch import load_file, save_file
 
-from tercet.data.sources import bible
-from tercet.data.types import Document
-from tercet.errors import ConfigError
 from tercet.generation.sampler import Completion, SamplingParams, generate
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
@@ -66,149 +62,7 @@ PPO_STEPS, PPO_BATCH, BETA, NEW_TOKENS, MISSING_END = 50, 64, 0.15, 24, -1.0
 PPO_LR = 3e-4
 ASKED = 256  # prompts that the policy is measured on, none of them seen in PPO
 # (e)
-HELD_OUT_PARADIGMS, HELD_OUT_PAIRS = 10, 200
 CHOICE_STEPS, CHOICE_PAIRS = 300, 32
-JUDGES = ("proxy", "gold", "words")
-Sentences = list[str]
-Pairs = list[tuple[str, str]]  # (better, worse)
-
-
-# -- data ---------------------------------------------------------------------------------------------------------------
-
-
-def data_folder(given: str | None) -> Path:
-    """The folder of the data. Raises ConfigError where none is named or it lacks a file."""
-    name = given or os.environ.get("TERCET_DATA")
-    if not name:
-        raise ConfigError("no data: name the folder with --data, or in the environment variable TERCET_DATA")
-    for file in (SENTIMENT_FILE, BLIMP_FILE, CHOICES_FILE, SPEECHES_FILE, WIKIPEDIA_FILE):
-        if not (Path(name) / file).is_file():
-            raise ConfigError(f"{name}: no {file} there; the folder must hold what proofs/real_data.py names")
-    return Path(name)
-
-
-SENTIMENT_FILE = "sentiment/sentence_polarity.zip"
-BLIMP_FILE = "blimp/blimp_data_67_paradigms.tar.gz"
-CHOICES_FILE = "human-comparisons/blimp-human.jsonl.gz"
-SPEECHES_FILE = "text/state_union.zip"
-WIKIPEDIA_FILE = "text/wikitext2-valid.txt.gz"
-
-
-def plain(text: str) -> str:
-    """The words alone, in lower case: how sentences are compared, so that no comma hides a copy."""
-    return " ".join(re.findall(r"[a-z0-9]+", text.lower()))
-
-
-def must_be_apart(training: Iterable[str], held_out: Iterable[str], what: str) -> None:
-    """Raises AssertionError where a held-out sentence is in training."""
-    shared = {plain(s) for s in training} & {plain(s) for s in held_out}
-    assert not shared, f"{what}: {len(shared)} held-out sentence(s) are in training, for example {min(shared)!r}"
-
-
-def reviews(folder: Path) -> dict[str, Sentences]:
-    """{"pos": sentences, "neg": sentences}, each sentence once and none in both, in an order of their own."""
-    with zipfile.ZipFile(folder / SENTIMENT_FILE) as file:
-        found = {
-            kind: file.read(f"sentence_polarity/rt-polarity.{kind}").decode().split("\n") for kind in ("pos", "neg")
-        }
-    both = {plain(s) for s in found["pos"]} & {plain(s) for s in found["neg"]}
-    out: dict[str, Sentences] = {}
-    for kind, lines in found.items():
-        unique = {plain(s): s.strip() for s in lines if plain(s) not in both and plain(s)}
-        order = np.random.default_rng(0).permutation(len(unique))
-        out[kind] = [list(unique.values())[i] for i in order]
-    return out
-
-
-@dataclass(frozen=True)
-class SentimentData:
-    """A fifth of the sentences is held out for good; the rest is halved, anew for each seed."""
-
-    proxy: dict[str, Sentences]
-    gold: dict[str, Sentences]
-    held_out: dict[str, Sentences]
-
-    @property
-    def training(self) -> Sentences:
-        """All that is not held out."""
-        return [s for part in (self.proxy, self.gold) for kind in ("pos", "neg") for s in part[kind]]
-
-
-def sentiment_data(folder: Path, seed: int) -> SentimentData:
-    """The split of a seed; nothing held out is in training, and no half is in the other."""
-    proxy, gold, held_out = {}, {}, {}
-    for kind, sentences in reviews(folder).items():
-        fifth = len(sentences) // 5
-        held_out[kind] = sentences[:fifth]
-        rest = [sentences[fifth + i] for i in np.random.default_rng(seed).permutation(len(sentences) - fifth)]
-        proxy[kind], gold[kind] = rest[: len(rest) // 2], rest[len(rest) // 2 :]
-    data = SentimentData(proxy, gold, held_out)
-    must_be_apart(data.training, itertools.chain(*held_out.values()), "sentiment")
-    must_be_apart(itertools.chain(*proxy.values()), itertools.chain(*gold.values()), "the halves of sentiment")
-    return data
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One person's forced choice between the two sentences of a pair."""
-
-    paradigm: str
-    chosen: str
-    rejected: str
-    gold_agrees: bool
-
-    @property
-    def pair(self) -> tuple[str, str]:
-        """(right, wrong) by the gold label: what the interval is clustered by."""
-        return (self.chosen, self.rejected) if self.gold_agrees else (self.rejected, self.chosen)
-
-
-@dataclass(frozen=True)
-class ChoiceData:
-    """Pairs to train on, people's choices, and held-out paradigms with their pairs."""
-
-    training: Pairs
-    choices: list[Choice]
-    held_out: dict[str, Pairs]
-    unseen: frozenset[str]  # paradigms of people's choices that no training pair is of
-
-
-def choice_data(folder: Path) -> ChoiceData:
-    """BLiMP without the people's pairs, neither as pairs nor as single sentences, and without ten whole paradigms."""
-    paradigms: dict[str, Pairs] = {}
-    with tarfile.open(folder / BLIMP_FILE) as file:
-        for member in sorted(file.getnames()):
-            if member.endswith(".jsonl") and (stream := file.extractfile(member)):
-                rows = [json.loads(line) for line in stream]
-                paradigms[Path(member).stem] = [(r["sentence_good"], r["sentence_bad"]) for r in rows]
-    with gzip.open(folder / CHOICES_FILE, "rt", encoding="utf-8") as lines:
-        found = [json.loads(line) for line in lines]
-    choices = [Choice(r["phenomenon"], r["chosen"], r["rejected"], r["gold_agrees"]) for r in found]
-    out = [sorted(paradigms)[i] for i in np.random.default_rng(0).permutation(len(paradigms))[:HELD_OUT_PARADIGMS]]
-    held_out = {name: paradigms.pop(name) for name in sorted(out)}
-    away = {plain(s) for c in choices for s in c.pair}
-    away |= {plain(s) for pairs in held_out.values() for pair in pairs for s in pair}
-    training = [p for pairs in paradigms.values() for p in pairs if plain(p[0]) not in away and plain(p[1]) not in away]
-    data = ChoiceData(training, choices, held_out, frozenset(c.paradigm for c in choices) - paradigms.keys())
-    used = list(itertools.chain(*training))
-    must_be_apart(used, (s for c in choices for s in c.pair), "people's choices")
-    must_be_apart(used, (s for pairs in held_out.values() for p in pairs for s in p), "held-out paradigms")
-    return data
-
-
-def base_text(folder: Path) -> dict[str, list[Document]]:
-    """Text to pretrain on, by source: the reviews that are not held out, the Bible, speeches, Wikipedia."""
-    data = sentiment_data(folder, 0)
-    with zipfile.ZipFile(folder / SPEECHES_FILE) as file:
-        speeches = [file.read(n).decode("utf-8", "replace") for n in sorted(file.namelist()) if n.endswith(".txt")]
-    with gzip.open(folder / WIKIPEDIA_FILE, "rt", encoding="utf-8") as file:
-        articles = re.split(r"\n (?== [^=]+ = \n)", file.read())
-    texts = {"reviews": data.training, "bible": [d.text for d in bible()], "speeches": speeches, "wikipedia": articles}
-    sentences = [s for name in MIXTURE if name != "reviews" for t in texts[name] for s in re.split(r"[.!?;:\n]", t)]
-    held_out = [s for kind in data.held_out.values() for s in kind]
-    must_be_apart([*data.training, *sentences], held_out, "pretraining (reviews)")
-    must_be_apart([*data.training, *sentences], (s for c in choice_data(folder).choices for s in c.pair), "pretraining")
-    return {name: [Document(t, name, f"{name}/{i}") for i, t in enumerate(parts)] for name, parts in texts.items()}
 
 
 # -- the base model -----------------------------------------------------------------------------------------------------
@@ -285,7 +139,7 @@ class BagOfWords:
             good, bad = (F.embedding_bag(ids, weight, offsets, mode="sum")[:, 0] for ids, offsets in sides)
             loss = -F.logsigmoid(good - bad).mean() + decay / 2 * weight.square().sum()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
         self.weight = weight.detach()
 
@@ -306,10 +160,9 @@ class BagOfWords:
         return found
 
 
-def better(a: Sequence[float], b: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
+def better(a: Sequence[float], b: Sequence[float]) -> list[float]:
     """1 where a > b, 0 where a < b, 1/2 where they are equal (to a millionth)."""
-    difference = np.round(np.array(a) - np.array(b), 6)
-    return (np.sign(difference) + 1) / 2
+    return [0.5 if abs(x - y) < 1e-6 else float(x > y) for x, y in zip(a, b)]
 
 
 def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
@@ -434,8 +287,8 @@ def sentiment(seed: int, folder: Path, out: Path) -> dict[str, Any]:
     shown = [{"before": b, "after": a} for b, a in zip(before.pop("texts")[:6], after.pop("texts")[:6])]
     return {
         "seed": seed, "before": before, "after": after, "curve": curve, "samples": shown,
-        "auc": {name: auc(known["pos"][name], known["neg"][name]) for name in ("proxy", "gold", "words")},
-        "accuracy": {n: float(better(known["pos"][n], known["neg"][n]).mean()) for n in ("proxy", "gold", "words")},
+        "auc": {name: auc(known["pos"][name], known["neg"][name]) for name in JUDGES},
+        "accuracy": {n: float(np.mean(better(known["pos"][n], known["neg"][n]))) for n in JUDGES},
         "reviews": {k: {n: float(np.mean(v)) for n, v in by.items()} for k, by in known.items()},
         "cpu_seconds": time.process_time() - began, "cpu_seconds_ppo": time.process_time() - judged,
     }  # fmt: skip
@@ -458,13 +311,7 @@ def log_likelihood(model: Transformer, tokenizer: Tokenizer, sentences: Sequence
 def rights(score: Callable[[Sequence[str]], Sequence[float]], pairs: Pairs) -> list[float]:
     """For each pair: 1 where the right sentence scores higher, 1/2 for a tie."""
     scores = score([s for pair in pairs for s in pair])
-    return better(scores[::2], scores[1::2]).tolist()
-
-
-def asked_pairs(data: ChoiceData) -> Pairs:
-    """The pairs that people chose from, each once, then the first 200 of every held-out paradigm."""
-    mine = list(dict.fromkeys(c.pair for c in data.choices))
-    return mine + [pair for pairs in data.held_out.values() for pair in pairs[:HELD_OUT_PAIRS]]
+    return better(scores[::2], scores[1::2])
 
 
 def choices(seed: int, folder: Path, out: Path) -> dict[str, Any]:
@@ -492,8 +339,8 @@ def baselines(seed: int, folder: Path, out: Path) -> dict[str, Any]:
     data = choice_data(folder)
     pairs, words = asked_pairs(data), BagOfWords(data.training)
     found = {"bag of words": rights(words.score, pairs)}
-    for kind in ("sum", "per token"):
-        found[f"base, {kind}"] = rights(lambda s, kind=kind: log_likelihood(base, tokenizer, s)[kind], pairs)
+    likelihood = log_likelihood(base, tokenizer, [s for pair in pairs for s in pair])
+    found |= {f"base, {kind}": better(v[::2], v[1::2]) for kind, v in likelihood.items()}
     return {"rights": found, "cpu_seconds": time.process_time() - began}
 
 
@@ -532,7 +379,8 @@ def run(folder: Path, out: Path, only: Sequence[str], seeds: int, processes: int
         done = dict(zip([(name, seed) for name, seed, _, _ in jobs], pool.map(work, jobs, chunksize=1)))
     result["cpu_seconds"] = result["base"]["cpu_seconds"] + sum(r["cpu_seconds"] for r in done.values())
     if "d" in only:
-        result["d"] = sentiment_summary([done["sentiment", s] for s in range(seeds)])
+        settings = {"beta": BETA, "gamma": 0.0, "steps": PPO_STEPS, "batch": PPO_BATCH, "lr": PPO_LR}
+        result["d"] = {"settings": settings, **sentiment_summary([done["sentiment", s] for s in range(seeds)])}
     if "e" in only:
         result["e"] = choice_summary(
             choice_data(folder), done["baselines", 0], [done["choices", s] for s in range(seeds)]

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from real_data import (
-    BETA, HELD_OUT_PAIRS, JUDGES, PPO_BATCH, PPO_LR, PPO_STEPS, Choice, ChoiceData, asked_pairs,
-)  # fmt: skip
+from real_text import HELD_OUT_PAIRS, Choice, ChoiceData, asked_pairs
 
 from tercet.evaluation.metrics import mean, over_seeds
 
 BLUE, RED, GREY = "#0072b2", "#d55e00", "#9a9a9a"
 CEILING = 0.873  # of people's choices that agree with the gold label
-MEASURED = ("proxy", "gold", "words", "kl", "ended", "tokens")
+JUDGES = ("proxy", "gold", "words")  # PPO works against the first and never sees the others
+MEASURED = (*JUDGES, "kl", "ended", "tokens")
 
 
 def positive(result: dict[str, Any], judge: str) -> float:
@@ -33,9 +32,7 @@ def sentiment_summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def share(when: str, judge: str) -> list[float]:
         return [float(np.mean(np.array(r[when][judge]) > positive(r, judge))) for r in found]
 
-    out: dict[str, Any] = {
-        "settings": {"beta": BETA, "gamma": 0.0, "steps": PPO_STEPS, "batch": PPO_BATCH, "lr": PPO_LR}
-    }
+    out: dict[str, Any] = {}
     for kind in ("auc", "accuracy"):
         out[kind] = {n: over_seeds([r[kind][n] for r in found]).to_json() for n in JUDGES}
     for when in ("before", "after"):

@@ -29,7 +29,7 @@ from tercet.posttraining import preference_losses
 from tercet.posttraining.dpo import kto_objective, pair_objective
 from tercet.posttraining.grpo import GroupMethod
 from tercet.posttraining.preference_config import DPOConfig
-from tercet.posttraining.preference_data import Labelled, answer_logprobs, labelled_batches, pair_batch
+from tercet.posttraining.preference_data import Labelled, labelled_batches, pair_batch
 from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, ranking_loss
 from tercet.posttraining.rl_config import GRPOConfig
@@ -87,9 +87,15 @@ def assert_same(ours: Tensor, theirs: Tensor, model: nn.Module) -> None:
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
-def ranked(pair: Pair) -> Ranked:
+def ranked(pair: Pair, score: float = 1.0) -> Ranked:
     prompt, chosen, rejected = pair
-    return Ranked(tuple(prompt), (tuple(chosen), tuple(rejected)), (1, 1), (1, 2), ())
+    return Ranked(tuple(prompt), (tuple(chosen), tuple(rejected)), (1, 1), (1, 2), (score, 0.0))
+
+
+@torch.no_grad()
+def answer_logprobs(model: Transformer, prompts: Sequence[list[int]], answers: Sequence[list[list[int]]]) -> list[Tensor]:  # fmt: skip
+    """log π of every prompt's answers."""
+    return [group([prompt], [mine]).logprobs(model) for prompt, mine in zip(prompts, answers)]
 
 
 def our_pairs(model: Transformer, reference: Transformer, pairs: Sequence[Pair], **settings: Any) -> Tensor:
@@ -151,6 +157,10 @@ def test_reward() -> None:
     pairs = pairs_of(9)
     batch = collate([ranked(p) for p in pairs])
     assert_same(ranking_loss(model, batch)[0] / batch.count, trl.reward(model, pairs, PAD), model)
+    scores = [0.3 * (i + 1) for i in range(len(pairs))]
+    batch = collate([ranked(p, score) for p, score in zip(pairs, scores)], margin=0.5)
+    theirs = trl.reward(model, pairs, PAD, margins=[0.5 * score for score in scores])
+    assert_same(ranking_loss(model, batch)[0] / batch.count, theirs, model)
 
 
 # -- single answers ----------------------------------------------------------------------------------------------------

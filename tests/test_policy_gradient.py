@@ -364,7 +364,7 @@ def test_a_collection_of_rollouts_by_naive_loops(make_model: Make, tokenizer: To
             runs[verb] = run
     config = PPOConfig(
         model=str(tmp_path / "sft"), reward=(str(tmp_path / "reward"),), prompts=(str(tmp_path / "prompts.jsonl"),), gamma=0.0,
-        batch_size=16, max_new_tokens=9, temperature=0.9, beta=0.3, missing_eos_score=-7.0, whiten_advantages=False, gae_lambda=0.9,
+        batch_size=4, group_size=4, max_new_tokens=9, temperature=0.9, beta=0.3, missing_eos_score=-7.0, whiten_advantages=False, gae_lambda=0.9,
     )  # fmt: skip
     with Run.start("ppo", config, tmp_path / "ppo") as run:
         actor = Actor(config, run, runs["sft"], BadRows())
@@ -374,6 +374,8 @@ def test_a_collection_of_rollouts_by_naive_loops(make_model: Make, tokenizer: To
         collected, metrics = actor.collect(trainer.policy.model, 0, 0, Clock())
         r, _ = trainer.credit(collected, config.beta)
         assert set(actor.collect(trainer.policy.model, 1, 0, Clock())[0].tokens[:, 0].tolist()) == {tokenizer.im_start}
+    for g in range(4):  # each answer has random numbers of its own
+        assert len({tuple(text) for text in r.tokens[r.group == g].tolist()}) > 1
     lengths = r.action_mask.sum(1)
     ended = 0
     total_kl = 0.0

@@ -360,6 +360,16 @@ def scored_rows(world: World, factor: float, **extra: Any) -> str:
     )
 
 
+def test_no_prompt_is_on_both_sides(world: World, trained: Run, tmp_path: Path) -> None:
+    """Rows with one prompt stay together, and none is lost."""
+    rows = [{"prompt": f"{n % 20}?", "responses": [f"{n}.", f"{n}!"], "ranks": [1, 2]} for n in range(60)]
+    config = world.config("reward", data=(write_rows(tmp_path / "rows.jsonl", rows),), heldout_share=0.4)
+    sides = load_rankings(config, Tokenizer.load(trained.path), 64, trained)
+    train, heldout = ([p.prompt for p in side] for side in sides)
+    assert len(train) + len(heldout) == 60
+    assert len(set(train)) + len(set(heldout)) == len({*train, *heldout}) == 20
+
+
 def test_a_margin_is_learnt_from_scores(world: World) -> None:
     """With margins of 10 and 20 the answers come to lie farther apart than without, before normalising."""
     data = scored_rows(world, 1.0)

@@ -22,6 +22,7 @@ from tercet.errors import ConfigError, ContextError, DataError
 from tercet.model.transformer import Transformer
 from tercet.posttraining.config import SFTConfig
 from tercet.posttraining.neftune import NoisyNextToken, embedding_noise, place
+from tercet.posttraining.sft import load_conversations
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import Rendered, render, render_fitting, render_prompt
 from tercet.training.batch import Batch, Rows, pack_whole
@@ -362,6 +363,17 @@ def test_a_weight_of_1_changes_nothing_and_one_of_0_does(world: World, tmp_path:
         runs[name] = world.run("sft", f"weight-{name}", data=(data,), tasks=(), heldout=(world.path("chats.jsonl"),))
     assert tensors(runs["plain"].path) == tensors(runs["one"].path)
     assert tensors(runs["plain"].path) != tensors(runs["zero"].path)
+
+
+def test_no_question_is_on_both_sides(world: World, tmp_path: Path) -> None:
+    """Conversations that begin with one question stay together, and none is lost."""
+    rows = [{"messages": [user(f"{n % 20}?"), assistant(f"{n}."), HI, HELLO]} for n in range(60)]
+    world.make_parents("sft")
+    config = world.config("sft", data=(write_rows(tmp_path / "rows.jsonl", rows),), heldout_share=0.4)
+    sides = load_conversations(config, Run(world.path("base")))
+    train, heldout = ([c[0].content for _, c in side] for side in sides)
+    assert len(train) + len(heldout) == 60
+    assert len(set(train)) + len(set(heldout)) == len({*train, *heldout}) == 20
 
 
 def test_conversations_of_which_nothing_is_left_to_learn_are_left_out_and_counted(world: World, tmp_path: Path) -> None:

@@ -100,13 +100,14 @@ def labelled_batches(
     every = torch.cat(kinds)
     total, desirable = len(every), int(every.sum())
     # a step with one kind alone has no means to compare: it logs neither
-    share = (total / desirable, total / (total - desirable)) if 0 < desirable < total else (0.0, 0.0)
+    both = (total / desirable, total / (total - desirable)) if 0 < desirable < total else (0.0, 0.0)
+    share = torch.tensor(both, dtype=torch.float64)
     out = []
     for a in range(0, len(prompts), micro):
         part, mine = prompts[a : a + micro], torch.cat(kinds[a : a + micro])
         rows = group([p.prompt for p in part], [p.labelled_answers for p in part])
         ref = torch.cat([r[p.labelled] for p, r in zip(part, reference[a : a + micro])])
-        out.append(LabelledBatch(rows, ref, mine, torch.where(mine, *share).double(), z0, float(len(mine))))
+        out.append(LabelledBatch(rows, ref, mine, share[(~mine).long()], z0, float(len(mine))))
     return out
 
 
