@@ -28,7 +28,11 @@ def curves(only: str, seeds: int, jobs: int) -> dict[str, Any]:
     spawn = multiprocessing.get_context("spawn")  # a fork of a process with torch's threads may hang
     with ProcessPoolExecutor(min(jobs, seeds), spawn) as pool:
         each = list(pool.map(partial(measure, only=only), range(seeds)))
-    return {name: {"summary": summarise(name, rows), "seeds": rows} for name in only for rows in [[s[name] for s in each]]}
+    found: dict[str, Any] = {"processor_seconds": [s["processor_seconds"] for s in each]}
+    for name in only:
+        rows = [s[name] for s in each]
+        found[name] = {"summary": summarise(name, rows), "seeds": rows}
+    return found
 
 
 def main() -> None:
@@ -41,7 +45,9 @@ def main() -> None:
     options = parser.parse_args()
     only = options.only.replace(",", "")
     if not only or set(only) - set(CURVES) or options.seeds < 2:
-        parser.error(f"--only {options.only} --seeds {options.seeds}: wanted some of {','.join(CURVES)}, and 2 seeds or more")
+        parser.error(
+            f"--only {options.only} --seeds {options.seeds}: wanted some of {','.join(CURVES)}, and 2 seeds or more"
+        )
     began = time.perf_counter()
     found = curves(only, options.seeds, options.jobs)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -49,8 +55,8 @@ def main() -> None:
     (options.out / "curves.json").write_text(text + "\n")
     from curves_figures import draw
 
-    for name, curve in found.items():
-        print(draw(name, curve["summary"], curve["seeds"], options.out))
+    for name in only:
+        print(draw(name, found[name]["summary"], found[name]["seeds"], options.out))
 
 
 if __name__ == "__main__":

@@ -50,7 +50,14 @@ def _bars(axes: Any, x: Sequence[float], y: Sequence[Json], number: int, label: 
     middle = np.array([e["value"] for e in y])
     spread = [middle - [e["low"] for e in y], np.array([e["high"] for e in y]) - middle]
     axes.errorbar(
-        x, middle, yerr=spread, color=COLOURS[number], marker=MARKERS[number], linestyle=DASHES[number], capsize=3, label=label
+        x,
+        middle,
+        yerr=spread,
+        color=COLOURS[number],
+        marker=MARKERS[number],
+        linestyle=DASHES[number],
+        capsize=3,
+        label=label,
     )
 
 
@@ -62,7 +69,9 @@ def frontier(summary: Json, seeds: Sequence[Json]) -> Figure:
     for number, name in enumerate(("proxy", "gold")):
         _bars(axes, x, [p[name] for p in points.values()], number, name)
     for beta, at, p in zip(points, x, points.values()):
-        axes.annotate(f"β {beta}", (at, p["proxy"]["value"]), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8)
+        axes.annotate(
+            f"β {beta}", (at, p["proxy"]["value"]), xytext=(0, 7), textcoords="offset points", ha="center", fontsize=8
+        )
     axes.set_xlabel("KL to the base policy (nats)")
     axes.set_ylabel("reward (base policy: 0 ± 1)")
     axes.margins(y=0.15)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import time
 from typing import Any
 
 import numpy as np
@@ -38,7 +40,10 @@ def over_optimisation(world: World) -> dict[str, Any]:
         proxy = world.proxy_scores(judge, prompts, done).reshape(BEST_PROMPTS, -1)
         best[str(size)] = []
         for k in (2**i for i in range(BEST_OF.bit_length())):
-            rows = [(best_of_k(p.tolist(), p.tolist(), k), best_of_k(p.tolist(), g.tolist(), k)) for p, g in zip(proxy, gold)]
+            rows = [
+                (best_of_k(p.tolist(), p.tolist(), k), best_of_k(p.tolist(), g.tolist(), k))
+                for p, g in zip(proxy, gold)
+            ]
             means = np.mean(rows, axis=0)
             best[str(size)].append({"k": k, "kl": kl_bon(k), "proxy": float(means[0]), "gold": float(means[1])})
         _, points = run_ppo(world, judge, ppo_config(steps=LONG), watch=True)
@@ -51,17 +56,16 @@ def blocks(points: list[dict[str, float]], half: int | None = None) -> list[dict
     out = []
     for a in range(0, len(points), BLOCK):
         part = points[a : a + BLOCK] if half is None else points[a + half : a + BLOCK : 2]
-        out.append({name: float(np.mean([p[name] for p in part])) for name in part[0]})
+        row = {name: float(np.mean([p[name] for p in part])) for name in part[0]}
+        out.append({**row, "error": row["error"] / len(part) ** 0.5})
     return out
 
 
+@functools.cache
 def unleashed(world: World) -> dict[str, float]:
-    """PPO with β = 0 and γ = 0 against the largest proxy: the end of both sweeps; trained once."""
-    if not hasattr(world, "_unleashed"):
-        judge = world.proxies[max(SIZES)]
-        world._unleashed = world.measure(run_ppo(world, judge, ppo_config())[0], judge)  # type: ignore[attr-defined]
-    found: dict[str, float] = world._unleashed  # type: ignore[attr-defined]
-    return found
+    """PPO with β = 0 and γ = 0 against the largest proxy: the end of both sweeps, trained once."""
+    judge = world.proxies[max(SIZES)]
+    return world.measure(run_ppo(world, judge, ppo_config())[0], judge)
 
 
 def frontier(world: World) -> dict[str, dict[str, float]]:
@@ -77,7 +81,9 @@ def alignment_tax(world: World) -> dict[str, dict[str, float]]:
     """Reward and held-out nats per token after PPO at every γ."""
     judge = world.proxies[max(SIZES)]
     return {
-        f"{gamma:g}": world.measure(run_ppo(world, judge, ppo_config(gamma=gamma))[0], judge) if gamma else unleashed(world)
+        f"{gamma:g}": world.measure(run_ppo(world, judge, ppo_config(gamma=gamma))[0], judge)
+        if gamma
+        else unleashed(world)
         for gamma in GAMMAS
     }
 
@@ -86,13 +92,19 @@ def methods(world: World) -> dict[str, dict[str, float]]:
     """The same comparisons for each: SFT on the preferred answers, DPO, PPO against a proxy of them; and its best of 16."""
     judge = world.proxies[LABELS]
     trained = {
-        "base": world.base, "SFT": _sft(world), "DPO": _dpo(world), "PPO": run_ppo(world, judge, ppo_config(beta=0.1))[0],
+        "base": world.base, "SFT": _sft(world), "DPO, β .1": _dpo(world, 0.1),
+        "DPO, β .02": _dpo(world, 0.02), "PPO, β .1": run_ppo(world, judge, ppo_config(beta=0.1))[0],
     }  # fmt: skip
     out = {name: world.measure(policy, judge) for name, policy in trained.items()}
     prompts, done = world.draw(world.fresh[:256], 6, each=16)
     proxy, gold = world.proxy_scores(judge, prompts, done).reshape(-1, 16), world.gold(prompts, done).reshape(-1, 16)
     chosen = np.arange(len(proxy)), proxy.argmax(1)
-    out["best of 16"] = {"kl": kl_bon(16), "proxy": float(proxy[chosen].mean()), "gold": float(gold[chosen].mean()), "tax": 0.0}
+    out["best of 16"] = {
+        "kl": kl_bon(16),
+        "proxy": float(proxy[chosen].mean()),
+        "gold": float(gold[chosen].mean()),
+        "tax": 0.0,
+    }
     return out
 
 
@@ -110,8 +122,8 @@ def _sft(world: World, steps: int = 100, lr: float = 1e-3) -> Transformer:
     return learner.model
 
 
-def _dpo(world: World, steps: int = 100, lr: float = 1e-3, beta: float = 0.1) -> Transformer:
-    """DPO on the comparisons, about three times, β as in the paper."""
+def _dpo(world: World, beta: float, steps: int = 100, lr: float = 1e-3) -> Transformer:
+    """DPO on the comparisons, about three times."""
     data = world.comparisons[:LABELS]
     learner = Learner(copy.deepcopy(world.base), OptimizerConfig(lr=lr, muon_lr=0.0))
     reference = answer_logprobs(learner, [(d.prompt, d.answers) for d in data])
@@ -130,4 +142,5 @@ def measure(seed: int, only: str) -> dict[str, Any]:
     """The curves named in `only`, of one seed."""
     torch.set_num_threads(1)
     world = World(seed)
-    return {name: CURVES[name](world) for name in CURVES if name in only}
+    out = {name: CURVES[name](world) for name in CURVES if name in only}
+    return {**out, "processor_seconds": time.process_time()}

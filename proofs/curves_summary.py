@@ -46,11 +46,12 @@ def peak(run: Json) -> dict[str, float]:
     The place is chosen on the even steps, the values are of the odd steps: the highest of many noisy points would be too high.
     """
     top = int(np.argmax([p["gold"] for p in run["even"]]))
-    odd, last = run["odd"], [p for p in run["odd"][-2:]]
+    odd, last = run["odd"], run["odd"][-2:]
     end_gold, end_proxy = (float(np.mean([p[n] for p in last])) for n in ("gold", "proxy"))
+    error = 1.96 * math.hypot(odd[top]["error"], 0.5 * math.hypot(*(p["error"] for p in last)))
     d = distance(run["points"])
     return {
-        "d": float(d[top]), "furthest": float(d.max()), "gold": odd[top]["gold"], "end": end_gold,
+        "fall_error": error, "d": float(d[top]), "furthest": float(d.max()), "gold": odd[top]["gold"], "end": end_gold,
         "fall": odd[top]["gold"] - end_gold, "proxy_rise": end_proxy - odd[top]["proxy"],
     }  # fmt: skip
 
@@ -79,7 +80,10 @@ def over_optimisation(seeds: Sequence[Json]) -> Json:
             each = [fit(distance(p), np.array([x["gold"] for x in p]), form) for p in sets]
             pooled = [x for p in sets for x in p]
             together = fit(distance(pooled), np.array([x["gold"] for x in pooled]), form)
-            out["fit"][size][form] = {"together": together, **over([{k: f[k] for k in ("alpha", "beta", "r2")} for f in each])}
+            out["fit"][size][form] = {
+                "together": together,
+                **over([{k: f[k] for k in ("alpha", "beta", "r2")} for f in each]),
+            }
     small, large = str(SIZES[0]), str(SIZES[-1])
     out["moves"] = {
         name: interval([b[name] - a[name] for a, b in zip(peaks[small], peaks[large])]) for name in ("d", "gold", "end")
@@ -93,7 +97,9 @@ def sweep(seeds: Sequence[Json], keys: Sequence[str]) -> Json:
     for i, later in enumerate(keys):
         for earlier in keys[:i]:
             names = seeds[0][later]
-            out["steps"][f"{later} - {earlier}"] = {n: interval([s[later][n] - s[earlier][n] for s in seeds]) for n in names}
+            out["steps"][f"{later} - {earlier}"] = {
+                n: interval([s[later][n] - s[earlier][n] for s in seeds]) for n in names
+            }
     return out
 
 

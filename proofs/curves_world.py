@@ -16,7 +16,6 @@ import copy
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -38,13 +37,13 @@ from tercet.training.learner import Learner
 from tercet.training.objectives import mean_loss, next_token
 from tercet.training.optim import OptimizerConfig, schedule
 
-END, ASK, WORDS = 0, 1, 30
+END, ASK, WORDS = 0, 1, 20
 VOCABULARY = 2 + WORDS
 LONGEST, SHORTEST = 12, 5  # tokens of an answer, its end included
 MISSING_END = -1.0
 PARAMS = SamplingParams(LONGEST, 1.0, stop_ids=(END,))
 SIZES = (125, 1000, 8000)  # comparisons that the proxies learn from; of the first ones of the same list
-REPETITION = 0.7  # weight of the dislike of repetition, in standard deviations beside the random transformer's 1
+REPETITION = 1.0  # weight of the dislike of repetition, in standard deviations beside the random transformer's 1
 NOISE = 0.3  # standard deviation of what a labeler adds to the gold score of an answer
 Ids = tuple[int, ...]
 Ints = NDArray[np.int64]
@@ -163,7 +162,9 @@ class World:
         found = self._gold(joined(prompts, done), [c.tokens for c in done])
         return np.where([c.tokens[-1] == END for c in done], found, MISSING_END)
 
-    def proxy_scores(self, judge: ScalarModel, prompts: Sequence[Ids], done: Sequence[Completion]) -> NDArray[np.float64]:
+    def proxy_scores(
+        self, judge: ScalarModel, prompts: Sequence[Ids], done: Sequence[Completion]
+    ) -> NDArray[np.float64]:
         """A proxy's scores, with the same rule for a missing end."""
         found = score_texts(judge, joined(prompts, done), END)
         return np.where([c.tokens[-1] == END for c in done], found, MISSING_END)
@@ -184,7 +185,7 @@ class World:
     @cached_property
     def proxies(self) -> dict[int, ScalarModel]:
         """A proxy for every size: trained by the reward stage's loss from the base policy, then normalised."""
-        return {n: self._proxy(self.comparisons[:n], round(4 * n**0.45)) for n in SIZES}
+        return {n: self._proxy(self.comparisons[:n], round(4 * n**0.5)) for n in SIZES}
 
     def _proxy(self, data: Sequence[Ranked], steps: int) -> ScalarModel:
         model = ScalarModel(copy.deepcopy(self.base), seed=self.seed)
@@ -238,7 +239,10 @@ def run_ppo(world: World, judge: ScalarModel, config: PPOConfig, watch: bool = F
         seeds = rng.integers(2**62, size=config.batch_size).tolist()
         rollouts, done = world.rollouts(method.policy.model, judge, prompts, seeds, method.policy.updates)
         if watch:  # before the policy learns from them
-            kl, proxy = float(rollouts.kl().sum(1).mean()), float(rollouts.rewards.mean())
-            points.append({"kl": kl, "proxy": proxy, "gold": float(world.gold(prompts, done).mean())})
+            gold = world.gold(prompts, done)
+            points.append({
+                "kl": float(rollouts.kl().sum(1).mean()), "proxy": float(rollouts.rewards.mean()), "gold": float(gold.mean()),
+                "error": float(gold.std() / len(gold) ** 0.5),
+            })  # fmt: skip
         method.update(step, rollouts, config.beta)
     return method.policy.model, points

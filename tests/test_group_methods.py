@@ -321,7 +321,8 @@ def test_minibatches_keep_groups_together_and_see_everything_once(make_model: Ma
 
 
 def test_the_average_of_the_weights(make_model: Make) -> None:
-    policy = Policy(config(ema=0.75), make_model(1))
+    reference = make_model(1)
+    policy = Policy(config(ema=0.75), reference)
     start = {n: p.clone() for n, p in policy.model.state_dict().items()}
     for p in policy.model.parameters():
         p.grad = torch.ones_like(p)
@@ -330,6 +331,7 @@ def test_the_average_of_the_weights(make_model: Make) -> None:
     for name, value in kept.items():
         torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * now[name])
     assert any(not torch.equal(kept[n], now[n]) for n in now)
+    assert all(torch.equal(t, start[n]) for n, t in reference.state_dict().items())  # it stays what it was
     assert torch.equal(policy.kept().output_weight, kept["model.embed_tokens.weight"])
 
 

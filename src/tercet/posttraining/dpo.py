@@ -26,9 +26,10 @@ from tercet.posttraining.preference_data import (
     pair_batch,
     reference_logprobs,
 )
-from tercet.posttraining.rankings import Ranked, accuracy, load_rankings
+from tercet.posttraining.rankings import Ranked, accuracy, load_rankings, mean_size
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.adapt import adapt, write_adapter
+from tercet.training.batch import rows_per_pass
 from tercet.training.feed import permuted
 from tercet.training.fit import due, fit
 from tercet.training.learner import Learner, Objective
@@ -208,7 +209,7 @@ def paired_steps(config: DPOConfig, learner: Learner[Transformer], tokenizer: To
             name: [torch.zeros(len(p.answers), dtype=torch.float64) for p in side]
             for name, side in (("train", train), ("heldout", heldout))
         }
-    micro = config.micro_batch or config.batch_size
+    micro = rows_per_pass(config.micro_batch, mean_size(train))
 
     def batches(step: int) -> list[PairBatch]:
         at = picks(config, step, len(train))
@@ -230,7 +231,7 @@ def labelled_steps(config: DPOConfig, learner: Learner[Transformer], tokenizer: 
         at = picks(config, step, len(train))
         now = answer_logprobs(learner, [others[i] for i in at])
         z0 = losses.kto_reference_point(torch.cat(now), torch.cat([kept["mismatched"][i] for i in at]))
-        micro = config.micro_batch or config.batch_size
+        micro = rows_per_pass(config.micro_batch, mean_size(train))
         return labelled_batches([train[i] for i in at], [kept["train"][i] for i in at], z0, micro)
 
     return batches, heldout, kept["heldout"]

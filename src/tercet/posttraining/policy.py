@@ -23,6 +23,7 @@ from tercet.posttraining.rl_config import PolicyConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, logprobs
 from tercet.pretraining.clm import build_feed, limit_bytes
 from tercet.training.adapt import adapt, write_adapter
+from tercet.training.batch import rows_per_pass
 from tercet.training.feed import Feed, permuted
 from tercet.training.fit import due
 from tercet.training.learner import Learner, Objective
@@ -56,11 +57,13 @@ class Policy:
         config, k = self.config, self.config.group_size
         groups = len(rollouts.tokens) // k
         size = -(-groups // config.minibatches)
+        group_tokens = rollouts.tokens.shape[1] + (k - 1) * float(rollouts.lengths().double().mean())
+        micro = config.micro_batch or k * rows_per_pass(0, group_tokens)
         for epoch in range(config.epochs):
             order = [permuted(i, groups, (config.seed, 4, step, epoch)) for i in range(groups)]
             for a in range(0, groups, size):
                 rows = torch.tensor([g * k + i for g in order[a : a + size] for i in range(k)])
-                yield list(rollouts.rows(rows).split(config.micro_batch or len(rows)))
+                yield list(rollouts.rows(rows).split(micro))
 
     def with_old(self, rollouts: Rollouts) -> Rollouts:
         """Fill in π_old where the first ratio is not 1 by itself; stale rollouts count by π_old/π_sampler, cut."""

@@ -53,7 +53,7 @@ class DPOConfig(TuneSettings):
     steps: int = setting(100, "optimizer steps", minimum=1)
     batch_size: int = setting(16, "prompts per step", minimum=1)
     micro_batch: int = setting(
-        0, "prompts per forward pass (0: the whole batch); changes memory, not the result", minimum=0
+        0, "prompts per forward pass (0: about 1,024 tokens); changes memory, not the result", minimum=0
     )
     lr: float = setting(1e-4, "AdamW learning rate", minimum=0, maximum=1e37)
     precision: str = PRECISION

@@ -66,6 +66,11 @@ class Ranked:
         return tuple((i, j) for i, j in both if self.ranks[i] != self.ranks[j])
 
 
+def mean_size(prompts: Sequence[Ranked]) -> float:
+    """Mean number of tokens of a prompt with all its answers."""
+    return sum(len(p.prompt) + sum(map(len, p.answers)) for p in prompts) / len(prompts)
+
+
 def encode_answer(tokenizer: Tokenizer, prompt: Conversation, answer: str) -> tuple[int, ...]:
     """Ids that the reward model reads: the prompt as chat sends it, the answer and its end."""
     return (*render_prompt(tokenizer, prompt), *tokenizer.encode(answer), tokenizer.im_end)

@@ -20,10 +20,10 @@ from tercet.errors import ConfigError, DataError
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.calibration import report
 from tercet.posttraining.config import RewardConfig
-from tercet.posttraining.rankings import Ranked, accuracy, encode_answer, load_rankings
+from tercet.posttraining.rankings import Ranked, accuracy, encode_answer, load_rankings, mean_size
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.adapt import adapt, write_adapter
-from tercet.training.batch import pad_right
+from tercet.training.batch import pad_right, rows_per_pass
 from tercet.training.feed import permuted
 from tercet.training.fit import due, fit
 from tercet.training.grouped import Grouped, group
@@ -194,7 +194,7 @@ def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progr
         model.score.bias.requires_grad_(False)
         learner = Learner(model, OptimizerConfig.of(config), config.precision)
         longer = accuracy(heldout, [p.characters for p in heldout])
-        micro = config.micro_batch or config.batch_size
+        micro = rows_per_pass(config.micro_batch, mean_size(train))
 
         def batches(step: int) -> list[RankedBatch]:
             first = step * config.batch_size

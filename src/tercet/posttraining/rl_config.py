@@ -51,7 +51,7 @@ class PolicyConfig(TuneSettings):
     group_size: int = setting(1, "answers to each prompt", minimum=1)
     minibatches: int = setting(1, "optimizer steps per epoch over a step's rollouts", minimum=1)
     epochs: int = setting(1, "passes over a step's rollouts", minimum=1)
-    micro_batch: int = setting(0, "answers per forward pass when learning (0: the whole minibatch)", minimum=0)
+    micro_batch: int = setting(0, "answers per forward pass when learning (0: about 1,024 tokens)", minimum=0)
     sync_every: int = setting(1, "steps between handing new weights to the sampler; above 1 it lags behind", minimum=1)
     importance_cap: float = setting(2.0, "stale rollouts count by π_old/π_sampler, cut at this value", minimum=1)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)

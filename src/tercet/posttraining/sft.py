@@ -19,7 +19,7 @@ from tercet.posttraining.neftune import NoisyNextToken, place
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import Rendered, render_fitting
 from tercet.training.adapt import adapt, write_adapter
-from tercet.training.batch import Batch, Rows, pack_whole
+from tercet.training.batch import Batch, Rows, pack_whole, rows_per_pass
 from tercet.training.feed import Feed
 from tercet.training.fit import due, fit
 from tercet.training.learner import Learner
@@ -118,7 +118,7 @@ def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: P
             if due(done, 0, config.steps):
                 run.update(heldout_loss=metrics["heldout"])
 
-        micro = config.micro_batch or config.batch_size
+        micro = rows_per_pass(config.micro_batch, length)
 
         def batches(step: int) -> list[Batch]:
             return list(feed.batch(step).split(micro))

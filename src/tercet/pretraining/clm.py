@@ -16,7 +16,7 @@ from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.pretraining.config import PretrainConfig
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.batch import Rows, pack_stream
+from tercet.training.batch import Rows, pack_stream, rows_per_pass
 from tercet.training.feed import Feed
 from tercet.training.fit import due, fit
 from tercet.training.learner import Learner
@@ -120,7 +120,7 @@ def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, p
             if due(done, 0, config.steps):
                 run.update(heldout={source: e.to_json() for source, e in bits.items()})
 
-        micro = config.micro_batch or config.batch_size
+        micro = rows_per_pass(config.micro_batch, model.config.context_length)
         fit(run, learner, lambda step: list(feed.batch(step).split(micro)), next_token, config, evaluate)
     return run
 

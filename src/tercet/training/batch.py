@@ -13,6 +13,14 @@ from torch import Tensor
 from tercet.errors import DataError
 
 PAD_SEGMENT = -1
+PASS_TOKENS = (
+    1024  # of a forward pass in training: larger ones are not faster on a CPU, and take more memory (docs/log.md)
+)
+
+
+def rows_per_pass(micro_batch: int, tokens_per_row: float) -> int:
+    """Rows of a forward pass in training: `micro_batch`, or with 0 as many as make about PASS_TOKENS tokens."""
+    return micro_batch or max(1, round(PASS_TOKENS / tokens_per_row))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -58,9 +57,58 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
     """Σ_n weights_n · −log softmax(weight · hidden_n)[targets_n], in nats, as a float64 scalar."""
-    low = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, low)  # type: ignore[no-untyped-call]
+    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, _low())  # type: ignore[no-untyped-call]
     return result
+
+
+def _low() -> bool:
+    """Whether matrix products are asked for in bfloat16."""
+    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    """log softmax(W h_n / temperature)[y_n] and the entropy there, CHUNK rows of logits at a time.
+
+    Where all fit into one chunk the backward pass uses the forward pass's softmax; else it computes each chunk's again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float, low: bool
+    ) -> tuple[Tensor, Tensor]:
+        logp_N, entropy_N, logp_NV = weight_VD.new_empty(len(hidden_ND)), weight_VD.new_empty(len(hidden_ND)), None
+        for a in range(0, len(hidden_ND), CHUNK):
+            logp_NV = _log_softmax(hidden_ND[a : a + CHUNK], weight_VD, temperature, low)
+            logp_N[a : a + CHUNK] = logp_NV.gather(1, targets_N[a : a + CHUNK, None])[:, 0]
+            entropy_N[a : a + CHUNK] = -(logp_NV.exp() * logp_NV).sum(-1)
+        keep = logp_NV if len(hidden_ND) <= CHUNK and any(ctx.needs_input_grad[:2]) else None
+        ctx.save_for_backward(hidden_ND, weight_VD, targets_N, keep)
+        ctx.temperature, ctx.low = temperature, low
+        ctx.mark_non_differentiable(entropy_N)
+        return logp_N, entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_N: Tensor, _: Tensor) -> tuple[Any, ...]:
+        hidden, weight, targets, kept = ctx.saved_tensors
+        kind = torch.bfloat16 if ctx.low else weight.dtype
+        matrix, d_hidden = weight.to(kind), torch.empty_like(hidden)
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # not with adapters: it is frozen
+        for a in range(0, len(hidden), CHUNK):
+            h, y = hidden[a : a + CHUNK], targets[a : a + CHUNK, None]
+            g = (grad_N[a : a + CHUNK] / ctx.temperature)[:, None].to(weight.dtype)
+            p = (kept if kept is not None else _log_softmax(h, weight, ctx.temperature, ctx.low)).exp()
+            d_logits = p.mul_(-g).scatter_add_(1, y, g).to(kind)  # (onehot − softmax), times the gradient
+            d_hidden[a : a + CHUNK] = (d_logits @ matrix).to(hidden.dtype)
+            if d_weight is not None:
+                d_weight += (d_logits.T @ h.to(kind)).to(weight.dtype)
+        return d_hidden, d_weight, None, None, None
+
+
+def _log_softmax(hidden_ND: Tensor, weight_VD: Tensor, temperature: float, low: bool) -> Tensor:
+    """[N, V]. Only the product is in bfloat16 where `low`: its steps at −5 nats are .03."""
+    kind = torch.bfloat16 if low else weight_VD.dtype
+    logits = (hidden_ND.to(kind) @ weight_VD.to(kind).T).to(weight_VD.dtype)
+    return F.log_softmax(logits / temperature, dim=-1)
 
 
 def next_token(model: Transformer, batch: Batch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
@@ -79,23 +127,12 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """log π(target) and the entropy of π at each position, both [N], under softmax(logits / temperature).
 
-    log π is differentiable, the entropy is for the record. The logits of a chunk are recomputed in the backward pass so
-    that memory stays bounded.
+    log π is differentiable, the entropy is for the record. Memory is bounded at CHUNK · V floats.
     """
-
-    def chunk(hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        # not in bfloat16, whose steps at −5 nats are .03: under autocast the logits would come so
-        logits = F.linear(hidden, model.output_weight).to(model.output_weight.dtype)
-        logp = F.log_softmax(logits / temperature, dim=-1)
-        with torch.no_grad():
-            entropy = -(logp.exp() * logp).sum(-1)
-        return logp.gather(1, targets[:, None])[:, 0], entropy
-
-    if not len(hidden_ND):
-        return hidden_ND.new_zeros(0), hidden_ND.new_zeros(0)
-    parts = _in_chunks(chunk, hidden_ND, targets_N)
-    logp, entropy = zip(*parts)
-    return torch.cat(logp), torch.cat(entropy)
+    found: tuple[Tensor, Tensor] = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, model.output_weight, targets_N, temperature, _low()
+    )
+    return found
 
 
 def token_kl(
@@ -109,20 +146,12 @@ def token_kl(
             ref = F.log_softmax(F.linear(ref_hidden, reference.output_weight) / temperature, dim=-1)
         return (logp.exp() * (logp - ref)).sum(-1)
 
-    return torch.cat(_in_chunks(chunk, hidden_ND, ref_hidden_ND))
-
-
-def _in_chunks(function: Callable[[Tensor, Tensor], Any], *arrays: Tensor) -> list[Any]:
-    """`function` on CHUNK rows at a time; where there are several, their logits are recomputed in the backward pass."""
-    several = len(arrays[0]) > CHUNK and torch.is_grad_enabled()
     out = []
-    for a in range(0, len(arrays[0]), CHUNK):
-        part = [x[a : a + CHUNK] for x in arrays]
-        if several:
-            out.append(torch.utils.checkpoint.checkpoint(function, *part, use_reentrant=False))
-        else:
-            out.append(function(*part))
-    return out
+    for a in range(0, len(hidden_ND), CHUNK):
+        # the logits are computed again in the backward pass, so that memory stays bounded
+        part = hidden_ND[a : a + CHUNK], ref_hidden_ND[a : a + CHUNK]
+        out.append(torch.utils.checkpoint.checkpoint(chunk, *part, use_reentrant=False))
+    return torch.cat(out)
 
 
 @torch.no_grad()

@@ -143,7 +143,7 @@ class TuneSettings(TrainSettings):
 PRECISION = setting(
     "float32", "of matrix products; bfloat16 is faster where the processor has it", choices=("float32", "bfloat16")
 )
-MICRO_BATCH = setting(0, "rows per forward pass (0: the whole batch); changes memory, not the result", minimum=0)
+MICRO_BATCH = setting(0, "rows per forward pass (0: about 1,024 tokens); changes memory, not the result", minimum=0)
 
 
 def shares(mixture: tuple[str, ...], where: str) -> dict[str, float] | None:

@@ -1,0 +1,93 @@
+"""The known curves, four worlds each. What is significant is asserted; the rest is printed (`pytest -s`) and in docs/curves.md."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+from curves import curves
+from curves_measure import BETAS, GAMMAS
+from curves_summary import fit, peak
+from curves_world import SIZES
+
+SEEDS = 4
+
+
+def found(curve: str) -> Any:
+    """The summary of one curve."""
+    return curves(curve, SEEDS, os.cpu_count() or 1)[curve]["summary"]
+
+
+def above(estimate: dict[str, Any], bound: float = 0.0) -> bool:
+    """Whether the whole interval is above the bound."""
+    low: float = estimate["low"]
+    return low > bound
+
+
+def test_gold_peaks_while_the_proxy_rises() -> None:
+    summary = found("a")
+    small, middle, large = map(str, SIZES)
+    for size in (small, middle, large):
+        print(size, summary["agreement"][size], summary["peak"][size], summary["fit"][size])
+    print("from the smallest to the largest:", summary["moves"])
+    top = summary["peak"][small]
+    assert above(top["proxy_rise"])
+    for fall, error, d, furthest in zip(*(top[n]["seeds"] for n in ("fall", "fall_error", "d", "furthest"))):
+        assert fall > error  # in every world, beyond what chance among the answers can do
+        assert d < furthest
+    assert all(above(summary["moves"][name]) for name in ("d", "gold", "end"))
+    for size, form in itertools.product((small, middle, large), ("bon", "rl")):
+        assert above(summary["fit"][size][form]["beta"]) or form == "rl"
+    assert all(summary["fit"][size]["bon"]["together"]["r2"] > 0.8 for size in (middle, large))
+
+
+def test_a_smaller_beta_buys_reward_with_kl() -> None:
+    summary = found("b")
+    print(summary)
+    for earlier, later in itertools.pairwise(f"{b:g}" for b in BETAS):
+        step = summary["steps"][f"{later} - {earlier}"]
+        assert above(step["kl"])
+        assert above(step["proxy"])
+
+
+def test_without_the_pretraining_term_the_tax_is_highest() -> None:
+    summary = found("c")
+    print(summary)
+    assert above(summary["points"]["0"]["tax"])
+    for gamma in GAMMAS[1:]:
+        assert summary["steps"][f"{gamma:g} - 0"]["tax"]["high"] < 0
+    for earlier, later in itertools.pairwise(f"{g:g}" for g in GAMMAS):
+        assert summary["steps"][f"{later} - {earlier}"]["tax"]["high"] < 0
+
+
+def test_the_same_labels_are_worth_more_to_rl_than_to_imitation() -> None:
+    summary = found("f")
+    print(summary)
+    steps = summary["steps"]
+    assert above(steps["SFT - base"]["gold"])
+    assert above(steps["DPO, β .1 - SFT"]["gold"])
+    assert above(steps["PPO, β .1 - SFT"]["gold"])
+
+
+@pytest.mark.parametrize(("form", "top"), [("bon", 2.0), ("rl", math.e)])
+def test_the_fit_finds_the_curve_it_was_given(form: str, top: float) -> None:
+    d = np.linspace(0.3, 5, 40)
+    curve = d * (2 - 0.5 * d) if form == "bon" else d * (2 - np.log(d))
+    got = fit(d, curve, form)
+    assert got["alpha"] == pytest.approx(2)
+    assert got["beta"] == pytest.approx(0.5 if form == "bon" else 1)
+    assert got["peak"] == pytest.approx(top)
+    assert got["r2"] == pytest.approx(1)
+
+
+def test_the_peak_is_chosen_on_other_steps_than_it_is_measured_on() -> None:
+    def row(gold: float, d: float) -> dict[str, float]:
+        return {"gold": gold, "proxy": d, "kl": d * d, "error": 0.1}
+
+    even, odd = [row(0, 0), row(9, 1), row(0, 2), row(0, 3)], [row(0, 0), row(1, 1), row(2, 2), row(0, 3)]
+    got = peak({"even": even, "odd": odd, "points": odd})
+    assert (got["d"], got["gold"], got["end"], got["fall"], got["proxy_rise"]) == (1, 1, 1, 0, 1.5)
