@@ -23,26 +23,27 @@ def form(d: Any, fit: Json, kind: str) -> Any:
 
 
 def over_optimisation(summary: Json, seeds: Sequence[Json]) -> Figure:
-    """Left best-of-n, right PPO: the proxy dashed, gold as points of every seed, the fitted form as a line."""
+    """Left best-of-n, right PPO: the proxy dashed, gold as points, its fitted form as a line; each for every seed."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for axes, kind, title in zip(panels, ("bon", "rl"), ("best of n", "PPO, no KL penalty")):
         for number, size in enumerate(summary["fit"]):
             runs = [s["best_of_n"][size] if kind == "bon" else s["ppo"][size]["points"] for s in seeds]
             colour, marker = COLOURS[number], MARKERS[number]
-            for run in runs:
+            found = summary["fit"][size][kind]
+            for i, run in enumerate(runs):
                 d = distance(run)
-                axes.plot(d, [p["gold"] for p in run], marker, color=colour, markersize=2.5, alpha=0.5)
-                axes.plot(d, [p["proxy"] for p in run], DASHES[1], color=colour, linewidth=0.6, alpha=0.5)
-            reach = np.linspace(0.05, max(float(distance(run).max()) for run in runs), 100)
-            line = form(reach, summary["fit"][size][kind]["together"], kind)
-            axes.plot(reach, line, color=colour, linewidth=2, label=f"{size} comparisons")
+                axes.plot(d, [p["gold"] for p in run], marker, color=colour, markersize=2.5)
+                axes.plot(d, [p["proxy"] for p in run], DASHES[1], color=colour, linewidth=0.6)
+                reach = np.linspace(0.05, float(d.max()), 60)
+                axes.plot(reach, form(reach, {k: found[k]["seeds"][i] for k in ("alpha", "beta")}, kind), color=colour)
+            axes.plot([], [], color=colour, marker=marker, markersize=3, label=f"{size} comparisons")
         axes.set_xlabel("d = √KL (√nats)")
         axes.set_title(title, fontsize=9)
     panels[0].set_ylabel("reward (base policy: 0 ± 1)")
-    panels[0].plot([], [], DASHES[1], color=INK, linewidth=0.8, label="proxy, each seed")
-    panels[0].plot([], [], MARKERS[0], color=INK, markersize=3, label="gold, each seed")
-    panels[0].legend(fontsize=8)
+    panels[0].plot([], [], color=INK, label="gold as d(α − βd); right d(α − β ln d)")
+    panels[0].plot([], [], DASHES[1], color=INK, linewidth=0.8, label="proxy")
+    panels[0].legend(fontsize=8, loc="lower left")
     return figure
 
 
@@ -87,7 +88,8 @@ def alignment_tax(summary: Json, seeds: Sequence[Json]) -> Figure:
     at = list(range(len(points)))
     _bars(left, at, [p["tax"] for p in points.values()], 0, "tax")
     left.set_ylabel("alignment tax (nats per token)")
-    left.set_yscale("symlog", linthresh=0.05)
+    left.set_yscale("symlog", linthresh=0.1)
+    left.set_yticks([0, 0.1, 1, 3], ["0", "0.1", "1", "3"])
     for number, name in enumerate(("proxy", "gold")):
         _bars(right, at, [p[name] for p in points.values()], number, name)
     right.set_ylabel("reward (base policy: 0 ± 1)")
@@ -127,5 +129,5 @@ def draw(curve: str, summary: Json, seeds: Sequence[Json], out: Path) -> Path:
     name, function = DRAWN[curve]
     with matplotlib.rc_context(PNG):
         path = out / f"curves-{name}.png"
-        function(summary, seeds).savefig(path, dpi=110, metadata={"Software": None})
+        function(summary, seeds).savefig(path, dpi=95, metadata={"Software": None})
     return path

@@ -57,7 +57,9 @@ def blocks(points: list[dict[str, float]], half: int | None = None) -> list[dict
     for a in range(0, len(points), BLOCK):
         part = points[a : a + BLOCK] if half is None else points[a + half : a + BLOCK : 2]
         row = {name: float(np.mean([p[name] for p in part])) for name in part[0]}
-        out.append({**row, "error": row["error"] / len(part) ** 0.5})
+        for name in ("gold_error", "proxy_error"):  # of a mean over so many steps
+            row[name] /= len(part) ** 0.5
+        out.append(row)
     return out
 
 

@@ -43,16 +43,20 @@ def fit(d: Reals, gold: Reals, form: str) -> dict[str, float]:
 def peak(run: Json) -> dict[str, float]:
     """Where a PPO run's gold is highest, how far it then falls and what the proxy does meanwhile.
 
-    The place is chosen on the even steps, the values are of the odd steps: the highest of many noisy points would be too high.
+    The place is chosen on the even steps, the values are of the odd steps: the highest of many noisy points would be too
+    high. The errors are half 95 % intervals from the spread among answers, within this one run.
     """
     top = int(np.argmax([p["gold"] for p in run["even"]]))
-    odd, last = run["odd"], run["odd"][-2:]
-    end_gold, end_proxy = (float(np.mean([p[n] for p in last])) for n in ("gold", "proxy"))
-    error = 1.96 * math.hypot(odd[top]["error"], 0.5 * math.hypot(*(p["error"] for p in last)))
-    d = distance(run["points"])
+    best, last, d = run["odd"][top], run["odd"][-2:], distance(run["points"])
+    end = {n: float(np.mean([p[n] for p in last])) for n in ("gold", "proxy")}
+    error = {
+        n: 1.96 * math.hypot(best[f"{n}_error"], 0.5 * math.hypot(*(p[f"{n}_error"] for p in last)))
+        for n in ("gold", "proxy")
+    }
     return {
-        "fall_error": error, "d": float(d[top]), "furthest": float(d.max()), "gold": odd[top]["gold"], "end": end_gold,
-        "fall": odd[top]["gold"] - end_gold, "proxy_rise": end_proxy - odd[top]["proxy"],
+        "d": float(d[top]), "furthest": float(d.max()), "gold": best["gold"], "end": end["gold"],
+        "fall": best["gold"] - end["gold"], "fall_error": error["gold"],
+        "rise": end["proxy"] - best["proxy"], "rise_error": error["proxy"],
     }  # fmt: skip
 
 
@@ -78,12 +82,7 @@ def over_optimisation(seeds: Sequence[Json]) -> Json:
         out["fit"][size] = {}
         for form, sets in (("rl", [r["points"] for r in runs]), ("bon", [s["best_of_n"][size] for s in seeds])):
             each = [fit(distance(p), np.array([x["gold"] for x in p]), form) for p in sets]
-            pooled = [x for p in sets for x in p]
-            together = fit(distance(pooled), np.array([x["gold"] for x in pooled]), form)
-            out["fit"][size][form] = {
-                "together": together,
-                **over([{k: f[k] for k in ("alpha", "beta", "r2")} for f in each]),
-            }
+            out["fit"][size][form] = over([{k: f[k] for k in ("alpha", "beta", "r2")} for f in each])
     small, large = str(SIZES[0]), str(SIZES[-1])
     out["moves"] = {
         name: interval([b[name] - a[name] for a, b in zip(peaks[small], peaks[large])]) for name in ("d", "gold", "end")

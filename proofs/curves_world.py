@@ -239,10 +239,10 @@ def run_ppo(world: World, judge: ScalarModel, config: PPOConfig, watch: bool = F
         seeds = rng.integers(2**62, size=config.batch_size).tolist()
         rollouts, done = world.rollouts(method.policy.model, judge, prompts, seeds, method.policy.updates)
         if watch:  # before the policy learns from them
-            gold = world.gold(prompts, done)
-            points.append({
-                "kl": float(rollouts.kl().sum(1).mean()), "proxy": float(rollouts.rewards.mean()), "gold": float(gold.mean()),
-                "error": float(gold.std() / len(gold) ** 0.5),
-            })  # fmt: skip
+            gold, proxy = world.gold(prompts, done), rollouts.rewards.numpy()
+            row = {"kl": float(rollouts.kl().sum(1).mean())}
+            for name, scores in (("gold", gold), ("proxy", proxy)):
+                row |= {name: float(scores.mean()), f"{name}_error": float(scores.std() / len(scores) ** 0.5)}
+            points.append(row)
         method.update(step, rollouts, config.beta)
     return method.policy.model, points

@@ -58,8 +58,8 @@ BASE_STEPS, BASE_ROWS = 800, 32
 MIXTURE = {"reviews": 0.35, "bible": 0.25, "speeches": 0.2, "wikipedia": 0.2}
 # (d)
 SENTIMENT_STEPS, SENTIMENT_PAIRS = 110, 32
-PPO_STEPS, PPO_BATCH, BETA, NEW_TOKENS, MISSING_END = 50, 64, 0.15, 24, -1.0
-PPO_LR = 3e-4
+PPO_STEPS, PPO_BATCH, BETA, NEW_TOKENS, MISSING_END = 45, 64, 0.15, 24, -1.0
+PPO_LR = 1e-3
 ASKED = 256  # prompts that the policy is measured on, none of them seen in PPO
 # (e)
 CHOICE_STEPS, CHOICE_PAIRS = 300, 32

@@ -29,6 +29,9 @@ def sentiment_summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     def at(when: str, name: str) -> list[float]:
         return [float(np.mean(r[when][name])) for r in found]
 
+    def of_ended(when: str, name: str) -> list[float]:  # PPO also learns to end: is that all that it learns?
+        return [float(np.mean(np.array(r[when][name])[np.array(r[when]["ended"]) > 0])) for r in found]
+
     def share(when: str, judge: str) -> list[float]:
         return [float(np.mean(np.array(r[when][judge]) > positive(r, judge))) for r in found]
 
@@ -42,6 +45,8 @@ def sentiment_summary(found: Sequence[dict[str, Any]]) -> dict[str, Any]:
     out["gain"] = {n: over_seeds(np.subtract(at("after", n), at("before", n))).to_json() for n in JUDGES}
     shares = {j: np.subtract(share("after", j), share("before", j)) for j in JUDGES}
     out["gain"]["positive"] = {j: over_seeds(v).to_json() for j, v in shares.items()}
+    ended = {j: np.subtract(of_ended("after", j), of_ended("before", j)) for j in JUDGES}
+    out["gain"]["of those that ended"] = {j: over_seeds(v).to_json() for j, v in ended.items()}
     out["seeds"] = [{"kl": float(np.mean(r["after"]["kl"])), "gold": g} for r, g in zip(found, at("after", "gold"))]
     out["reviews"] = {
         k: {n: float(np.mean([r["reviews"][k][n] for r in found])) for n in JUDGES} for k in ("pos", "neg")
@@ -97,7 +102,7 @@ def brief(summary: dict[str, Any] | None) -> dict[str, Any]:
 
 def draw_sentiment(summary: dict[str, Any], file: Path) -> None:
     """Reward and gold score against KL, a thin line for each seed; and both judges before and after."""
-    figure = Figure(figsize=(7.2, 2.9), dpi=100, layout="constrained")
+    figure = Figure(figsize=(7.2, 2.9), dpi=90, layout="constrained")
     left, right = figure.subplots(1, 2)
     for number, curve in enumerate(summary["curves"]):
         smooth = {k: np.convolve([p[k] for p in curve], np.ones(5) / 5, "valid") for k in ("kl", "reward", "gold")}

@@ -23,7 +23,7 @@ from tercet.posttraining.rl_config import GRPOConfig, PPOConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, explore, values
 
 SEEDS = (0, 1, 2, 3)
-STEPS = 350
+STEPS = 400
 COMMON: dict[str, Any] = {
     "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.5, "steps": STEPS, "lr": 4e-3, "warmup": 5, "clip_norm": 0.0, "gamma": 0.0,
     "max_new_tokens": LONGEST, "threads": 1,
