@@ -88,7 +88,7 @@ def test_no_sentence_that_people_saw_is_trained_on() -> None:
 
 @needs_data
 def test_the_curves(tmp_path: Path) -> None:
-    """One test for both, so that the base is pretrained once. About six minutes on two quiet cores."""
+    """One test for both, so that the base is pretrained once. About ten minutes on two quiet cores."""
     threads = torch.get_num_threads()
     found = real_data.run(real_text.data_folder(None), tmp_path, ("d", "e"), seeds=4, processes=2)
     torch.set_num_threads(threads)
