@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from enumerated import ANSWERS, END
+from enumerated import FINISHED as ENDS
 from torch import Tensor
 
 from tercet.model.config import ModelConfig
@@ -33,15 +35,8 @@ from tercet.training.optim import OptimizerConfig, schedule
 
 SEEDS = range(4)
 RIGHT, WRONG = 0.01, 0.1  # total variation to the optimum
-END, STEPS = 0, 300
-ANSWERS = [
-    list(answer)
-    for length in (1, 2, 3, 4)
-    for answer in itertools.product(range(4), repeat=length)
-    if END not in answer[:-1] and (length == 4 or answer[-1] == END)
-]
+STEPS = 300
 N = len(ANSWERS)
-ENDS = torch.tensor([answer[-1] == END for answer in ANSWERS])
 ROWS = group([[END, 1]], [ANSWERS])
 PAIRS = torch.tensor(list(itertools.permutations(range(N), 2)))
 F64 = torch.float64

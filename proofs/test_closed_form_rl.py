@@ -23,20 +23,22 @@ from tercet.posttraining.rl_config import GRPOConfig, PPOConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, explore, values
 
 SEEDS = (0, 1, 2, 3)
-STEPS = 400
+WRONG_STEPS = 150
+STEPS = 300
+# The weights are averaged: with the pretraining term two large gradients cancel at the optimum, but not their noise.
 COMMON: dict[str, Any] = {
-    "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.5, "steps": STEPS, "lr": 4e-3, "warmup": 5, "clip_norm": 0.0, "gamma": 0.0,
-    "max_new_tokens": LONGEST, "threads": 1,
+    "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.5, "steps": STEPS, "batch_size": 8, "group_size": 32, "lr": 4e-3,
+    "muon_lr": 0.05, "ema": 0.98, "warmup": 5, "clip_norm": 0.0, "gamma": 0.0, "max_new_tokens": LONGEST, "threads": 1,
 }  # fmt: skip
 
 
 def ppo_config(**changes: Any) -> PPOConfig:
     text = {"pretrain_data": ("-",)} if changes.get("gamma") else {}
-    return PPOConfig(**{**COMMON, "batch_size": 256, "critic_lr": 4e-3, **text, **changes})
+    return PPOConfig(**{**COMMON, "critic_lr": 8e-3, **text, **changes})
 
 
 def group_config(method: str, **changes: Any) -> GRPOConfig:
-    return GRPOConfig(**{**COMMON, "method": method, "batch_size": 8, "group_size": 32, **changes})
+    return GRPOConfig(**{**COMMON, "method": method, **changes})
 
 
 def train(problem: Problem, method: PPO | GroupMethod) -> Tensor:
@@ -51,7 +53,7 @@ def train(problem: Problem, method: PPO | GroupMethod) -> Tensor:
             end_id=END, missing_eos_score=problem.missing_end, pad=0, version=method.policy.updates, clock=Clock(),
         )  # fmt: skip
         method.update(step, rollouts, config.beta)
-    return distribution(method.policy.model)
+    return distribution(method.policy.kept())
 
 
 def ppo(problem: Problem, kind: type[PPO] = PPO, **changes: Any) -> Tensor:
@@ -68,15 +70,17 @@ def test_the_optimum_is_far_from_the_reference() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ppo(seed: int) -> None:
     problem = Problem(seed)
-    assert distance(ppo(problem), problem.optimum()) < 0.03
+    print("ppo", seed, found := distance(ppo(problem), problem.optimum()))
+    assert found < 0.03
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("method", ["rloo", "grpo", "dr_grpo"])
 def test_group_methods(method: str, seed: int) -> None:
     problem = Problem(seed)
-    found = train(problem, GroupMethod(group_config(method), problem.reference))
-    assert distance(found, problem.optimum()) < 0.03
+    policy = train(problem, GroupMethod(group_config(method), problem.reference))
+    print(method, seed, found := distance(policy, problem.optimum()))
+    assert found < 0.03
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -85,7 +89,8 @@ def test_ppo_with_the_pretraining_term(gamma: float, seed: int) -> None:
     problem = Problem(seed)
     wanted = problem.optimum_with_text(gamma)
     assert distance(wanted, problem.optimum()) > 0.1  # the term matters
-    assert distance(ppo(problem, gamma=gamma, whiten_advantages=False), wanted) < 0.03
+    print("ppo-ptx", gamma, seed, found := distance(ppo(problem, gamma=gamma, whiten_advantages=False), wanted))
+    assert found < 0.03
 
 
 # -- wrong on purpose ---------------------------------------------------------------------------------------------------
@@ -192,13 +197,16 @@ WRONG = (
 
 def test_the_detour_alone_is_harmless() -> None:
     problem = Problem(0)
-    assert distance(ppo(problem, Right, steps=200), problem.optimum()) < 0.06
+    print("detour", found := distance(ppo(problem, Right, steps=WRONG_STEPS), problem.optimum()))
+    assert found < 0.06
 
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_wrong_variant_ends_elsewhere(kind: type[PPO]) -> None:
     problem = Problem(0)
-    assert distance(ppo(problem, kind, steps=200, whiten_advantages=False), problem.optimum()) > 0.1
+    policy = ppo(problem, kind, steps=WRONG_STEPS, whiten_advantages=False)
+    print(kind.__name__, found := distance(policy, problem.optimum()))
+    assert found > 0.1
 
 
 def test_the_pretraining_term_must_share_the_optimizer() -> None:
@@ -220,5 +228,6 @@ def test_the_pretraining_term_must_share_the_optimizer() -> None:
             self.own.optim_step(self.policy.scale(step))
             return {}
 
-    found = ppo(problem, OwnAdam, gamma=gamma, whiten_advantages=False, steps=200)
-    assert distance(found, problem.optimum_with_text(gamma)) > 0.1
+    policy = ppo(problem, OwnAdam, gamma=gamma, whiten_advantages=False, steps=WRONG_STEPS)
+    print("an optimizer of its own", found := distance(policy, problem.optimum_with_text(gamma)))
+    assert found > 0.1

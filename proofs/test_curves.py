@@ -14,12 +14,13 @@ from curves_measure import BETAS, GAMMAS
 from curves_summary import fit, peak
 from curves_world import SIZES
 
-SEEDS = 4
+SEEDS = range(4)
+FRESH = range(8, 16)  # of curve a: its world was chosen by a look at the seeds 0 to 2, and 0 to 7 were run then
 
 
-def found(curve: str) -> Any:
+def found(curve: str, seeds: range = SEEDS) -> Any:
     """The summary of one curve."""
-    return curves(curve, SEEDS, os.cpu_count() or 1)[curve]["summary"]
+    return curves(curve, seeds, os.cpu_count() or 1)[curve]["summary"]
 
 
 def above(estimate: dict[str, Any], bound: float = 0.0) -> bool:
@@ -29,13 +30,13 @@ def above(estimate: dict[str, Any], bound: float = 0.0) -> bool:
 
 
 def test_gold_peaks_while_the_proxy_rises() -> None:
-    summary = found("a")
+    summary = found("a", FRESH)
     small, middle, large = map(str, SIZES)
     for size in (small, middle, large):
         print(size, summary["agreement"][size], summary["peak"][size], summary["fit"][size])
     print("from the smallest to the largest:", summary["moves"])
     top = summary["peak"][small]
-    for world in range(SEEDS):
+    for world in range(len(FRESH)):
         fall, fall_error, rise, rise_error, d, furthest = (
             top[n]["seeds"][world] for n in ("fall", "fall_error", "rise", "rise_error", "d", "furthest")
         )

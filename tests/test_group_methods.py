@@ -93,9 +93,9 @@ def cut(ratio: Tensor, advantage: float, low: float, high: float) -> Tensor:
 
 def naive(method: str, model: Transformer, r: Rollouts, beta: float) -> Tensor:
     """The papers' objectives as losses, over answers i with tokens t."""
-    logp, old, ref, behaviour = answers_logp(model, r), values(r.logp, r), values(r.ref_logp, r), values(r.behaviour, r)
+    logp, old, ref = answers_logp(model, r), values(r.logp, r), values(r.ref_logp, r)
     n, zero = len(logp), torch.zeros((), dtype=F64)
-    total = [float(r.rewards[i]) - beta * sum(b - f for b, f in zip(behaviour[i], ref[i])) for i in range(n)]
+    total = [float(r.rewards[i]) - beta * sum(b - f for b, f in zip(old[i], ref[i])) for i in range(n)]
     group = [[total[j] for j in range(n) if j // K == i // K] for i in range(n)]
     mean, std = [statistics.mean(g) for g in group], [statistics.stdev(g) for g in group]
     ratio = [[(x - o).exp() for x, o in zip(a, b)] for a, b in zip(logp, old)]
@@ -127,7 +127,7 @@ def naive(method: str, model: Transformer, r: Rollouts, beta: float) -> Tensor:
     if method == "reinforce++":  # Hu 2025
         to_go = []
         for i in range(n):
-            rewards = [-beta * (b - f) for b, f in zip(behaviour[i], ref[i])]
+            rewards = [-beta * (b - f) for b, f in zip(old[i], ref[i])]
             rewards[-1] += float(r.rewards[i])
             to_go.append([sum(rewards[t:]) for t in range(len(rewards))])
         every = [x for a in to_go for x in a]
@@ -299,7 +299,39 @@ def test_old_probabilities_are_taken_only_where_they_can_differ(make_model: Make
     assert twice.with_old(r).logp is not None
     assert twice.with_old(r).weights is None
     once.updates = 1  # the sampler's weights are one update old
-    assert once.with_old(r).weights is not None
+    assert once.with_old(r).logp is not None
+
+
+def test_stale_rollouts_pay_for_the_policy_that_is_updated(make_model: Make) -> None:
+    """The penalty is of π_old, not of the sampler, and every token counts by π_old / π_sampler, cut at 2."""
+    model = make_model(1, F64)
+    method = GroupMethod(config("dr_grpo", beta=0.5, lr=1e-30, clip_low=9.0, clip_high=9.0), model)
+    r = dataclasses.replace(rollouts(), logp=None)
+    method.policy.updates = 1
+    old = logprobs(model, r, 1.0)
+    seen: list[Rollouts] = []
+    original = method.policy.accumulate
+    method.policy.accumulate = lambda batches, objective: seen.extend(batches) or original(batches, objective)  # type: ignore[method-assign]
+    method.update(0, r, 0.5)
+    order = [int(b.group[i]) * K + i % K for b in seen for i in range(len(b.tokens))]
+    assert sorted({g // K for g in order}) == [0, 1, 2]
+    assert r.ref_logp is not None
+    total = r.rewards - 0.5 * ((old - r.ref_logp) * r.action_mask).sum(1)
+    advantage = (total.view(3, K) - total.view(3, K).mean(1, keepdim=True)).flatten()
+    weight = (old - r.behaviour).exp().clamp(max=2.0)
+    at = 0
+    for batch in seen:
+        for i in range(len(batch.tokens)):
+            row = int(batch.group[i]) * K + at % K
+            mask = r.action_mask[row]
+            assert batch.advantages is not None
+            assert batch.weights is not None
+            torch.testing.assert_close(
+                batch.advantages[i, mask], advantage[row].expand(int(mask.sum())), atol=1e-10, rtol=0
+            )
+            torch.testing.assert_close(batch.weights[i, mask], weight[row, mask], atol=1e-10, rtol=0)
+            at += 1
+    assert at == 12
 
 
 def test_the_first_ratio_is_exactly_one(make_model: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from helpers import At, World, assert_same_run, press_ctrl_c, records, write_world
 from tercet.errors import ConfigError, DataError
 from tercet.model.transformer import Transformer
+from tercet.posttraining import actor
 from tercet.posttraining.best_config import BestOfNConfig
 from tercet.posttraining.best_of_n import best_of_n
 from tercet.posttraining.rl_config import METHODS
@@ -163,3 +165,26 @@ def test_the_report_has_a_section_for_each_way(world: World) -> None:
         assert f'<section id="{section}"' in page
     assert "the loss kto, 2 steps" in page
     assert f"{best.manifest['best_of_n'][-1]['kl']:.3f}" in page
+
+
+def test_groups_that_teach_nothing_give_way_to_prompts_not_seen_yet(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where every answer scores alike, each round of each step asks prompts that no round before it asked."""
+    (tmp_path / "flat.py").write_text("def score(prompt, answer, answers):\n    return 1.0\n")
+    asked: list[tuple[int, ...]] = []
+    explore = actor.explore
+
+    def watched(policy: Transformer, reference: Any, prompts: Any, *more: Any, **options: Any) -> Any:
+        asked.extend(map(tuple, prompts))
+        return explore(policy, reference, prompts, *more, **options)
+
+    monkeypatch.setattr(actor, "explore", watched)
+    run = world.run(
+        "grpo", "flat", method="dapo", reward=(f"python:{tmp_path}/flat.py:score",), missing_eos_score=1.0, steps=3, resample=3,
+        batch_size=2, sync_every=1, target_kl=0.0, seed=0,
+    )  # fmt: skip
+    assert len(asked) == 3 * 4 * 2
+    texts = [json.loads(line)["prompt"] for line in Path(world.path("tasks.jsonl")).read_text().splitlines()]
+    assert sorted(Counter(asked).values()) == sorted(Counter(texts).values())  # all of the world's tasks, each once
+    assert [row["equal_groups"] for row in finite(run)] == [1.0] * 3

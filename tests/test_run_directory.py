@@ -356,6 +356,8 @@ def test_splitting_the_batch_changes_neither_the_weights_nor_the_heldout_measure
         np.testing.assert_allclose(other[name], value, rtol=0, atol=allowed, err_msg=name)
         assert name not in start or not np.array_equal(start[name], value), "it has trained"
     for a, b in zip(records(whole.path), records(split.path), strict=True):
+        if verb == "dpo" and a["step"] == 1:  # policy and reference are one: which side of a tie is rounding's choice
+            assert a.pop("accuracy") + b.pop("accuracy") == pytest.approx(1, abs=0.5)
         assert a == pytest.approx(b, rel=2e-4, abs=1e-4)
 
 

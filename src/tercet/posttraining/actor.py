@@ -55,24 +55,23 @@ class Actor:
         With `resample`, groups whose answers all score alike (they teach nothing) are replaced by those of other
         prompts, drawn in so many further rounds at most (Yu et al. 2025, dynamic sampling); the log is of the first.
         """
-        rollouts, metrics = self._round(policy, step, version, clock, 0)
+        first = step * (1 + resample)  # further rounds go on where the one before ended: no prompt comes twice
+        rollouts, metrics = self._round(policy, first, version, clock)
         k, wanted = self.config.group_size, len(rollouts.tokens)
         kept = rollouts.rows(differing(rollouts, k)) if resample else rollouts
-        for further in range(1, resample + 1):
+        for number in range(first + 1, first + 1 + resample):
             if len(kept.tokens) >= wanted:
                 break
-            more, _ = self._round(policy, step, version, clock, further)
+            more, _ = self._round(policy, number, version, clock)
             kept = join([kept, more.rows(differing(more, k))], self.tokenizer.pad)
         return (kept.rows(slice(0, wanted)) if len(kept.tokens) else rollouts), metrics
 
-    def _round(
-        self, policy: Transformer, step: int, version: int, clock: Clock, further: int
-    ) -> tuple[Rollouts, dict[str, float]]:
+    def _round(self, policy: Transformer, number: int, version: int, clock: Clock) -> tuple[Rollouts, dict[str, float]]:
+        """Answers to the `number`-th batch of prompts."""
         config, size = self.config, self.config.batch_size
-        key = (config.seed, 2, further) if further else (config.seed, 2)
-        numbers = [permuted(step * size + i, len(self.prompts), key) for i in range(size)]
+        numbers = [permuted(number * size + i, len(self.prompts), (config.seed, 2)) for i in range(size)]
         count = size * config.group_size
-        seeds = [((config.seed * 1_000_003 + step) * 101 + further) * 65_537 + i for i in range(count)]
+        seeds = [(config.seed * 1_000_003 + number) * 65_537 + i for i in range(count)]
         answers: list[Answered] = []
         parts: dict[str, float] = {}
 
@@ -94,9 +93,10 @@ class Actor:
             **(parts if len(parts) > 1 else {}),
         }
         if rollouts.ref_logp is not None:
-            kl = rollouts.kl()
-            metrics["kl"] = float(kl.sum(1).mean())
-            metrics["kl_k3"] = float((((-kl).exp() - 1 + kl) * rollouts.action_mask).sum(1).mean())
+            metrics["kl"] = float(rollouts.kl().sum(1).mean())
+            metrics["kl_k3"] = float(rollouts.k3().sum(1).mean())
+        if config.group_size > 1:
+            metrics["equal_groups"] = 1.0 - len(differing(rollouts, config.group_size)) / count
         if known := [(a.task, (a.text, a.finished)) for a in answers if a.task is not None]:
             metrics["gold"] = score_answers([t for t, _ in known], [a for _, a in known]).mean_rubric.value
         return rollouts, metrics

@@ -19,7 +19,7 @@ from tercet.data.types import Comparison, Conversation
 from tercet.errors import ContextError
 from tercet.generation.chat import answer_params, fit_prompts
 from tercet.model.transformer import ScalarModel, Transformer
-from tercet.posttraining.findings import INF, Finding, judged
+from tercet.posttraining.findings import INF, Finding, judged, judged_kl
 from tercet.posttraining.rankings import Ranked, encode_answer, encode_comparison
 from tercet.posttraining.reward import score_ranked, score_texts
 from tercet.posttraining.rollouts import Clock, Rollouts, explore, logprobs
@@ -199,22 +199,8 @@ def _first_tokens(
 
 def _kl(rollouts: Rollouts) -> Iterator[Finding]:
     """Both estimates of the KL, per answer."""
-    kl = rollouts.kl().double()
-    k1, k3 = kl.sum(1), (((-kl).exp() - 1 + kl) * rollouts.action_mask).sum(1)
-    mean, noise = float(k1.mean()), float(k1.std()) / math.sqrt(len(k1))
-    advice = (
-        "the sign is wrong, or the reference is another model" if mean < 0 else "far from the reference: raise --beta"
-    )
-    found = f"{mean:.3f} ± {noise:.3f} nats an answer"
-    yield judged(
-        "KL to the reference, fresh k1",
-        mean,
-        "0 to 10",
-        advice,
-        look=(-0.05 - 2 * noise, 10),
-        wrong=(-0.05 - 4 * noise, INF),
-        found=found,
-    )
+    k1, k3 = rollouts.kl().sum(1).double(), rollouts.k3().sum(1).double()
+    yield judged_kl("KL to the reference, fresh k1", float(k1.mean()), float(k1.std()) / math.sqrt(len(k1)))
     advice = "policy and reference are measured on different tokens"
     yield judged("KL to the reference, fresh k3", float(k3.mean()), "0 or more", advice, wrong=(-1e-6, INF))
 

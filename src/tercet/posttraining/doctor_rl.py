@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import fmean, pstdev
 
-from tercet.posttraining.findings import INF, Band, Finding, Records, banded, judged, late
+from tercet.posttraining.findings import INF, Band, Finding, Records, banded, judged, judged_kl, late
 
 EARLY = 20  # steps before which a critic is not blamed
 
@@ -31,11 +31,9 @@ BANDS = (
 
 def check_bands(r: Records) -> list[Finding]:
     """Every number that is judged as it stands."""
-    left_out = {"equal_groups"} if r.config.get("group_size") == 1 else set()  # REINFORCE++ needs no group
-    if r.config.get("method") in ("gspo", "cispo"):  # their narrow or one-sided limits are meant to cut often
-        left_out.add("clip_fraction")
+    often = r.config.get("method") in ("gspo", "cispo")  # their narrow or one-sided limits are meant to cut often
     mild = ("explained_variance",) if r.done < EARLY else ()
-    return banded(r, [band for band in BANDS if band.metric not in left_out], mild)
+    return banded(r, [band for band in BANDS if not (often and band.metric == "clip_fraction")], mild)
 
 
 def check_ratio(r: Records) -> list[Finding]:
@@ -71,19 +69,7 @@ def check_kl(r: Records) -> list[Finding]:
         advice = "the reference is not the model that training began from"
         out.append(judged("KL to the reference at step 1", first, "0", advice, wrong=(-1e-3, 1e-3)))
     if k1:
-        mean, noise = fmean(k1), pstdev(k1) / math.sqrt(len(k1))
-        advice = "a KL cannot be negative: its sign is wrong, or the reference is another model" if mean < 0 else (
-            "far from the reference, where the reward is not to be trusted: raise --beta, or set --target-kl")  # fmt: skip
-        out.append(
-            judged(
-                "KL to the reference, k1",
-                mean,
-                "0 to 10 nats an answer",
-                advice,
-                look=(-0.05 - 2 * noise, 10),
-                wrong=(-0.05 - 4 * noise, INF),
-            )
-        )
+        out.append(judged_kl("KL to the reference, k1", fmean(k1), pstdev(k1) / math.sqrt(len(k1))))
     if k1 and (target := r.config.get("target_kl")):
         ratio, advice = (
             fmean(k1) / target,

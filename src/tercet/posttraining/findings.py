@@ -56,6 +56,14 @@ class Records:
         return fmean(x[:k]), fmean(x[-k:]), math.hypot(pstdev(x[:k]), pstdev(x[-k:])) / math.sqrt(k)
 
 
+def judged_kl(name: str, mean: float, noise: float) -> Finding:
+    """The finding of a mean KL to the reference (k1, nats per answer) with its standard error: never negative, and not too large."""
+    advice = "a KL cannot be negative: its sign is wrong, or the reference is another model" if mean < 0 else (
+        "far from the reference, where the reward is not to be trusted: raise --beta, or set --target-kl")  # fmt: skip
+    return judged(name, mean, "0 to 10 nats an answer", advice, look=(-0.05 - 2 * noise, 10), wrong=(-0.05 - 4 * noise, INF),
+                  found=f"{mean:.3f} ± {noise:.3f}")  # fmt: skip
+
+
 def late(values: Sequence[float]) -> list[float]:
     """The last quarter of the values, 5 of them at least where there are so many."""
     return list(values[-max(5, len(values) // 4) :])

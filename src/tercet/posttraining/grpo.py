@@ -50,17 +50,33 @@ def of_answers(rollouts: Rollouts, advantage_N: Tensor) -> Rollouts:
     return replace(rollouts, advantages=advantage_N[:, None] * rollouts.action_mask)
 
 
-def mean_per_answer(rollouts: Rollouts) -> Rollouts:
+def mean_per_answer(rollouts: Rollouts, config: GRPOConfig) -> Rollouts:
     """Each answer counts once, its tokens equally."""
     weights = rollouts.action_mask / rollouts.lengths()[:, None].to(rollouts.behaviour.dtype)
     return replace(rollouts, weights=weights, shares=torch.ones(len(weights), dtype=torch.float64))
 
 
-def mean_per_token(rollouts: Rollouts) -> Rollouts:
+def mean_per_token(rollouts: Rollouts, config: GRPOConfig) -> Rollouts:
     """Each token counts once: long answers count more."""
-    return replace(
-        rollouts, weights=rollouts.action_mask.to(rollouts.behaviour.dtype), shares=rollouts.lengths().double()
-    )
+    return replace(rollouts, shares=rollouts.lengths().double())
+
+
+def over_the_limit(rollouts: Rollouts, config: GRPOConfig) -> Rollouts:
+    """Each token counts once, and the sum is divided by what all answers could be long (Liu et al. 2025)."""
+    return replace(rollouts, shares=torch.full((len(rollouts.tokens),), float(config.max_new_tokens)))
+
+
+def mean_of_the_best(rollouts: Rollouts, config: GRPOConfig) -> Rollouts:
+    """Each token of the answers that are imitated counts once."""
+    assert rollouts.advantages is not None
+    return replace(rollouts, shares=rollouts.advantages.sum(1, dtype=torch.float64))
+
+
+def once_per_group(rollouts: Rollouts, config: GRPOConfig) -> Rollouts:
+    """Each group counts once."""
+    shares = torch.zeros(len(rollouts.tokens), dtype=torch.float64)
+    shares[:: config.group_size] = 1.0
+    return replace(rollouts, shares=shares)
 
 
 def grpo_advantages(rollouts: Rollouts, beta: float) -> Rollouts:
@@ -93,9 +109,9 @@ def best_of_group(rollouts: Rollouts, beta: float) -> Rollouts:
     return of_answers(rollouts, best.flatten().to(rollouts.behaviour.dtype))
 
 
-def likelihood(model: Transformer, batch: Rollouts, temperature: float) -> tuple[Tensor, dict[str, float]]:
-    """−Σ weight · advantage · log π: what is imitated, imitated as much as it counts."""
-    logp, entropy = action_logprobs(model, batch, temperature)
+def likelihood(model: Transformer, batch: Rollouts, config: GRPOConfig) -> tuple[Tensor, dict[str, float]]:
+    """−Σ advantage · log π: the chosen answers, imitated."""
+    logp, entropy = action_logprobs(model, batch, config.temperature)
     loss = -(batch.at_actions("advantages") * logp).double().sum()
     metrics = {
         "policy_loss": float(loss.detach()),
@@ -105,11 +121,10 @@ def likelihood(model: Transformer, batch: Rollouts, temperature: float) -> tuple
     return loss, metrics
 
 
-def online_dpo_loss(
-    model: Transformer, batch: Rollouts, temperature: float, beta: float
-) -> tuple[Tensor, dict[str, float]]:
+def online_dpo_loss(model: Transformer, batch: Rollouts, config: GRPOConfig) -> tuple[Tensor, dict[str, float]]:
     """Σ over groups of −log σ(β · (the best answer's log-ratio to the reference − the worst's)) (Guo et al. 2024)."""
-    logp, entropy = action_logprobs(model, batch, temperature)
+    logp, entropy = action_logprobs(model, batch, config.temperature)
+    beta = config.dpo_beta
     owner = batch.action_mask.nonzero()[:, 0]
     ratios = logp.new_zeros(len(batch.tokens)).index_add(0, owner, logp - batch.at_actions("ref_logp"))
     scores, grouped = by_group(batch.rewards, batch.group), by_group(ratios, batch.group)
@@ -126,25 +141,26 @@ def online_dpo_loss(
 
 @dataclass(frozen=True)
 class Recipe:
-    """What makes a method: its advantages, how tokens count, the ratio, and how far it may go."""
+    """What makes a method: its advantages, how tokens count, the ratio and how far it may go; or a loss of its own."""
 
     advantages: Callable[[Rollouts, float], Rollouts]
-    count: Callable[[Rollouts], Rollouts]
+    count: Callable[[Rollouts, GRPOConfig], Rollouts]
     clip: tuple[float, float] = (0.2, 0.2)
     level: str = "token"
     stop_gradient: bool = False
-    likelihood: bool = False
+    loss: Callable[[Transformer, Rollouts, GRPOConfig], tuple[Tensor, dict[str, float]]] | None = None
 
 
 RECIPES = {
     "grpo": Recipe(grpo_advantages, mean_per_answer),
-    "dr_grpo": Recipe(dr_grpo_advantages, mean_per_token),  # divided by answers · limit: see GroupMethod.prepare
+    "dr_grpo": Recipe(dr_grpo_advantages, over_the_limit),
     "dapo": Recipe(grpo_advantages, mean_per_token, clip=(0.2, 0.28)),  # Yu et al. 2025, equation 8
     "gspo": Recipe(grpo_advantages, mean_per_answer, clip=(3e-4, 4e-4), level="answer_mean"),  # Zheng et al. 2025
     "cispo": Recipe(grpo_advantages, mean_per_token, clip=(1.0, 4.0), stop_gradient=True),  # MiniMax 2025, equation 4
     "rloo": Recipe(rloo_advantages, mean_per_answer, level="answer"),
     "reinforce++": Recipe(reinforce_pp_advantages, mean_per_token),
-    "expert_iteration": Recipe(best_of_group, mean_per_token, likelihood=True),
+    "expert_iteration": Recipe(best_of_group, mean_of_the_best, loss=likelihood),
+    "online_dpo": Recipe(lambda rollouts, beta: rollouts, once_per_group, loss=online_dpo_loss),
 }
 
 
@@ -152,34 +168,20 @@ class GroupMethod:
     """One group method: rollouts to weighted advantages, then the shared update."""
 
     def __init__(self, config: GRPOConfig, reference: Transformer, text: Feed | None = None) -> None:
-        self.config, self.reference = config, reference
+        self.config, self.reference, self.recipe = config, reference, RECIPES[config.method]
         self.policy = Policy(config, reference, text)
         self.resample = config.resample if config.method == "dapo" else 0
 
     def prepare(self, rollouts: Rollouts, beta: float) -> Rollouts:
         """Advantages, weights and shares, as the method has them."""
-        config = self.config
-        if config.method == "online_dpo":
-            whole = torch.zeros(len(rollouts.tokens), dtype=torch.float64)
-            whole[:: config.group_size] = 1.0  # a group counts once
-            return replace(rollouts, shares=whole)
-        recipe = RECIPES[config.method]
-        rollouts = recipe.count(recipe.advantages(rollouts, beta if config.kl == "reward" else 0.0))
-        if config.method == "dr_grpo":
-            rollouts = replace(rollouts, shares=torch.full((len(rollouts.tokens),), float(config.max_new_tokens)))
-        if recipe.likelihood:
-            assert rollouts.advantages is not None
-            rollouts = replace(rollouts, shares=rollouts.advantages.sum(1, dtype=torch.float64))
-        return rollouts
+        rollouts = self.recipe.advantages(rollouts, beta if self.config.kl == "reward" else 0.0)
+        return self.recipe.count(rollouts, self.config)
 
     def objective(self, beta: float) -> Callable[[Transformer, Rollouts], tuple[Tensor, dict[str, float]]]:
         """The method's objective at this KL weight."""
-        config = self.config
-        if config.method == "online_dpo":
-            return lambda m, b: online_dpo_loss(m, b, config.temperature, config.dpo_beta)
-        recipe = RECIPES[config.method]
-        if recipe.likelihood:
-            return lambda m, b: likelihood(m, b, config.temperature)
+        config, recipe = self.config, self.recipe
+        if (loss := recipe.loss) is not None:
+            return lambda model, batch: loss(model, batch, config)
         low = recipe.clip[0] if config.clip_low is None else config.clip_low
         high = recipe.clip[1] if config.clip_high is None else config.clip_high
         return PolicyObjective(
@@ -189,26 +191,12 @@ class GroupMethod:
 
     def update(self, step: int, rollouts: Rollouts, beta: float) -> dict[str, float]:
         """One optimizer step for every minibatch of every epoch."""
-        rollouts = self.prepare(rollouts, beta)
-        metrics: dict[str, float] = {
-            "equal_groups": float((by_group_std(rollouts, self.config.group_size) == 0).double().mean())
-        }
+        rollouts = self.prepare(self.policy.with_old(rollouts), beta)
+        metrics: dict[str, float] = {}
         if rollouts.advantages is not None:
             chosen = rollouts.at_actions("advantages")
-            metrics |= {"advantage_mean": float(chosen.mean()), "advantage_std": float(chosen.std(correction=0))}
-        if rollouts.count == 0:  # expert iteration where no group has a best answer: nothing to imitate
-            return metrics
-        objective, scale, first = self.objective(beta), self.policy.scale(step), True
-        for batches in self.policy.minibatches(step, self.policy.with_old(rollouts)):
-            if sum(b.count for b in batches) == 0:
-                continue
-            done = self.policy.accumulate(batches, objective)
-            done["grad_norm"] = self.policy.step(scale)
-            if first and "ratio" in done:  # before any step: 1 and 0 but for rounding, or something is wrong
-                metrics |= {"first_ratio": done["ratio"], "first_sampler_gap": done["sampler_gap"]}
-                first = False
-            metrics |= done
-        return metrics
+            metrics = {"advantage_mean": float(chosen.mean()), "advantage_std": float(chosen.std(correction=0))}
+        return metrics | self.policy.learn(step, rollouts, self.objective(beta))
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Policy and optimizer."""
@@ -217,11 +205,6 @@ class GroupMethod:
     def load(self, tensors: dict[str, dict[str, Tensor]], updates: int) -> None:
         """Take over what `state` gave."""
         self.policy.load(tensors, updates)
-
-
-def by_group_std(rollouts: Rollouts, size: int) -> Tensor:
-    """Standard deviation of the scores in every group."""
-    return rollouts.rewards.view(-1, size).std(1, correction=0)
 
 
 def grpo(config: GRPOConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:

@@ -65,13 +65,34 @@ class Policy:
                 rows = torch.tensor([g * k + i for g in order[a : a + size] for i in range(k)])
                 yield list(rollouts.rows(rows).split(micro))
 
+    def stale(self, rollouts: Rollouts) -> bool:
+        """Whether they were sampled from older weights."""
+        return bool((rollouts.version < self.updates).any())
+
     def with_old(self, rollouts: Rollouts) -> Rollouts:
-        """Fill in π_old where the first ratio is not 1 by itself; stale rollouts count by π_old/π_sampler, cut."""
-        stale = bool((rollouts.version < self.updates).any())
-        if not stale and self.config.epochs * self.config.minibatches == 1:
+        """Fill in π_old where it is not what is trained (several updates) or not what was sampled from (stale)."""
+        if not self.stale(rollouts) and self.config.epochs * self.config.minibatches == 1:
             return rollouts
-        rollouts = replace(rollouts, logp=logprobs(self.model, rollouts, self.config.temperature))
-        return truncated(rollouts, self.config.importance_cap) if stale else rollouts
+        return replace(rollouts, logp=logprobs(self.model, rollouts, self.config.temperature))
+
+    def learn(self, step: int, rollouts: Rollouts, objective: Objective[Rollouts],
+              beside: Callable[[Sequence[Rollouts]], dict[str, float]] = lambda batches: {}) -> dict[str, float]:  # fmt: skip
+        """One optimizer step for every minibatch of every epoch; `beside` learns something else from the same batches first.
+
+        Stale rollouts count by π_old / π_sampler, cut. Returns what to log, of the last minibatch and of the first.
+        """
+        if self.stale(rollouts):
+            rollouts = truncated(rollouts, self.config.importance_cap)
+        metrics: dict[str, float] = {}
+        for batches in self.minibatches(step, rollouts):
+            if sum(b.count for b in batches) == 0:  # nothing to imitate
+                continue
+            done = self.accumulate(batches, objective) | beside(batches)
+            done["grad_norm"] = self.step(self.scale(step))
+            if "ratio" in done and "first_ratio" not in metrics:  # before any step: 1 and 0 but for rounding
+                metrics |= {"first_ratio": done["ratio"], "first_sampler_gap": done["sampler_gap"]}
+            metrics |= done
+        return metrics
 
     def accumulate(self, batches: Sequence[Rollouts], objective: Objective[Rollouts]) -> dict[str, float]:
         """Gradients of the method's objective, then of the pretraining term; what is logged of both."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -80,23 +81,17 @@ class PPO:
 
     def update(self, step: int, rollouts: Rollouts, beta: float) -> dict[str, float]:
         """Policy, critic and pretraining gradients, then one optimizer step, for every minibatch of every epoch."""
-        config = self.config
-        rollouts, metrics = self.credit(rollouts, beta)
-        objective = PolicyObjective(config.temperature, config.clip, config.clip)
-        scale, first = self.policy.scale(step), True
-        for batches in self.policy.minibatches(step, self.policy.with_old(rollouts)):
-            done = self.policy.accumulate(batches, objective)
+        config, scale = self.config, self.policy.scale(step)
+
+        def value(batches: Sequence[Rollouts]) -> dict[str, float]:
             if self.critic is None:
-                done |= self.policy.learner.forward_backward(batches, value_objective, coef=config.value_coef)
-            else:
-                done |= self.critic.forward_backward(batches, value_objective)
-                done["critic_grad_norm"] = self.critic.optim_step(scale)
-            done["grad_norm"] = self.policy.step(scale)
-            if first:  # before any step: 1 and 0 but for rounding, or something is wrong
-                metrics |= {"first_ratio": done["ratio"], "first_sampler_gap": done["sampler_gap"]}
-                first = False
-            metrics |= done
-        return metrics
+                return self.policy.learner.forward_backward(batches, value_objective, coef=config.value_coef)
+            done = self.critic.forward_backward(batches, value_objective)
+            return done | {"critic_grad_norm": self.critic.optim_step(scale)}
+
+        rollouts, metrics = self.credit(self.policy.with_old(rollouts), beta)
+        objective = PolicyObjective(config.temperature, config.clip, config.clip)
+        return metrics | self.policy.learn(step, rollouts, objective, value)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Policy, critic and both optimizers."""

@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Protocol
 
 from tercet.data.comparisons import comparisons
 from tercet.data.conversations import to_messages
@@ -15,33 +14,13 @@ from tercet.data.splits import in_split
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
 from tercet.evaluation.metrics import Estimate, pair_accuracy
+from tercet.posttraining.config import RewardConfig
+from tercet.posttraining.preference_config import DPOConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render_prompt
 from tercet.training.run import Run
 
-
-class RankingData(Protocol):
-    """The settings that say where comparisons are: of the reward model, and of what learns from pairs directly."""
-
-    @property
-    def data(self) -> tuple[str, ...]:
-        """Files of comparisons."""
-        ...
-
-    @property
-    def heldout(self) -> tuple[str, ...]:
-        """Files of held-out comparisons; may be empty."""
-        ...
-
-    @property
-    def heldout_share(self) -> float:
-        """Share of the prompts kept aside where no held-out files are named."""
-        ...
-
-    @property
-    def skip_bad_rows(self) -> bool:
-        """Whether wrong rows are skipped and counted."""
-        ...
+RankingData = RewardConfig | DPOConfig  # the settings that say where comparisons are
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tercet.errors import ConfigError
+from tercet.posttraining.best_config import MISSING_EOS_SCORE, PROMPTS, REWARD, REWARD_RETRIES, REWARD_TIMEOUT
 from tercet.training.settings import TuneSettings, setting, shares
 
 # KL estimators with the wrong gradient (arXiv 2506.09477); proofs/ shows each of them wrong.
@@ -24,16 +25,10 @@ class PolicyConfig(TuneSettings):
     model: str = setting(
         ..., "run of the policy to start from, which is also the reference: an instruction-tuned model"
     )
-    reward: tuple[str, ...] = setting(
-        ...,
-        "what scores the answers, each as [weight*]reward: a run of `tercet reward`, mean(run,run), min(run,run), exact_match, "
-        "rubric, reasoning_gym, python:module:function, process:command, or http(s)://…",
-    )
-    reward_timeout: float = setting(30.0, "seconds that a process or endpoint has for a batch", minimum=1e-3)
-    reward_retries: int = setting(2, "further attempts when a process or endpoint fails", minimum=0)
-    prompts: tuple[str, ...] = setting(
-        ..., "rows with prompt or messages; rows with answers are also scored by the gold rubric"
-    )
+    reward: tuple[str, ...] = REWARD
+    reward_timeout: float = REWARD_TIMEOUT
+    reward_retries: int = REWARD_RETRIES
+    prompts: tuple[str, ...] = PROMPTS
     pretrain_data: tuple[str, ...] = setting((), "text for the pretraining term (needed where gamma is above 0)")
     pretrain_mixture: tuple[str, ...] = setting((), "shares of its sources as name=share; default: by size")
     pretrain_rows: int = setting(8, "rows of text per step for the pretraining term", minimum=1)
@@ -56,7 +51,7 @@ class PolicyConfig(TuneSettings):
     importance_cap: float = setting(2.0, "stale rollouts count by π_old/π_sampler, cut at this value", minimum=1)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)
     temperature: float = setting(1.0, "of sampling; log-probabilities are taken at it too", minimum=1e-3)
-    missing_eos_score: float = setting(-1.0, "replaces the score of an answer that the model did not end itself")
+    missing_eos_score: float = MISSING_EOS_SCORE
     ema: float = setting(
         0.0, "decay of an average of the weights, which is what is kept in the end (0: off)", minimum=0
     )

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from tercet.model.transformer import ScalarModel, Transformer
 from tercet.training.batch import pad_right
 from tercet.training.grouped import Grouped, group
 
-PASS_ROWS = 64  # sequences per forward pass without gradients
+PASS_TOKENS = 8192  # of a forward pass without gradients, filling included
 
 # (number of the prompt, completion) of every rollout → its score
 Scorer = Callable[[Sequence[int], Sequence[Completion]], Sequence[float]]
@@ -63,15 +64,28 @@ class Rollouts:
         for a in range(0, len(self.tokens), size):
             yield self.rows(slice(a, a + size))
 
+    def passes(self) -> Iterator[Rollouts]:
+        """Parts for forward passes without gradients, so that their memory is bounded whatever the batch."""
+        return self.split(max(1, PASS_TOKENS // self.tokens.shape[1]))
+
     def lengths(self) -> Tensor:
         """Actions of every rollout, [N]."""
         return self.action_mask.sum(1)
 
     def kl(self) -> Tensor:
-        """The k1 estimate log π − log π_ref of every action under the policy that was sampled from, [N, T − 1]."""
+        """The k1 estimate log π − log π_ref of every action, [N, T − 1].
+
+        π is π_old where it is filled in: stale rollouts pay for the policy that is updated, not for the one that sampled.
+        """
         if self.ref_logp is None:
             raise ConfigError("these rollouts have no reference log-probabilities: set beta above 0, or log_kl")
-        return (self.behaviour - self.ref_logp) * self.action_mask
+        logp = self.behaviour if self.logp is None else self.logp
+        return (logp - self.ref_logp) * self.action_mask
+
+    def k3(self) -> Tensor:
+        """The k3 estimate e^x − 1 − x, x = log π_ref − log π, of every action, [N, T − 1]: for the log, never negative."""
+        kl = self.kl()
+        return ((-kl).exp() - 1 + kl) * self.action_mask
 
     def at_actions(self, name: str) -> Tensor:
         """One of the [N, T − 1] arrays at the actions, in row order: [A]."""
@@ -144,19 +158,18 @@ def grouped(rollouts: Rollouts) -> Grouped:
     """The rollouts without filling, neighbours of one group sharing their prompt; its answer tokens are the actions."""
     prompts: list[list[int]] = []
     answers: list[list[list[int]]] = []
-    mask, chosen, before = rollouts.action_mask, [], None
-    first = mask.int().argmax(1).tolist()
-    last = torch.where(mask, torch.arange(mask.shape[1]), -1).amax(1).tolist()
-    for row, (number, a, b) in enumerate(zip(rollouts.group.tolist(), first, last)):
-        ids = rollouts.tokens[row, : b + 2].tolist()
+    mask, kept, before = rollouts.action_mask.numpy(), [], None
+    first, end = mask.argmax(1), mask.shape[1] - mask[:, ::-1].argmax(1)  # of the actions, in columns of the mask
+    for row, (number, ids) in enumerate(zip(rollouts.group.tolist(), rollouts.tokens.tolist())):
+        a, b = int(first[row]), int(end[row])
         if number != before:
             prompts.append(ids[: a + 1])
             answers.append([])
             before = number
-        answers[-1].append(ids[a + 1 :])
-        chosen.append(mask[row, a : b + 1])
-    kept, found = torch.cat(chosen), group(prompts, answers)
-    return replace(found, before=found.before[kept], target=found.target[kept], answer=found.answer[kept])
+        answers[-1].append(ids[a + 1 : b + 1])
+        kept.append(mask[row, a:b])
+    acts, found = torch.from_numpy(np.concatenate(kept)), group(prompts, answers)
+    return replace(found, before=found.before[acts], target=found.target[acts], answer=found.answer[acts])
 
 
 def action_logprobs(model: Transformer, rollouts: Rollouts, temperature: float) -> tuple[Tensor, Tensor]:
@@ -180,12 +193,10 @@ def spread(values: Tensor, action_mask: Tensor) -> Tensor:
 @torch.no_grad()
 def logprobs(model: Transformer, rollouts: Rollouts, temperature: float) -> Tensor:
     """log π of the actions under `model`, [N, T − 1], in passes of bounded memory."""
-    parts = [spread(action_logprobs(model, r, temperature)[0], r.action_mask) for r in rollouts.split(PASS_ROWS)]
-    return torch.cat(parts)
+    return torch.cat([spread(action_logprobs(model, r, temperature)[0], r.action_mask) for r in rollouts.passes()])
 
 
 @torch.no_grad()
 def values(critic: ScalarModel, rollouts: Rollouts) -> Tensor:
     """The critic's estimates before the actions, [N, T − 1]."""
-    parts = [spread(action_values(critic, r), r.action_mask) for r in rollouts.split(PASS_ROWS)]
-    return torch.cat(parts)
+    return torch.cat([spread(action_values(critic, r), r.action_mask) for r in rollouts.passes()])

@@ -23,7 +23,7 @@ from tercet.generation.sampler import Completion, generate
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.config import EvalConfig
 from tercet.posttraining.reward import check_contexts, score_texts
-from tercet.posttraining.rollouts import PASS_ROWS
+from tercet.posttraining.rollouts import PASS_TOKENS
 from tercet.pretraining.clm import limit_bytes
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import answer_text
@@ -46,9 +46,9 @@ class _Judged:
 def sequence_logprobs(model: Transformer, prompts: Sequence[Sequence[int]], done: Sequence[Completion]) -> list[float]:
     """log π(answer | prompt) in nats of each completion."""
     out: list[float] = []
-    for a in range(0, len(prompts), PASS_ROWS):
-        answers = [[c.tokens] for c in done[a : a + PASS_ROWS]]
-        out += group(prompts[a : a + PASS_ROWS], answers).logprobs(model).tolist()
+    rows = max(1, PASS_TOKENS // max(len(p) + len(c.tokens) for p, c in zip(prompts, done)))
+    for a in range(0, len(prompts), rows):
+        out += group(prompts[a : a + rows], [[c.tokens] for c in done[a : a + rows]]).logprobs(model).tolist()
     return out
 
 
