@@ -28,17 +28,18 @@ STEPS = 300
 # The weights are averaged: with the pretraining term two large gradients cancel at the optimum, but not their noise.
 COMMON: dict[str, Any] = {
     "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.5, "steps": STEPS, "batch_size": 8, "group_size": 32, "lr": 4e-3,
-    "muon_lr": 0.05, "ema": 0.98, "warmup": 5, "clip_norm": 0.0, "gamma": 0.0, "max_new_tokens": LONGEST, "threads": 1,
+    "ema": 0.98, "warmup": 5, "clip_norm": 0.0, "gamma": 0.0, "max_new_tokens": LONGEST, "threads": 1,
 }  # fmt: skip
 
 
 def ppo_config(**changes: Any) -> PPOConfig:
     text = {"pretrain_data": ("-",)} if changes.get("gamma") else {}
-    return PPOConfig(**{**COMMON, "critic_lr": 8e-3, **text, **changes})
+    return PPOConfig(**{**COMMON, "muon_lr": 0.05, "critic_lr": 8e-3, **text, **changes})
 
 
 def group_config(method: str, **changes: Any) -> GRPOConfig:
-    return GRPOConfig(**{**COMMON, "method": method, **changes})
+    # faster, and an answer may become so rare early on that it is never drawn again
+    return GRPOConfig(**{**COMMON, "muon_lr": 0.02, "method": method, **changes})
 
 
 def train(problem: Problem, method: PPO | GroupMethod) -> Tensor:
@@ -89,7 +90,9 @@ def test_ppo_with_the_pretraining_term(gamma: float, seed: int) -> None:
     problem = Problem(seed)
     wanted = problem.optimum_with_text(gamma)
     assert distance(wanted, problem.optimum()) > 0.1  # the term matters
-    print("ppo-ptx", gamma, seed, found := distance(ppo(problem, gamma=gamma, whiten_advantages=False), wanted))
+    print(
+        "ppo-ptx", gamma, seed, found := distance(ppo(problem, gamma=gamma, whiten_advantages=False, steps=400), wanted)
+    )
     assert found < 0.03
 
 
