@@ -64,7 +64,7 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("reference-is-policy", "wrong reference", "logprobs(reference, rollouts, params.temperature)",
          "logprobs(policy, rollouts, params.temperature)"),
         ("reference-at-temperature-1", "temperature", "logprobs(reference, rollouts, params.temperature)", "logprobs(reference, rollouts, 1.0)"),
-        ("read-one-place-early", "shift", "before=found.before[kept]", "before=(found.before[kept] - 1).clamp(min=0)"),
+        ("read-one-place-early", "shift", "before=found.before[acts]", "before=(found.before[acts] - 1).clamp(min=0)"),
         ("mean-over-padding", "mask", "float(self.action_mask.sum() if", "float(self.action_mask.numel() if"),
     ]),
     "posttraining/policy_loss.py": ("group_methods policy_gradient", [
@@ -123,13 +123,13 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("pair-order", "swap", "pairs += [(base + i, base + j)", "pairs += [(base + j, base + i)"),
         ("pairs-not-averaged", "mean for sum", "[2.0 / (k * (k - 1))] * len(p.pairs)", "[1.0] * len(p.pairs)"),
         ("margin-sign", "sign", "- batch.margins", "+ batch.margins"),
-        ("score-on-last-column", "shift", "[torch.arange(len(part)), lengths - 1]", "[torch.arange(len(part)), -1]"),
+        ("score-on-last-column", "shift", "tokens.shape[1] + lengths - 1", "tokens.shape[1] + tokens.shape[1] - 1"),
         ("bias-not-scaled", "coefficient", "np.mean(demonstrations or answers))).div_(spread)", "np.mean(demonstrations or answers)))"),
         ("gain-inverted", "coefficient", "model.gain.div_(spread)", "model.gain.mul_(spread)"),
     ]),
     "posttraining/rankings.py": ("reward dpo", [
-        ("ties-are-pairs", "mask", "for i, j in both if self.ranks[i] != self.ranks[j])", "for i, j in both)"),
-        ("rankings-leak", "leak", "sides = [c for (_, c), k in zip(every, keys) if not k]", "sides = [c for _, c in every]"),
+        ("ties-are-pairs", "mask", "self.ranks[i] != self.ranks[j] and self.answers", "self.answers"),
+        ("same-text-is-a-pair", "mask", " and self.answers[i] != self.answers[j])", ")"),
     ]),
     "posttraining/preference_losses.py": ("dpo", [
         ("dpo-no-beta", "coefficient", "margin = beta * difference(logp - reference, pairs)", "margin = difference(logp - reference, pairs)"),
@@ -155,8 +155,8 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
          "[message.loss_weight] * (len(body) - 1) + [0.0] * (len(tail) + 1)"),
         ("user-trained", "mask", "[message.loss_weight] * len(body)", "[1.0] * len(body)"),
     ]),
-    "posttraining/sft.py": ("sft", [
-        ("conversations-leak", "leak", "sides = [e for e, k in zip(every, kept) if not k]", "sides = [e for e in every]"),
+    "posttraining/sides.py": ("sft", [
+        ("conversations-leak", "leak", "return [row for row in every if key(row) not in apart]", "return [row for row in every]"),
     ]),
     "posttraining/neftune.py": ("sft", [
         ("noise-not-by-length", "coefficient", "(lengths.clamp(min=1) * size).sqrt()", "size**0.5"),

@@ -143,13 +143,19 @@ def test_rows_with_one_prompt_are_one_unit() -> None:
 def test_the_best_is_kept_unless_it_has_no_end_or_is_too_low() -> None:
     every = [
         judged([0.1, 0.9, 0.9], None, "first of equals"),
-        judged([0.8, 0.2, 0.3], None, "no end", finished=[False, True, True]),
+        judged([0.8, 0.8, 0.8], None, "no end", finished=[False, False, False]),
         judged([0.5, 0.5, 0.4], None, "not above"),
     ]
     best, left = kept(every, 0.5)
     assert ([one.text for one in best], left) == (["first of equals/1"], {"unfinished": 1, "too_low": 1})
     best, left = kept(every, None)
     assert ([one.text for one in best], left) == (["first of equals/1", "not above/0"], {"unfinished": 1, "too_low": 0})
+
+
+def test_what_is_cut_off_does_not_beat_a_whole_answer() -> None:
+    """However low the reward's scale lies: −1 is no score of the answer."""
+    best, left = kept([judged([-1.0, -3.4, -3.2], None, "low", finished=[False, True, True])], None)
+    assert ([one.text for one in best], left) == (["low/2"], {"unfinished": 0, "too_low": 0})
 
 
 # -- the run -------------------------------------------------------------------------------------------------------------

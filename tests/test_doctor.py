@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from helpers import At, World, press_ctrl_c, write_rows, write_world
 from tercet.cli.main import main
-from tercet.errors import CheckpointError, NonFiniteError
+from tercet.errors import ConfigError, NonFiniteError
 from tercet.posttraining import doctor_probe, policy
 from tercet.posttraining.doctor import examine
 from tercet.posttraining.findings import Finding, judged
@@ -31,7 +31,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """A folder with a healthy run of every stage."""
     made = write_world(tmp_path_factory.mktemp("doctor"))
     for verb, name in HEALTHY.items():
-        made.run(verb, name)
+        made.run(verb, name, **({"steps": 26} if verb == "reward" else {}))  # 13 are too few for some seeds
     return made
 
 
@@ -136,6 +136,26 @@ def test_damaged_checkpoints(world: World) -> None:
     assert verdicts(copy)["checkpoints"] == "wrong"  # finished, but the last one is missing
 
 
+def test_records_that_are_damaged_or_lost(world: World) -> None:
+    copy = world.folder / "records"
+    shutil.copytree(world.path("g"), copy)
+    file, text = copy / "metrics.jsonl", (copy / "metrics.jsonl").read_text()
+    for line in ("[1, 2]", '{"step": 2, "reward": "x"}', '{"step": 2, "reward": null}', '{"reward": 1.0}'):
+        file.write_text(text + line + "\n")
+        assert verdicts(copy)["metrics.jsonl"] == "wrong"
+    file.unlink()
+    assert verdicts(copy)["metrics.jsonl"] == "wrong"
+    file.write_text(text)
+    assert "metrics.jsonl" not in verdicts(copy)
+    (copy / "model.json").unlink()
+    assert verdicts(copy)["model.json"] == "wrong"
+    judge = world.folder / "uncalibrated"
+    shutil.copytree(world.path("r"), judge)
+    for text in ("{", "{}", "[]"):
+        (judge / "calibration.json").write_text(text)
+        assert verdicts(judge)["calibration.json"] == "wrong"
+
+
 def test_inputs_that_are_gone(world: World) -> None:
     copy = world.folder / "moved"
     shutil.copytree(world.path("s"), copy)
@@ -144,7 +164,7 @@ def test_inputs_that_are_gone(world: World) -> None:
     found = verdicts(copy, probe=True)
     assert found["fresh measurements"] == "look"
     assert found["weights that are not finite"] == "ok"  # what could be measured before stays
-    with pytest.raises(CheckpointError):
+    with pytest.raises(ConfigError):
         examine(world.folder / "nothing")
 
 
@@ -183,6 +203,7 @@ def test_a_sick_number_is_found(world: World, run: str, metric: str, value: floa
     [
         ("o", "entropy", lambda t: 1.5 * 0.9**t, "entropy / at the start", "wrong"),
         ("o", "reward", lambda t: 0.0, "reward", "look"),
+        ("o", "reward", lambda t: -0.1 * t, "reward", "wrong"),
         ("s", "loss", lambda t: 5.0 + 0.1 * t, "loss", "wrong"),
         ("s", "loss", lambda t: 5.0 - 0.1 * min(t, 20) + 0.15 * max(t - 20, 0), "loss", "wrong"),  # falls, then rises
         ("s", "loss", lambda t: 5.0, "loss", "look"),
@@ -253,7 +274,7 @@ def test_a_kl_of_the_wrong_sign(world: World, monkeypatch: pytest.MonkeyPatch) -
     right = Rollouts.kl
     with monkeypatch.context() as patch:
         patch.setattr(Rollouts, "kl", lambda self: -right(self))
-        world.run("grpo", "sign", lr=3e-3, steps=20, beta=0.0, target_kl=0.0, sync_every=1, ema=0.0)
+        world.run("grpo", "sign", lr=6e-3, steps=30, beta=0.0, target_kl=0.0, sync_every=1, ema=0.0)
         assert verdicts(world.path("sign"), probe=True)["KL to the reference, fresh k1"] == "wrong"
     assert verdicts(world.path("sign"))["KL to the reference, k1"] == "wrong"
 
@@ -301,7 +322,7 @@ def test_a_score_that_depends_on_the_batch(world: World, monkeypatch: pytest.Mon
 def test_labels_that_are_swapped(world: World) -> None:
     rows = [json.loads(line) for line in Path(world.path("rankings.jsonl")).read_text().splitlines()]
     swapped = write_rows(world.folder / "swapped.jsonl", ({**row, "ranks": row["ranks"][::-1]} for row in rows))
-    world.run("reward", "swapped", heldout=(swapped,))
+    world.run("reward", "swapped", heldout=(swapped,), steps=26)
     assert verdicts(world.path("swapped"))["held-out accuracy"] == "wrong"
 
 

@@ -17,7 +17,7 @@ from tercet.errors import ConfigError
 from tercet.generation.sampler import Completion
 from tercet.model.transformer import Transformer
 from tercet.posttraining.actor import differing, join
-from tercet.posttraining.grpo import GroupMethod
+from tercet.posttraining.grpo import GroupMethod, best_of_group
 from tercet.posttraining.policy import Policy, adapted_beta, truncated
 from tercet.posttraining.policy_loss import PolicyObjective
 from tercet.posttraining.rl_config import METHODS, GRPOConfig, PPOConfig
@@ -336,9 +336,13 @@ def test_stale_rollouts_pay_for_the_policy_that_is_updated(make_model: Make) -> 
 
 def test_the_first_ratio_is_exactly_one(make_model: Make) -> None:
     model = make_model(1)
-    prepared = GroupMethod(config(), model).prepare(dataclasses.replace(rollouts(), logp=None), 0.0)
+    r = rollouts()
+    sampled = dataclasses.replace(r, logp=None, behaviour=logprobs(model, r, 1.0).double())
+    prepared = GroupMethod(config(), model).prepare(sampled, 0.0)
     _, metrics = PolicyObjective(1.0, 0.2, 0.2)(model, prepared)
-    assert metrics["ratio"] == metrics["actions"]
+    assert metrics["ratio"] == pytest.approx(metrics["actions"], rel=1e-6)
+    other = PolicyObjective(1.3, 0.2, 0.2)(model, prepared)[1]
+    assert abs(other["ratio"] / other["actions"] - 1) > 1e-3  # another temperature is seen
     assert metrics["clip_fraction"] == 0
 
 
@@ -374,6 +378,37 @@ def test_beta_follows_the_kl() -> None:
     assert adapted_beta(0.1, 60.0, c, 100) == pytest.approx(0.1 * (1 + 0.2 * 0.1))
     assert adapted_beta(0.1, 0.0, c, 100) == pytest.approx(0.1 * (1 - 0.2 * 0.1))
     assert adapted_beta(0.1, 60.0, dataclasses.replace(c, target_kl=0.0), 100) == 0.1
+    short = dataclasses.replace(c, kl_horizon=10)  # of fewer answers than a step has
+    assert adapted_beta(0.1, 60.0, short, 1_000) == pytest.approx(0.12)
+    assert adapted_beta(0.1, 0.0, short, 1_000) == pytest.approx(0.08)
+
+
+def test_equal_answers_are_not_imitated(make_model: Make) -> None:
+    """Scores tie and the penalty differs by rounding, or by more: nothing is the best of its group."""
+    r = dataclasses.replace(rollouts(), rewards=torch.tensor([0.5] * 8 + [0.0, 1.0, 1.0, 0.0], dtype=F64))
+    chosen = best_of_group(r, 0.05).advantages
+    assert chosen is not None
+    assert chosen[:8].abs().sum() == 0
+    total = r.rewards - 0.05 * r.kl().sum(1)
+    assert (chosen[8:] != 0).any(1).tolist() == [i == int(total[8:].argmax()) for i in range(4)]
+    model = make_model(1, F64)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    method = GroupMethod(config("expert_iteration", beta=0.05), model)
+    logged = method.update(0, dataclasses.replace(r, rewards=torch.full((12,), 0.5, dtype=F64)), 0.05)
+    assert "grad_norm" not in logged
+    assert all(torch.equal(p, before[n]) for n, p in method.policy.model.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("grpo", {"dpo_beta": 9.0}), ("grpo", {"resample": 7}), ("online_dpo", {"clip_high": 5.0}), ("online_dpo", {"target_kl": 3.0}),
+        ("online_dpo", {"beta": 4.0}), ("expert_iteration", {"clip_low": 5.0}), ("cispo", {"clip_low": 0.1}), ("online_dpo", {"dpo_beta": 0.0}),
+    ],
+)  # fmt: skip
+def test_a_setting_that_would_do_nothing_is_refused(method: str, changes: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=rf"GRPOConfig\.{next(iter(changes))} is "):
+        config(method, **changes)
 
 
 def test_groups_that_teach_nothing_are_left_out_and_others_joined() -> None:

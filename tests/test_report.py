@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tercet.errors import CheckpointError, ConfigError, DataError
+from tercet.errors import ConfigError, DataError
 from tercet.posttraining.config import RankConfig, RewardConfig, SFTConfig
 from tercet.posttraining.rl_config import PPOConfig
 from tercet.pretraining.config import PretrainConfig
@@ -487,7 +487,7 @@ def test_weights_that_changed_are_named(tmp_path: Path) -> None:
 
 
 def test_wrong_input_is_an_error_with_a_message(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a run directory"):
+    with pytest.raises(ConfigError, match="not a run directory"):
         write_report([tmp_path], tmp_path / "r.html")
     run = _pretrain(tmp_path)
     (tmp_path / "file").write_text("")

@@ -28,7 +28,7 @@ from helpers import (
     tensors,
     write_world,
 )
-from tercet.errors import CheckpointError, DataError, TercetError
+from tercet.errors import CheckpointError, ConfigError, DataError, TercetError
 from tercet.training.run import Interrupted, Run
 
 KILLS = 10
@@ -211,7 +211,7 @@ def test_a_finished_run_cannot_be_resumed(whole: Path) -> None:
 
 
 def test_what_is_no_run_cannot_be_resumed(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="not a run directory"):
+    with pytest.raises(ConfigError, match="not a run directory"):
         tercet.resume(tmp_path)
 
 
@@ -253,7 +253,7 @@ def test_a_run_whose_parent_was_changed_or_is_gone_cannot_be_resumed(world: Worl
     with pytest.raises(CheckpointError, match="other weights than when the run began"):
         tercet.resume(tmp_path / "out")
     shutil.rmtree(parent)
-    with pytest.raises(CheckpointError, match="not a run directory"):
+    with pytest.raises(ConfigError, match="not a run directory"):
         tercet.resume(tmp_path / "out")
 
 

@@ -184,14 +184,14 @@ def test_scores_come_back_in_order_as_if_alone(judge: ScalarModel, monkeypatch: 
     for pad in (3, 299):
         assert score_texts(judge, texts, pad) == pytest.approx(wanted, abs=1e-10)
         assert score_texts(judge, [*texts, [7] * 60], pad)[:-1] == pytest.approx(wanted, abs=1e-10)
-    monkeypatch.setattr("tercet.posttraining.reward.SCORED_ROWS", 3)
+    monkeypatch.setattr("tercet.posttraining.reward.SCORED_TOKENS", 30)
     assert score_texts(judge, texts, 3) == pytest.approx(wanted, abs=1e-10)
 
 
 def test_ranked_answers_are_scored_in_order(
     judge: ScalarModel, ranked: list[Ranked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tercet.posttraining.reward.SCORED_PROMPTS", 2)
+    monkeypatch.setattr("tercet.training.batch.PASS_TOKENS", 60)
     found = score_ranked(judge, ranked)
     for one, scores in zip(ranked, found, strict=True):
         assert scores == pytest.approx([alone(judge, text).item() for text in one.texts], abs=1e-10)
@@ -373,7 +373,7 @@ def test_no_prompt_is_on_both_sides(world: World, trained: Run, tmp_path: Path) 
 def test_a_margin_is_learnt_from_scores(world: World) -> None:
     """With margins of 10 and 20 the answers come to lie farther apart than without, before normalising."""
     data = scored_rows(world, 1.0)
-    runs = [world.run("reward", f"margin-{m:g}", data=(data,), lr=3e-3, margin=m) for m in (0.0, 10.0)]
+    runs = [world.run("reward", f"margin-{m:g}", data=(data,), lr=3e-3, margin=m, steps=26) for m in (0.0, 10.0)]
     plain, wide = (1 / load_reward_model(run).gain.item() for run in runs)
     assert wide > 1.15 * plain
     assert json.loads((runs[0].path / "calibration.json").read_text())["gap"] == "score"

@@ -19,7 +19,7 @@ import torch
 
 from tercet.data.reasoning_gym import gym_tasks
 from tercet.data.types import Message, Task
-from tercet.errors import CheckpointError, ConfigError, DataError, TercetError
+from tercet.errors import ConfigError, DataError, TercetError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining import rewards_external
@@ -142,7 +142,7 @@ def test_no_reward_at_all_and_runs_of_another_kind_are_refused(
         save(run, make_model(0), tokenizer)
     with pytest.raises(ConfigError, match="is a sft run; wanted a run of `tercet reward`"):
         reward_runs([str(tmp_path / "sft")])
-    with pytest.raises(CheckpointError, match="not a run directory"):
+    with pytest.raises(ConfigError, match="not a run directory"):
         reward_runs([str(tmp_path)])
 
 
@@ -261,6 +261,9 @@ def test_a_function_of_a_module_is_found_as_python_finds_it(
         ("return -float('inf') if answer == 'b' else 1.0", r"tasks.jsonl:2: reward score gave -inf"),
         ("return '1' if answer == 'b' else 1", r"tasks.jsonl:2: reward score gave '1' .*wanted a finite number"),
         ("return None", "tasks.jsonl:1: reward score gave None"),
+        ("return 10**400", "tasks.jsonl:1: reward score gave a number beyond every float"),
+        ("return 1e39", r"tasks.jsonl:1: reward score gave 1e\+39 .*at most 1e\+30"),
+        ("import sys; sys.exit(0)", "tasks.jsonl:1: reward score failed on the answer 'a': SystemExit: 0"),
         ("return 1 / (answer != 'b')", r"tasks.jsonl:2: reward score failed on the answer 'b': ZeroDivisionError: division by zero at .*mine.py:2"),
     ],
 )  # fmt: skip
@@ -276,6 +279,28 @@ def test_a_file_that_fails_when_imported_says_where(opened: Open, tmp_path: Path
     (tmp_path / "mine.py").write_text("import math\nmath.sqrt(-1)\n")
     with pytest.raises(ConfigError, match=r"mine.py cannot be imported: ValueError: .* at .*mine.py:2"):
         opened(f"python:{tmp_path / 'mine.py'}:score")
+
+
+def test_a_file_that_ends_python_does_not_end_the_run_in_silence(opened: Open, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("import sys\nsys.exit(0)\n")
+    with pytest.raises(ConfigError, match=r"mine.py cannot be imported: SystemExit: 0"):
+        opened(f"python:{tmp_path / 'mine.py'}:score")
+
+
+def test_a_weight_counts_when_a_score_is_too_large(opened: Open, tmp_path: Path) -> None:
+    spec = write_function(tmp_path / "mine.py", "return 1e20")
+    assert opened(spec)([answered("a")])[0] == [1e20]
+    with pytest.raises(DataError, match=r"gave 1e\+20 \(its weight is 1e\+20\)"):
+        opened(f"1e20*{spec}")([answered("a")])
+
+
+def test_code_is_pinned_however_it_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("my_module_of_rewards", "my_script"):
+        (tmp_path / f"{name}.py").write_text("def f(p, a, g):\n    return 1.0\n")
+    script = str(tmp_path / "my_script.py")
+    specs = ["python:my_module_of_rewards:f", f"process:python {script} --fast", "python:no.such:f"]
+    assert reward_files(specs) == (str(tmp_path / "my_module_of_rewards.py"), script)
 
 
 # -- processes -----------------------------------------------------------------------------------------------------------
@@ -338,8 +363,8 @@ def test_a_process_that_crashes_or_hangs_is_started_again(opened: Open, script: 
     [
         ("print('no GPU', file=sys.stderr); sys.exit(3)", r"reward process: .*exit code 3; its stderr ends:\nscorer starts\nno GPU\n.*tried 2 times"),
         ("time.sleep(600)", r"no answer within 0.4 s; .*tried 2 times; wanted \{\"scores\": \[one number per item\]\}"),
-        ("print('hello', flush=True)", "reward process: the answer is no JSON .*'hello"),
-        ("print('{\"score\": 1}', flush=True)", r"reward process: found .*wanted \{\"scores\""),
+        ("print('hello', flush=True)", "reward process: (the answer is no JSON .*'hello|the process wrote more than one line)"),
+        ("print('{\"score\": 1}'); scores.clear() or sys.exit()", r"reward process: found .*wanted \{\"scores\""),
         ("scores = scores[1:]", r"reward process: 1 scores for 2 answers \(the first to tasks.jsonl:1\); wanted one each"),
         ("scores[1] = float('nan')", "tasks.jsonl:2: reward process gave nan"),
         ("scores[1] = None", "tasks.jsonl:2: reward process gave None for the answer 'bb'"),
@@ -349,6 +374,19 @@ def test_a_process_that_fails_is_an_error_that_says_how(opened: Open, script: An
     rewards = opened(script(body), timeout=0.4 if "sleep" in body else 20.0, retries=1)
     with pytest.raises(DataError, match=f"(?s){message}"):
         rewards([answered("a", number=1), answered("bb", number=2)])
+
+
+def test_a_process_that_says_more_than_it_was_asked_is_refused(opened: Open, script: Any) -> None:
+    """Its second line would be taken for the answer to the next batch."""
+    rewards = opened(script("print(json.dumps({'scores': scores}), flush=True)"))
+
+    def thrice() -> None:
+        for _ in range(3):
+            assert rewards([answered("four")])[0] == [4.0]
+            time.sleep(0.1)
+
+    with pytest.raises(DataError, match=r"more than one line for a batch: .*wanted one"):
+        thrice()
 
 
 def test_a_process_ends_with_its_rewards(shape: ModelConfig, tokenizer: Tokenizer, script: Any, tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def test_every_method_trains_and_goes_on_where_it_stopped(world: World, tmp_path
         "steps": 3,
         "checkpoint_every": 1,
         "lora_rank": 2 if method == "rloo" else 0,
+        "target_kl": 0.0 if method == "online_dpo" else 1.0,
     }
     whole = world.run("grpo", f"{method}-whole", **changes)
     rows = finite(whole)

@@ -64,13 +64,13 @@ def check_overlap(train: Iterable[str], heldout: Iterable[str], n: int = 60) -> 
     texts: dict[str, int] = {}
     lines: dict[str, int] = {}
     for text in heldout:
-        _count(texts, _fold(text))
+        _count(texts, fold(text))
         for line in _long_lines(text, n):
             _count(lines, line)
     seen_texts: set[str] = set()
     seen_lines: set[str] = set()
     for text in train:
-        if (folded := _fold(text)) in texts:
+        if (folded := fold(text)) in texts:
             seen_texts.add(folded)
         seen_lines.update(line for line in _long_lines(text, n) if line in lines)
     return Overlap(
@@ -83,19 +83,20 @@ def check_overlap(train: Iterable[str], heldout: Iterable[str], n: int = 60) -> 
 
 def drop_overlap(train: Iterable[Document], heldout: Iterable[Document]) -> list[Document]:
     """The held-out documents whose text, case and white space folded, is not also a training document's text."""
-    kept = [(_fold(document.text), document) for document in heldout]
+    kept = [(fold(document.text), document) for document in heldout]
     candidates = {folded for folded, _ in kept}
-    seen = {folded for document in train if (folded := _fold(document.text)) in candidates}
+    seen = {folded for document in train if (folded := fold(document.text)) in candidates}
     return [document for folded, document in kept if folded not in seen]
 
 
-def _fold(text: str) -> str:
+def fold(text: str) -> str:
+    """The text with case and white space folded, for comparing."""
     return " ".join(text.casefold().split())
 
 
 def _long_lines(text: str, n: int) -> Iterable[str]:
     # A line shorter than n cannot fold to n or more characters but for a few letters ("ß" to "ss"): fold, then measure.
-    return (folded for line in text.splitlines() if len(folded := _fold(line)) >= n)
+    return (folded for line in text.splitlines() if len(folded := fold(line)) >= n)
 
 
 def _count(counts: dict[str, int], key: str) -> None:

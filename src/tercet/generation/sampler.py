@@ -152,13 +152,14 @@ def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: 
     for row, prompt in enumerate(distinct):
         tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
     start = torch.tensor([longest - len(p) for p in distinct])
-    column = torch.arange(longest)
-    # filling may see itself, or its softmax would be empty
-    seen = (column[None] >= start[:, None])[:, None, :] | (column[None, :] == column[:, None])[None]
-    mask = (column[None, :] <= column[:, None])[None] & seen
+    column, mask = torch.arange(longest), None
+    if start.any():  # filling may see itself, or its softmax would be empty
+        seen = (column[None] >= start[:, None])[:, None, :] | (column[None, :] == column[:, None])[None]
+        mask = ((column[None, :] <= column[:, None])[None] & seen)[:, None]
     cache = KVCache(model.config, len(distinct), capacity, model.output_weight.dtype)
     positions = (column[None] - start[:, None]).clamp(min=0)
-    hidden = model.hidden(tokens, positions_BT=positions, mask=mask[:, None], cache=cache)[:, -1]
+    last = (torch.arange(len(distinct)) + 1) * longest - 1
+    hidden = model.hidden(tokens, positions_BT=positions, mask=mask, cache=cache, at=last)
     if len(distinct) < len(prompts):
         number = {p: n for n, p in enumerate(distinct)}
         same = torch.tensor([number[p] for p in prompts])

@@ -7,6 +7,7 @@ Parameter names are those of Qwen3 in Hugging Face transformers, so that the wei
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,10 +77,33 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
+class _Rotate(torch.autograd.Function):
+    """Writes each half of the result once, and turns gradients back: a third of the passes over memory that autograd makes."""
+
+    @staticmethod
+    def forward(ctx: Any, x_BHTC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
+        half = x_BHTC.shape[-1] // 2
+        ctx.kind, ctx.cos, ctx.sin = x_BHTC.dtype, cos_BTC[..., :half].unsqueeze(1), sin_BTC[..., :half].unsqueeze(1)
+        return _turned(x_BHTC, ctx.cos, ctx.sin, torch.promote_types(x_BHTC.dtype, cos_BTC.dtype), 1.0)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return _turned(grad, ctx.cos, ctx.sin, grad.dtype, -1.0).to(ctx.kind), None, None
+
+
+def _turned(x: Tensor, cos: Tensor, sin: Tensor, kind: torch.dtype, sign: float) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    out = torch.empty_like(x, dtype=kind)
+    real, imaginary = out.chunk(2, dim=-1)
+    torch.mul(a, cos, out=real).addcmul_(b, sin, value=-sign)
+    torch.mul(b, cos, out=imaginary).addcmul_(a, sin, value=sign)
+    return out
+
+
 def rotate(x_BHTC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021), the two halves of the head dimension as real and imaginary part."""
-    a, b = x_BHTC.chunk(2, dim=-1)
-    return x_BHTC * cos_BTC.unsqueeze(1) + torch.cat((-b, a), dim=-1) * sin_BTC.unsqueeze(1)
+    """Rotary positions (Su et al. 2021): the two halves of the head dimension are real and imaginary parts, turned alike."""
+    turned: Tensor = _Rotate.apply(x_BHTC, cos_BTC, sin_BTC)  # type: ignore[no-untyped-call]
+    return turned
 
 
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) -> Tensor:
@@ -88,6 +112,11 @@ def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) 
         k_BKSC, v_BKSC = k_BKSC.repeat_interleave(share, dim=1), v_BKSC.repeat_interleave(share, dim=1)
     q, k = q_BHTC.to(v_BKSC.dtype), k_BKSC.to(v_BKSC.dtype)
     return F.scaled_dot_product_attention(q, k, v_BKSC, attn_mask=mask, is_causal=mask is None)
+
+
+def chosen(x_BTD: Tensor, at: Tensor | None) -> Tensor:
+    """The places `at` of the B · T, [A, D]; without, all of them as they are."""
+    return x_BTD if at is None else x_BTD.flatten(0, 1).index_select(0, at)
 
 
 class Attention(nn.Module):
@@ -104,10 +133,9 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(c, config.norm_eps)
         self.k_norm = RMSNorm(c, config.norm_eps)
 
-    def forward(
-        self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None, layer: int
-    ) -> Tensor:
-        """Attend within what `mask` allows ([B, 1, T, S] bool, or branches; None is plain causal)."""
+    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None, layer: int,
+                at: Tensor | None) -> Tensor:  # fmt: skip
+        """Attend within what `mask` allows ([B, 1, T, S] bool, or branches; None is plain causal); [B, T, D], or [A, D] `at` places."""
         B, T, _ = x_BTD.shape
         c = self.config.head_dim
         q = rotate(self.q_norm(self.q_proj(x_BTD).view(B, T, -1, c)).transpose(1, 2), *rope)
@@ -119,7 +147,7 @@ class Attention(nn.Module):
             out = mask.collect(attend(mask.spread(q), mask.spread(k), mask.spread(v), None))
         else:
             out = attend(q, k, v, mask)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))  # type: ignore[no-any-return]
+        return self.o_proj(chosen(out.transpose(1, 2).reshape(B, T, -1), at))  # type: ignore[no-any-return]
 
 
 class MLP(nn.Module):
@@ -146,9 +174,10 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None, layer: int) -> Tensor:
-        """Residual stream in, residual stream out: [B, T, D]."""
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None, layer: int,
+                at: Tensor | None = None) -> Tensor:  # fmt: skip
+        """Residual stream in, residual stream out: [B, T, D]; with `at` only those places come out, [A, D]."""
+        x = chosen(x, at) + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer, at)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
@@ -193,8 +222,10 @@ class Transformer(nn.Module):
         return self.model.embed_tokens.weight
 
     def hidden(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, *, positions_BT: Tensor | None = None,
-               mask: Mask = None, cache: KVCache | None = None, noise: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Final hidden states [B, T, D].
+               mask: Mask = None, cache: KVCache | None = None, noise: Tensor | None = None, at: Tensor | None = None) -> Tensor:  # fmt: skip
+        """Final hidden states [B, T, D], or [A, D] of the places `at` ([A] i64, numbered through B · T) alone.
+
+        What nobody reads of the last layer is then not computed: its feed-forward is a fifth of a four-layer model.
 
         `segments_BT` keeps packed texts apart: a token attends only to earlier tokens of its own segment. `mask`
         ([B, 1, T, S] bool, S with the cache's tokens) and `positions_BT` serve the sampler and answers that share their
@@ -216,7 +247,7 @@ class Transformer(nn.Module):
         if noise is not None:
             x = x + noise
         for number, layer in enumerate(self.model.layers):
-            x = layer(x, (cos, sin), mask, cache, number)
+            x = layer(x, (cos, sin), mask, cache, number, at if number == self.config.num_layers - 1 else None)
         if cache is not None:
             cache.advance(T)
         return self.model.norm(x)  # type: ignore[no-any-return]

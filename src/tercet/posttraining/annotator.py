@@ -19,6 +19,7 @@ from tercet.errors import DataError
 from tercet.evaluation.answers import Answer
 from tercet.generation.chat import answer_all, answer_params
 from tercet.posttraining.config import RankConfig
+from tercet.posttraining.sides import question
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import language_model_run, load_language_model
 from tercet.training.progress import Progress
@@ -61,7 +62,7 @@ def rank(config: RankConfig, out: str | Path, *, resume: bool = False, progress:
             k = len(comparison.ranks)
             pairs += k * (k - 1) // 2
             ties += sum(comparison.ranks[i] == comparison.ranks[j] for i in range(k) for j in range(i))
-            sides[in_split(task.id, config.heldout_share)].append(comparison)
+            sides[in_split(question(task.prompt), config.heldout_share)].append(comparison)
         if not sides[0] or not sides[1]:
             raise DataError(
                 f"{len(questions)} task(s) are too few for a training and a held-out part; give more, or change heldout_share"

@@ -72,8 +72,11 @@ class Judged:
 
     @property
     def best(self) -> int:
-        """The answer with the highest proxy score, the first of several."""
-        return max(range(len(self.proxy)), key=lambda i: (self.proxy[i], -i))
+        """The answer with the highest proxy score among those that ended, or of all where none did; the first of several.
+
+        What is cut off has no score of its own: missing_eos_score stands in, and may be above that of a whole answer.
+        """
+        return max(range(len(self.proxy)), key=lambda i: (self.answers[i].finished, self.proxy[i], -i))
 
 
 def curve(judged: Sequence[Judged]) -> list[dict[str, Any]]:

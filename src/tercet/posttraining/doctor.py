@@ -35,8 +35,9 @@ def examine(path: str | Path, probe: bool = True) -> list[Finding]:
     run = Run(path)
     records, verb = Records(run), trained_by(run)
     checks: tuple[Check, ...] = (check_status,)
-    if run.path.joinpath("model.json").is_file():  # a stage that makes a model
+    if verb in doctor_stages.CHECKS:  # a stage that makes a model
         checks += (
+            check_records,
             check_checkpoints,
             check_numbers,
             check_schedule,
@@ -80,6 +81,18 @@ def _locked(run: Run) -> bool:
     except OSError:
         return False
     return False
+
+
+def check_records(r: Records) -> list[Finding]:
+    """Whether what a stage writes beside its checkpoints is there and can be read."""
+    finished, out = r.run.manifest["status"] == "finished", []
+    advice = "the run's files were changed or lost after it was made: bring them back, or train again"
+    if r.damaged or (finished and not r.rows):
+        found = f"{len(r.rows)} whole lines, {r.damaged} damaged"
+        out.append(Finding("metrics.jsonl", r.damaged, found, "every step, none damaged", "wrong", advice))
+    if finished and not (r.run.path / "model.json").is_file():
+        out.append(Finding("model.json", math.nan, "missing", "there", "wrong", advice))
+    return out
 
 
 def check_checkpoints(r: Records) -> list[Finding]:

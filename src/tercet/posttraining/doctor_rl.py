@@ -85,14 +85,27 @@ def check_learning(r: Records) -> list[Finding]:
     out, rises = [], reward is not None and reward[1] - reward[0] > 2 * reward[2]
     if reward is not None:
         advice = "it has not risen beyond noise: more --steps, a larger --batch-size or --group-size, a higher --lr, a lower --beta"
+        floor = -max(0.02, 3 * reward[2])
+        if reward[1] - reward[0] < floor:
+            advice = "training makes the policy worse: a lower --lr (in a new run), fewer --epochs, a higher --beta"
         found = f"{reward[0]:.3f} to {reward[1]:.3f}"
         out.append(
-            judged("reward", reward[1] - reward[0], "rises", advice, look=(0 if rises else INF, INF), found=found)
+            judged(
+                "reward",
+                reward[1] - reward[0],
+                "rises",
+                advice,
+                look=(0 if rises else INF, INF),
+                wrong=(floor, INF),
+                found=found,
+            )
         )
     if gold is not None:
         fall = gold[1] - gold[0]
         advice = (
             "over-optimisation: the reward is being gamed; raise --beta, stop earlier, or train a better reward model"
+            if rises
+            else "the answers get worse while the reward does not rise: a lower --lr, a higher --beta"
         )
         limit = -max(0.02, 3 * gold[2])
         found = f"{gold[0]:.3f} to {gold[1]:.3f}"
@@ -103,7 +116,7 @@ def check_learning(r: Records) -> list[Finding]:
                 "does not fall",
                 advice,
                 look=(limit, INF),
-                wrong=(limit if rises else -INF, INF),
+                wrong=(limit, INF),
                 found=found,
             )
         )

@@ -88,7 +88,9 @@ def check_order(r: Records) -> list[Finding]:
         )
     low, high = right["low"], right["high"]
     found = f"{right['value']:.3f}" + ("" if low is None else f" [{low:.3f}, {high:.3f}]")
-    advice = "not told from guessing: more comparisons, more --steps; where it is below 0.5, chosen and rejected may be swapped"
+    advice = "not told from guessing: more comparisons, more --steps"
+    if high is not None and high < 0.5:
+        advice = "the wrong answer wins: chosen and rejected look swapped; check which column is which, and that rank 1 is the best"
     verdict = "wrong" if high is not None and high < 0.5 else "look" if low is None or low <= 0.5 else "ok"
     out = [Finding("held-out accuracy", right["value"], found, "above 0.5", verdict, "" if verdict == "ok" else advice)]
     if longer is not None:
@@ -107,16 +109,29 @@ def check_reward_model(r: Records) -> list[Finding]:
         out.append(judged("mean score of the demonstrations", mean, "0", advice, look=(-0.05, 0.05), wrong=(-0.5, 0.5)))
     file = r.run.path / "calibration.json"
     if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        ours, theirs = found["prefers_longer"], found["annotator_prefers_longer"]
+        try:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            ours, theirs, error = (
+                found[n] for n in ("prefers_longer", "annotator_prefers_longer", "calibration_error")
+            )
+        except (OSError, ValueError, KeyError, TypeError) as damage:
+            return [
+                *out,
+                Finding(
+                    "calibration.json",
+                    math.nan,
+                    f"{type(damage).__name__}: {damage}",
+                    "can be read",
+                    "wrong",
+                    "damaged: train again",
+                ),
+            ]
         if ours and theirs:
             advice = "RL will make answers long: give comparisons in which the shorter one is better, or punish length"
             out.append(judged("preference for the longer, beyond people's", ours["value"] - theirs["value"], "below 0.15",
                               advice, look=(-INF, 0.15)))  # fmt: skip
         advice = "its certainty is not to be trusted: fewer --steps, more comparisons, or an ensemble"
-        out.append(
-            judged("calibration error", found["calibration_error"]["value"], "below 0.15", advice, look=(0, 0.15))
-        )
+        out.append(judged("calibration error", error["value"], "below 0.15", advice, look=(0, 0.15)))
     return out
 
 

@@ -36,7 +36,9 @@ class Records:
     """A run's metrics, finite ones only."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.config, self.rows = run, run.config, run.read_lines("metrics.jsonl")
+        self.run, self.config, lines = run, run.config, run.read_lines("metrics.jsonl")
+        self.rows = [row for row in lines if _whole(row)]
+        self.damaged = len(lines) - len(self.rows)
         self.done = max((int(r["step"]) for r in self.rows), default=0)
 
     def series(self, name: str, keep: Callable[[int], bool] = lambda step: True) -> list[float]:
@@ -54,6 +56,11 @@ class Records:
         if len(x) < 10:
             return None
         return fmean(x[:k]), fmean(x[-k:]), math.hypot(pstdev(x[:k]), pstdev(x[-k:])) / math.sqrt(k)
+
+
+def _whole(row: object) -> bool:
+    """Whether a line of metrics.jsonl is what a stage writes: numbers by name, the step among them."""
+    return isinstance(row, dict) and type(row.get("step")) is int and all(type(v) in (int, float) for v in row.values())
 
 
 def judged_kl(name: str, mean: float, noise: float) -> Finding:

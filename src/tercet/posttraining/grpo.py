@@ -103,9 +103,10 @@ def reinforce_pp_advantages(rollouts: Rollouts, beta: float) -> Rollouts:
 
 
 def best_of_group(rollouts: Rollouts, beta: float) -> Rollouts:
-    """1 on the best answer of each group whose answers differ, 0 elsewhere; the first of equals (Anthony et al. 2017)."""
-    grouped = by_group(totals(rollouts, beta), rollouts.group)
-    best = F.one_hot(grouped.argmax(1), grouped.shape[1]) * (grouped.amax(1) > grouped.amin(1))[:, None]
+    """1 on the best answer of each group whose scores differ, 0 elsewhere; the first of equals (Anthony et al. 2017)."""
+    grouped, scores = by_group(totals(rollouts, beta), rollouts.group), by_group(rollouts.rewards, rollouts.group)
+    # by the scores: with the penalty, rounding alone would make one of equal answers the best
+    best = F.one_hot(grouped.argmax(1), grouped.shape[1]) * (scores.amax(1) > scores.amin(1))[:, None]
     return of_answers(rollouts, best.flatten().to(rollouts.behaviour.dtype))
 
 

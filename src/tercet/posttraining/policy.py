@@ -176,11 +176,14 @@ class Method(Protocol):
 
 
 def adapted_beta(beta: float, kl: float, config: PolicyConfig, answers: int) -> float:
-    """The adaptive controller (Ziegler et al. 2019, section 2.2): error cut to ± .2, moved by answers / horizon."""
+    """The adaptive controller (Ziegler et al. 2019, section 2.2): error cut to ± .2, moved by answers / horizon.
+
+    With more answers than the horizon it moves as with as many: β changes by a fifth at most, and stays above 0.
+    """
     if not config.target_kl:
         return beta
     error = min(0.2, max(-0.2, kl / config.target_kl - 1))
-    return beta * (1 + error * answers / config.kl_horizon)
+    return beta * (1 + error * min(1.0, answers / config.kl_horizon))
 
 
 class _Training:

@@ -51,14 +51,16 @@ class PolicyObjective:
         loss = (weights * terms).double().sum()
         with torch.no_grad():
             outside = (ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)
-            gap = (logp - batch.at_actions("behaviour")).abs()
+            drift = logp - batch.at_actions("behaviour")
+            # where the policy is its own π_old the ratio is 1 whatever was sampled: the log has the one to the sampler
+            logged = drift.exp() if batch.logp is None else ratio.detach()
         metrics = {
             "policy_loss": float(loss.detach()),
             "actions": float(len(logp)),
             "entropy": float(entropy.double().sum()),
             "clip_fraction": float(outside.double().sum()),
-            "ratio": float(ratio.detach().double().sum()),
-            "sampler_gap": float(gap.double().sum()),
+            "ratio": float(logged.double().sum()),
+            "sampler_gap": float(drift.abs().double().sum()),
         }
         if self.kl_coef > 0 and self.kl != "reward":
             loss = loss + self.kl_coef * (weights * self._kl(model, batch, logp)).double().sum()
@@ -81,5 +83,5 @@ class PolicyObjective:
             raise ConfigError("the exact KL needs the reference model")
         rows = grouped(batch)
         with torch.no_grad():
-            towards = rows.hidden(self.reference)[rows.before]
-        return token_kl(model, rows.hidden(model)[rows.before], self.reference, towards, self.temperature)
+            towards = rows.hidden(self.reference, rows.before)
+        return token_kl(model, rows.hidden(model, rows.before), self.reference, towards, self.temperature)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,15 +12,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tercet.data.conversations import to_messages
 from tercet.data.feedback import Feedback, feedback, labels
 from tercet.data.readers import BadRows
-from tercet.data.splits import in_split
 from tercet.data.types import Comparison
 from tercet.errors import DataError
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rankings import Ranked, RankingData, encode_comparison
 from tercet.posttraining.reward import collate
+from tercet.posttraining.sides import question, sides
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.grouped import Grouped, group
 from tercet.training.learner import Learner
@@ -130,14 +128,11 @@ def load_labelled(
     """
     bad = BadRows(skip=config.skip_bad_rows)
     every = [item for _, item in feedback(config.data, bad)]
-    if config.heldout:
-        sides = every, [item for _, item in feedback(config.heldout, bad)]
-    else:
-        kept = [in_split(json.dumps(to_messages(i.prompt)), config.heldout_share) for i in every]
-        sides = [i for i, k in zip(every, kept) if not k], [i for i, k in zip(every, kept) if k]
+    named = [item for _, item in feedback(config.heldout, bad)] if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
     out = []
-    for name, side in zip(("training", "held-out"), sides):
+    parts = sides(every, named, lambda item: question(item.prompt), config.heldout_share, run)
+    for name, side in zip(("training", "held-out"), parts):
         encoded = [encode_labelled(tokenizer, item) for item in side]
         fitting = [p for p in encoded if max(map(len, p.texts)) <= length]
         out.append([p for p in fitting if p.labelled])

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 from tercet.data.comparisons import comparisons
-from tercet.data.conversations import to_messages
 from tercet.data.readers import BadRows
-from tercet.data.splits import in_split
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
 from tercet.evaluation.metrics import Estimate, pair_accuracy
 from tercet.posttraining.config import RewardConfig
 from tercet.posttraining.preference_config import DPOConfig
+from tercet.posttraining.sides import question, sides
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render_prompt
 from tercet.training.run import Run
@@ -40,9 +38,9 @@ class Ranked:
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """(better, worse) of every two answers of different rank; ties give none."""
+        """(better, worse) of every two answers of different rank; ties give none, nor do answers of the same text."""
         both = ((i, j) if self.ranks[i] < self.ranks[j] else (j, i) for i, j in combinations(range(len(self.ranks)), 2))
-        return tuple((i, j) for i, j in both if self.ranks[i] != self.ranks[j])
+        return tuple((i, j) for i, j in both if self.ranks[i] != self.ranks[j] and self.answers[i] != self.answers[j])
 
 
 def mean_size(prompts: Sequence[Ranked]) -> float:
@@ -84,15 +82,12 @@ def load_rankings(
     Raises DataError where a side is empty.
     """
     bad = BadRows(skip=config.skip_bad_rows)
-    every = list(comparisons(config.data, bad))
-    if config.heldout:
-        sides = [c for _, c in every], [c for _, c in comparisons(config.heldout, bad)]
-    else:
-        keys = [in_split(json.dumps(to_messages(c.prompt)), config.heldout_share) for _, c in every]
-        sides = [c for (_, c), k in zip(every, keys) if not k], [c for (_, c), k in zip(every, keys) if k]
+    every = [c for _, c in comparisons(config.data, bad)]
+    named = [c for _, c in comparisons(config.heldout, bad)] if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
     out = []
-    for name, side in zip(("training", "held-out"), sides):
+    parts = sides(every, named, lambda c: question(c.prompt), config.heldout_share, run)
+    for name, side in zip(("training", "held-out"), parts):
         encoded = [encode_comparison(tokenizer, c) for c in side]
         fitting = [r for r in encoded if max(map(len, r.texts)) <= length]
         kept = [r for r in fitting if r.pairs]
@@ -101,6 +96,9 @@ def load_rankings(
             f"{len(encoded) - len(fitting)} longer than the context of {length} tokens"
         )
         if not kept:
-            raise DataError(f"no {name} prompt has two answers of different rank that fit; give more comparisons")
+            raise DataError(
+                f"no {name} prompt has two answers of different rank that fit; give more comparisons, or another heldout_share: "
+                f"{len(every)} row(s) were split by prompt"
+            )
         out.append(kept)
     return out[0], out[1]

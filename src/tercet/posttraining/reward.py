@@ -33,8 +33,7 @@ from tercet.training.optim import OptimizerConfig
 from tercet.training.progress import Progress
 from tercet.training.run import Run, threads, write_text
 
-SCORED_ROWS = 64  # answers per forward pass outside of training
-SCORED_PROMPTS = 16  # prompts, with all their answers
+SCORED_TOKENS = 2048  # of a forward pass outside of training
 
 
 @dataclass(frozen=True)
@@ -87,10 +86,12 @@ def score_texts(model: ScalarModel, texts: Sequence[Sequence[int]], pad: int) ->
     """The reward of each text (ids), read at its last token."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = [0.0] * len(texts)
-    for a in range(0, len(order), SCORED_ROWS):
-        part = order[a : a + SCORED_ROWS]
+    rows = max(1, SCORED_TOKENS // max(map(len, texts), default=1))
+    for a in range(0, len(order), rows):
+        part = order[a : a + rows]
         tokens, lengths = pad_right([texts[i] for i in part], pad)
-        for i, score in zip(part, model(tokens)[torch.arange(len(part)), lengths - 1].tolist()):
+        last = torch.arange(len(part)) * tokens.shape[1] + lengths - 1
+        for i, score in zip(part, model.read(model.backbone.hidden(tokens, at=last)).tolist()):
             out[i] = score
     return out
 
@@ -100,8 +101,9 @@ def score_ranked(model: ScalarModel, prompts: Sequence[Ranked]) -> list[list[flo
     """The reward of each prompt's answers. The prompts are read once, those of like length together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].prompt) + max(map(len, prompts[i].answers)))
     out: list[list[float]] = [[] for _ in prompts]
-    for a in range(0, len(order), SCORED_PROMPTS):
-        part = order[a : a + SCORED_PROMPTS]
+    rows = rows_per_pass(0, mean_size(prompts)) if prompts else 1
+    for a in range(0, len(order), rows):
+        part = order[a : a + rows]
         scores = iter(
             group([prompts[i].prompt for i in part], [prompts[i].answers for i in part]).scores(model).tolist()
         )

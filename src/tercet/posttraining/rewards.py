@@ -27,12 +27,13 @@ from tercet.errors import ConfigError, DataError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel
 from tercet.posttraining.reward import score_texts
-from tercet.posttraining.rewards_external import HttpScorer, ProcessScorer, load_function, said
+from tercet.posttraining.rewards_external import HttpScorer, ProcessScorer, load_function, said, source_of, words_of
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import load_reward_model, reward_model_run
 from tercet.training.run import Run
 from tercet.training.settings import suggest
 
+LARGEST = 1e30  # of a reward: sums and squares of more than 1e38 are infinite in float32
 VERIFIERS = ("exact_match", "rubric", "reasoning_gym")
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {"mean": lambda s: math.fsum(s) / len(s), "min": min}
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -144,9 +145,14 @@ def reward_runs(specs: Sequence[str]) -> dict[str, Run]:
 
 
 def reward_files(specs: Sequence[str]) -> tuple[str, ...]:
-    """The Python files among `specs`: inputs, to be pinned by hash like any other."""
-    modules = [spec.body.rpartition(":")[0] for spec in parse_rewards(specs) if spec.kind == "python"]
-    return tuple(module for module in modules if module.endswith(".py"))
+    """The files of code among `specs`, modules and what a command names: inputs, to be pinned by hash like any other."""
+    found: list[str] = []
+    for spec in parse_rewards(specs):
+        if spec.kind == "python":
+            found.append(source_of(spec.body.rpartition(":")[0]))
+        elif spec.kind == "process":
+            found += [word for word in words_of(spec.body) if Path(word).is_file()]
+    return tuple(file for file in found if file)
 
 
 class Rewards:
@@ -194,7 +200,7 @@ class Rewards:
         """
         totals, means = [0.0] * len(answered), {}
         for spec in self.specs:
-            scores = _checked(spec.name, answered, self._parts[spec.name](answered))
+            scores = _checked(spec.name, answered, self._parts[spec.name](answered), spec.weight)
             totals = [total + spec.weight * score for total, score in zip(totals, scores)]
             means[f"reward/{spec.name}"] = math.fsum(scores) / max(len(scores), 1)
         return totals, means
@@ -213,14 +219,22 @@ class Rewards:
         self.close()
 
 
-def _checked(name: str, answered: Sequence[Answered], scores: Sequence[Any]) -> list[float]:
+def _checked(name: str, answered: Sequence[Answered], scores: Sequence[Any], weight: float) -> list[float]:
     if len(scores) != len(answered):
         first = f" (the first to {answered[0].where})" if answered else ""
         raise DataError(f"reward {name}: {len(scores)} scores for {len(answered)} answers{first}; wanted one each")
     for one, score in zip(answered, scores):
-        if not isinstance(score, Real) or not math.isfinite(score):
+        try:
+            fits = isinstance(score, Real) and abs(float(score)) <= LARGEST and abs(weight * float(score)) <= LARGEST
+        except OverflowError:  # an integer beyond every float
+            fits = False
+        if not fits:
+            huge = isinstance(score, int) and score.bit_length() > 1000  # too long to be printed
+            shown = "a number beyond every float" if huge else repr(score)[:80]
+            times = f" (its weight is {weight:g})" if weight != 1 else ""
             raise DataError(
-                f"{one.where}: reward {name} gave {score!r} for the answer {one.text[:80]!r}; wanted a finite number"
+                f"{one.where}: reward {name} gave {shown}{times} for the answer {one.text[:80]!r}; wanted a finite number, "
+                f"at most {LARGEST:g} with its weight"
             )
     return [float(score) for score in scores]
 
@@ -287,7 +301,7 @@ def _call(name: str, function: Callable[..., Any], answered: Sequence[Answered])
     for one in answered:
         try:
             out.append(function(to_messages(one.prompt), one.text, list(one.task.answers) if one.task else []))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise DataError(
                 f"{one.where}: reward {name} failed on the answer {one.text[:80]!r}: {said(error)}"
             ) from error

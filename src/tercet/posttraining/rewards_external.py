@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import queue
+import select
 import shlex
 import shutil
 import signal
@@ -112,7 +113,7 @@ def load_function(name: str, place: str) -> Callable[..., Any]:
         raise ConfigError(f"reward {name}: there is no file {module_name} (the current folder is {Path.cwd()})")
     try:
         module = _module_of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigError(
             f"reward {name}: {module_name} cannot be imported: {said(error)}; a file of your own is named by its path, "
             "as in python:rewards/mine.py:score"
@@ -138,6 +139,17 @@ def _module_of_file(path: str) -> Any:
     return module
 
 
+def source_of(module: str) -> str:
+    """The file of a module, named as a file or as an import; "" where it has none."""
+    if module.endswith(".py"):
+        return module
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # loading it says so
+        return ""
+    return (spec.origin or "") if spec is not None and spec.has_location else ""
+
+
 def said(error: BaseException) -> str:
     """What an exception of foreign code says, and the place at which it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -148,6 +160,14 @@ def said(error: BaseException) -> str:
 # -- a process -----------------------------------------------------------------------------------------------------------
 
 
+def words_of(command: str) -> list[str]:
+    """A command line as words. Raises ConfigError where a quotation is left open."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"the command line {command!r} of a reward cannot be read: {error}") from error
+
+
 class ProcessScorer:
     """A child process that stays alive: one line of JSON in, one line out, for each batch.
 
@@ -156,15 +176,12 @@ class ProcessScorer:
     """
 
     def __init__(self, name: str, command: str, timeout: float, retries: int) -> None:
-        try:
-            self._words = shlex.split(command)
-        except ValueError as error:
-            raise ConfigError(f"reward {name}: the command line cannot be read: {error}") from error
+        self._words = words_of(command)
         if not self._words or shutil.which(self._words[0]) is None:
             found = self._words[0] if self._words else "no command"
             raise ConfigError(f"reward {name}: {found!r} is no program that can be run; wanted process:command line")
         self._name, self._timeout, self._retries = name, timeout, retries
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._said: deque[str] = deque(maxlen=20)
 
     def __call__(self, items: Items) -> list[Any]:
@@ -185,7 +202,7 @@ class ProcessScorer:
     def _ask(self, line: str) -> str:
         process = self._process or self._start()
         try:
-            return within(self._timeout, lambda: _exchange(process, line))
+            return within(self._timeout, lambda: _exchange(self._name, process, line))
         except (OSError, ValueError) as error:  # TimeoutError and BrokenPipeError are OSErrors
             code = process.poll()
             self._end(0.0)
@@ -196,18 +213,10 @@ class ProcessScorer:
                 f"{error}{ended}; " + (f"its stderr ends:\n{words}\n" if words else "it wrote nothing to stderr")
             ) from error
 
-    def _start(self) -> subprocess.Popen[str]:
+    def _start(self) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE
         # a session of its own: Ctrl-C is for the training to handle, and all that it starts can be ended together
-        process = subprocess.Popen(
-            self._words,
-            stdin=pipe,
-            stdout=pipe,
-            stderr=pipe,
-            encoding="utf-8",
-            errors="replace",
-            start_new_session=True,
-        )
+        process = subprocess.Popen(self._words, stdin=pipe, stdout=pipe, stderr=pipe, start_new_session=True)
         self._process, self._said = process, deque(maxlen=20)
         self._finalizer = weakref.finalize(self, _stop, process, PATIENCE)
         self._reader = threading.Thread(target=_drain, args=(process.stderr, self._said), daemon=True)
@@ -215,27 +224,37 @@ class ProcessScorer:
         return process
 
 
-def _exchange(process: subprocess.Popen[str], line: str) -> str:
+def _exchange(name: str, process: subprocess.Popen[bytes], line: str) -> str:
+    """The one line that answers `line`. Raises DataError for more: every later answer would be that of the batch before."""
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(line)
+    output, reply = process.stdout.fileno(), b""
+    early = os.read(output, 200) if select.select([output], [], [], 0)[0] else b""
+    process.stdin.write(line.encode())
     process.stdin.flush()
-    reply = process.stdout.readline()
-    if not reply.endswith("\n"):
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(1.0)  # for its exit code
-        raise OSError("its output ended before the answer's line did")
-    return reply
+    while b"\n" not in reply:
+        if not (chunk := os.read(output, 1 << 16)):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(1.0)  # for its exit code
+            raise OSError("its output ended before the answer's line did")
+        reply += chunk
+    answer, _, more = reply.partition(b"\n")
+    if early or more:
+        found = (early or more)[:200].decode("utf-8", errors="replace")
+        raise DataError(
+            f"reward {name}: the process wrote more than one line for a batch: {found!r}; wanted one, the rest on stderr"
+        )
+    return answer.decode("utf-8", errors="replace")
 
 
 def _drain(stream: Any, kept: deque[str]) -> None:
     """Read a stream to its end, so that its writer never blocks; the last lines are kept."""
     with stream:
         for line in stream:
-            kept.append(line.rstrip())
+            kept.append(line.decode("utf-8", errors="replace").rstrip())
 
 
-def _stop(process: subprocess.Popen[str], patience: float) -> None:
+def _stop(process: subprocess.Popen[bytes], patience: float) -> None:
     """End its input, wait, then kill what is left of its session."""
     streams = [stream for stream in (process.stdin, process.stdout) if stream is not None]
     if patience:
@@ -267,11 +286,13 @@ class HttpScorer:
     def __init__(self, name: str, url: str, timeout: float, retries: int) -> None:
         try:
             parts = urllib.parse.urlsplit(url)
-            good = bool(parts.hostname) and (parts.port or 0) >= 0 and parts.username is None
+            good = bool(parts.hostname) and (parts.port or 0) >= 0 and parts.username is None and url.isascii()
         except ValueError:
             good = False
         if not good:
-            raise ConfigError(f"reward {name}: {url!r} is no address; wanted http(s)://host[:port]/path")
+            raise ConfigError(
+                f"reward {name}: {url!r} is no address; wanted http(s)://host[:port]/path, other letters than ASCII as %XX"
+            )
         self._name, self._url, self._timeout, self._retries = name, url, timeout, retries
         self._opener = urllib.request.build_opener(_NoRedirects())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from tercet.errors import ConfigError
@@ -129,6 +130,24 @@ class GRPOConfig(PolicyConfig):
                 f"GRPOConfig.group_size is {self.group_size}; {self.method} compares answers to one prompt: at least 2"
             )
         imitates = self.method in ("online_dpo", "expert_iteration")
+        fields = {f.name: f.default for f in dataclasses.fields(self)}
+        useless = {
+            "dpo_beta": self.method != "online_dpo",
+            "resample": self.method != "dapo",
+            "clip_low": imitates or self.method == "cispo",
+            "clip_high": imitates,
+            "beta": self.method == "online_dpo",
+            "target_kl": self.method == "online_dpo",
+        }
+        for name, without in useless.items():
+            if without and getattr(self, name) not in (fields[name], 0):
+                raise ConfigError(
+                    f"GRPOConfig.{name} is {getattr(self, name)!r}, but {self.method} has no use for it; leave it out"
+                )
+        if self.method == "online_dpo" and self.dpo_beta == 0:
+            raise ConfigError(
+                "GRPOConfig.dpo_beta is 0, with which the loss is constant; wanted above 0, for example 0.1"
+            )
         if imitates and self.kl != "reward":
             raise ConfigError(
                 f"GRPOConfig.kl is {self.kl!r}; {self.method} has no policy loss that it could be added to"

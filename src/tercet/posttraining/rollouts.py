@@ -18,7 +18,7 @@ from tercet.model.transformer import ScalarModel, Transformer
 from tercet.training.batch import pad_right
 from tercet.training.grouped import Grouped, group
 
-PASS_TOKENS = 8192  # of a forward pass without gradients, filling included
+PASS_TOKENS = 2048  # of a forward pass without gradients, filling included: 8192 were a quarter slower (docs/log.md)
 
 # (number of the prompt, completion) of every rollout → its score
 Scorer = Callable[[Sequence[int], Sequence[Completion]], Sequence[float]]
@@ -180,7 +180,7 @@ def action_logprobs(model: Transformer, rollouts: Rollouts, temperature: float) 
 def action_values(critic: ScalarModel, rollouts: Rollouts) -> Tensor:
     """The critic's estimates before the actions, [A] in row order, with gradients."""
     rows = grouped(rollouts)
-    return critic.read(rows.hidden(critic.backbone)[rows.before])
+    return critic.read(rows.hidden(critic.backbone, rows.before))
 
 
 def spread(values: Tensor, action_mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tercet.data.conversations import conversations
 from tercet.data.readers import BadRows, fingerprints
-from tercet.data.splits import in_split
+from tercet.data.splits import fold
 from tercet.data.tasks import tasks
 from tercet.data.types import Conversation, Task
 from tercet.errors import ContextError, DataError
@@ -16,6 +16,7 @@ from tercet.generation.chat import answer_params
 from tercet.model.transformer import Transformer
 from tercet.posttraining.config import SFTConfig
 from tercet.posttraining.neftune import NoisyNextToken, place
+from tercet.posttraining.sides import sides
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import Rendered, render_fitting
 from tercet.training.adapt import adapt, write_adapter
@@ -68,19 +69,19 @@ def load_conversations(
     """(training, held-out) conversations with where they stand. The same first question never lands on both sides of a split."""
     bad = BadRows(skip=config.skip_bad_rows)
     every = list(conversations(config.data, bad))
-    if config.heldout:
-        sides = every, list(conversations(config.heldout, bad))
-    else:
-        kept = [in_split(next(m.content for m in c if m.role == "user"), config.heldout_share) for _, c in every]
-        sides = [e for e, k in zip(every, kept) if not k], [e for e, k in zip(every, kept) if k]
-        if not sides[1]:
-            sides = every[:-1], every[-1:]
+    named = list(conversations(config.heldout, bad)) if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
-    if not sides[0] or not sides[1]:
+
+    def first_question(row: tuple[str, Conversation]) -> str:
+        return fold(next(m.content for m in row[1] if m.role == "user"))
+
+    train, heldout = sides(every, named, first_question, config.heldout_share, run)
+    if not train or not heldout:
         raise DataError(
-            f"{len(every)} conversation(s): training needs some and held-out measuring needs others; give more, or name --heldout"
+            f"{len(every)} conversation(s) with {len(set(map(first_question, every)))} first question(s), heldout_share "
+            f"{config.heldout_share:g}: training needs some and held-out measuring others; give more, name --heldout, or change the share"
         )
-    return sides
+    return train, heldout
 
 
 def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:

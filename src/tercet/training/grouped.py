@@ -40,13 +40,13 @@ class Grouped:
         """How many answers there are."""
         return len(self.last)
 
-    def hidden(self, model: Transformer) -> Tensor:
-        """Hidden states of all places, [T, D]."""
-        return model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches)[0]
+    def hidden(self, model: Transformer, at: Tensor) -> Tensor:
+        """Hidden states of the places `at`, [A, D]."""
+        return model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches, at=at)
 
     def token_logprobs(self, model: Transformer, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """log π of every answer token, and the entropy of π there, both [A]; log π with gradients."""
-        return token_logprobs(model, self.hidden(model)[self.before], self.target, temperature)
+        return token_logprobs(model, self.hidden(model, self.before), self.target, temperature)
 
     def logprobs(self, model: Transformer) -> Tensor:
         """log π(answer | prompt), summed over the answer's tokens, [N] float64."""
@@ -63,7 +63,7 @@ class Grouped:
 
     def scores(self, model: ScalarModel) -> Tensor:
         """The scalar model's number at every answer's last token, [N] float64."""
-        return model.read(self.hidden(model.backbone)[self.last]).double()
+        return model.read(self.hidden(model.backbone, self.last)).double()
 
 
 def group(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> Grouped:

@@ -116,9 +116,10 @@ def next_token(model: Transformer, batch: Batch, noise: Tensor | None = None) ->
 
     `noise` [B, T, D] is added to the embeddings.
     """
-    hidden = model.hidden(batch.tokens, batch.segments, noise=noise)
-    trained = batch.weights > 0
-    loss = linear_cross_entropy(hidden[trained], model.output_weight, batch.targets[trained], batch.weights[trained])
+    trained = batch.weights.flatten().nonzero()[:, 0]
+    hidden = model.hidden(batch.tokens, batch.segments, noise=noise, at=trained)
+    targets, weights = batch.targets.flatten()[trained], batch.weights.flatten()[trained]
+    loss = linear_cross_entropy(hidden, model.output_weight, targets, weights)
     return loss, {"loss": float(loss.detach())}
 
 

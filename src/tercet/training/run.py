@@ -135,8 +135,8 @@ class Run:
         self.path = Path(path)
         file = self.path / "run.json"
         if not file.is_file():
-            raise CheckpointError(
-                f"{self.path}: not a run directory (no run.json); a run is made by `tercet pretrain`, `sft`, `reward` or `ppo`"
+            raise ConfigError(
+                f"{self.path}: not a run directory (no run.json); a run is made by `tercet pretrain`, `sft`, `dpo`, `reward`, `ppo` or `grpo`"
             )
         try:
             self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
