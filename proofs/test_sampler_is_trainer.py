@@ -51,9 +51,7 @@ def test_log_probabilities_ratio_and_first_tokens() -> None:
     for first in range(0, 256, 64):
         assert len({c.tokens[0] for c in done[first : first + 64]}) > 1
     _, metrics = PolicyObjective(1.3, 0.2, 0.2)(method.policy.model, method.prepare(r, 0.1))
-    assert metrics["ratio"] == pytest.approx(
-        metrics["actions"], rel=1e-5
-    )  # the sampler's probabilities, not π_old's own
+    assert metrics["ratio"] == pytest.approx(metrics["actions"], rel=1e-5)  # π / π_sampler, not π / π_old
     wrong = PolicyObjective(1.0, 0.2, 0.2)(method.policy.model, method.prepare(r, 0.1))[1]
-    assert wrong["sampler_gap"] / wrong["actions"] > 0.01  # another temperature is noticed
-    assert abs(wrong["ratio"] / wrong["actions"] - 1) > 0.01
+    # another temperature is noticed; by the gap, since the mean of π / π_sampler over the sampler's tokens is 1 for every π
+    assert wrong["sampler_gap"] / wrong["actions"] > 0.01
