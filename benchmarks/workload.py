@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -162,6 +163,8 @@ def _for_transformers(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "hf" / "base", chat_template=TEMPLATE)
     for name in ("base", "head", "judge"):
         tokenizer.save_pretrained(folder / "hf" / name)
+        # conversations do not begin like texts: without the token that the export puts before a text
+        shutil.copy(folder / "tokenizer.json", folder / "hf" / name)
 
 
 def make(folder: Path, shape: Shape, with_trl: bool) -> None:
