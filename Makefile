@@ -1,6 +1,6 @@
 # make demo   from text to an aligned, measured model: makes .venv, installs, runs (MINUTES=12, OUT=folder)
 # make test   the tests, in the same .venv
-# make proofs   the slow proofs: TRL as oracle, optima, curves        make bench   speed and memory beside TRL's (ROUNDS=5)
+# make proofs   the slow proofs: TRL as oracle, optima, curves        make bench   speed and memory beside TRL's and lm-eval's (ROUNDS=5)
 # make mutants   faults of one line in the code of post-training: do the tests catch them? (half an hour)
 # make lint   style and types        make e2e   a short demo whose claims are checked        make wheel   build it
 
@@ -29,6 +29,7 @@ mutants: .venv/.test
 
 bench: .venv/.proof
 	.venv/bin/python benchmarks/compare.py --rounds $(ROUNDS) --out $(if $(OUT),$(OUT),runs/bench)
+	.venv/bin/python benchmarks/evaluation.py --rounds $(ROUNDS) --out $(if $(OUT),$(OUT),runs/bench)-evaluation
 
 lint: .venv/.dev
 	.venv/bin/ruff check .

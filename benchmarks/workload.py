@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -141,39 +142,29 @@ def _runs(folder: Path, shape: Shape) -> None:
 
 
 def _for_transformers(folder: Path) -> None:
-    """Tercet's weights under transformers' classes: the language model, a fresh head on it, and the reward model."""
+    """The export of both runs, with TRL's marks in the template, and a fresh head on the language model."""
     import torch
-    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForSequenceClassification
 
+    from tercet.exchange.huggingface import export_model
     from tercet.model.transformer import ScalarModel
-    from tercet.training.load import load_language_model, load_reward_model
+    from tercet.training.load import load_language_model
     from tercet.training.run import Run
 
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), eos_token="<|im_end|>", pad_token="<|pad|>",
-        chat_template=TEMPLATE, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
-    base = load_language_model(Run(folder / "base"))
-    ours = base.config
-    config = Qwen3Config(
-        vocab_size=ours.vocab_size, hidden_size=ours.hidden_size, intermediate_size=ours.intermediate_size,
-        num_hidden_layers=ours.num_layers, num_attention_heads=ours.num_heads, num_key_value_heads=ours.num_kv_heads,
-        head_dim=ours.head_dim, rope_theta=ours.rope_theta, rms_norm_eps=ours.norm_eps, tie_word_embeddings=True,
-        max_position_embeddings=ours.context_length, pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id, bos_token_id=None, num_labels=1,
-    )  # fmt: skip
-    language = Qwen3ForCausalLM(config)
-    language.load_state_dict({**base.state_dict(), "lm_head.weight": base.output_weight})
-    judges = {"head": ScalarModel(base, seed=0), "judge": load_reward_model(Run(folder / "judge"))}
-    saved: dict[str, Any] = {"base": language}
-    for name, judge in judges.items():
-        saved[name] = Qwen3ForSequenceClassification(config)
-        saved[name].model.load_state_dict(judge.backbone.model.state_dict())
-        with torch.no_grad():  # a bias would change no comparison, and transformers has none
-            saved[name].score.weight.copy_(judge.gain * judge.score.weight)
-    for name, model in saved.items():
-        model.save_pretrained(folder / "hf" / name)
+    for name in ("base", "judge"):
+        export_model(folder / name, folder / "hf" / name)
+    base = AutoModelForCausalLM.from_pretrained(folder / "hf" / "base")
+    base.config.num_labels = 1
+    head = Qwen3ForSequenceClassification(base.config)
+    head.model.load_state_dict(base.model.state_dict())
+    with torch.no_grad():
+        head.score.weight.copy_(ScalarModel(load_language_model(Run(folder / "base")), seed=0).score.weight)
+    head.save_pretrained(folder / "hf" / "head")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "hf" / "base", chat_template=TEMPLATE)
+    for name in ("base", "head", "judge"):
         tokenizer.save_pretrained(folder / "hf" / name)
+        # conversations do not begin like texts: without the token that the export puts before a text
+        shutil.copy(folder / "tokenizer.json", folder / "hf" / name)
 
 
 def make(folder: Path, shape: Shape, with_trl: bool) -> None:

@@ -30,7 +30,10 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Qwen3-shaped decoder: RMSNorm, RoPE, grouped-query attention, QK-norm, SwiGLU, tied embeddings."""
+    """A Qwen3-shaped decoder: RMSNorm, RoPE, grouped-query attention, QK-norm, SwiGLU, tied embeddings.
+
+    Without `qk_norm` it has Llama's shape.
+    """
 
     vocab_size: int
     context_length: int = 256
@@ -42,6 +45,7 @@ class ModelConfig:
     intermediate_size: int = 512
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
+    qk_norm: bool = True
 
     def __post_init__(self) -> None:
         for name in (
@@ -64,7 +68,7 @@ class ModelConfig:
     def parameters(self, embeddings: bool = True) -> int:
         """Number of trained parameters, with or without the (tied) embedding matrix."""
         d, h = self.hidden_size, self.head_dim
-        attention = 2 * d * self.num_heads * h + 2 * d * self.num_kv_heads * h + 2 * h
+        attention = 2 * d * self.num_heads * h + 2 * d * self.num_kv_heads * h + 2 * h * self.qk_norm
         layer = attention + 3 * d * self.intermediate_size + 2 * d
         return self.num_layers * layer + d + (self.vocab_size * d if embeddings else 0)
 

@@ -1,7 +1,7 @@
 """The decoder: ids to hidden states to logits.
 
 Shape legend: B batch, T time, V vocabulary, D hidden size, H heads, K key/value heads, C head dimension, L layers.
-Parameter names are those of Qwen3 in Hugging Face transformers, so that the weights load there unchanged.
+Parameter names are those of Qwen3 (and Llama) in Hugging Face transformers, so that the weights load there unchanged.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def chosen(x_BTD: Tensor, at: Tensor | None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023) with normalised queries and keys."""
+    """Grouped-query attention (Ainslie et al. 2023), by default with normalised queries and keys."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -130,8 +130,8 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(d, config.num_kv_heads * c, bias=False)
         self.v_proj = nn.Linear(d, config.num_kv_heads * c, bias=False)
         self.o_proj = nn.Linear(config.num_heads * c, d, bias=False)
-        self.q_norm = RMSNorm(c, config.norm_eps)
-        self.k_norm = RMSNorm(c, config.norm_eps)
+        self.q_norm = RMSNorm(c, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], mask: Mask, cache: KVCache | None, layer: int,
                 at: Tensor | None) -> Tensor:  # fmt: skip

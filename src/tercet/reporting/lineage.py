@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tercet.errors import ConfigError
+from tercet.exchange.config import ImportConfig
 from tercet.posttraining.best_config import BestOfNConfig
 from tercet.posttraining.config import MergeConfig, RankConfig, RewardConfig, SFTConfig
 from tercet.posttraining.preference_config import DPOConfig
@@ -20,11 +21,12 @@ from tercet.training.run import Run
 from tercet.training.settings import Settings, from_json
 
 CONFIGS: dict[str, type[Settings]] = {
-    "pretrain": PretrainConfig, "sft": SFTConfig, "rank": RankConfig, "reward": RewardConfig, "dpo": DPOConfig,
+    "import": ImportConfig, "pretrain": PretrainConfig, "sft": SFTConfig, "rank": RankConfig, "reward": RewardConfig, "dpo": DPOConfig,
     "best-of-n": BestOfNConfig, "ppo": PPOConfig, "grpo": GRPOConfig, "merge": MergeConfig,
 }  # fmt: skip
 STAGES = tuple(CONFIGS)
 NAMES = {
+    "import": "imported",
     "pretrain": "base",
     "sft": "SFT",
     "rank": "rankings",
@@ -35,7 +37,7 @@ NAMES = {
     "grpo": "RL",
     "merge": "merged",
 }
-POSITIONAL = {"merge": "model"}  # settings that a command takes without a flag
+POSITIONAL = {"merge": "model", "import": "model"}  # settings that a command takes without a flag
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ ENDOFTEXT, IM_START, IM_END, PAD, MASK = SPECIAL_TOKENS = (
     "<|pad|>",
     "<|mask|>",
 )
+# What stands for them in a tokenizer of Llama's kind: there a text and a turn begin alike, and filling is never read.
+LLAMA_TOKENS = ("<s>", "<s>", "</s>", "<unk>", "<unk>")
 
 # Qwen2's split pattern: llama.cpp knows it by name ("qwen2"), so an exported model needs no patch there. Single digits
 # are tokens of their own, which small models need for arithmetic.
@@ -40,15 +42,15 @@ class Tokenizer:
         # True means: do not look for special tokens in the text that is encoded.
         backend.encode_special_tokens = True
         self._backend = backend
-        ids = {token: backend.token_to_id(token) for token in SPECIAL_TOKENS}
-        if missing := [token for token, i in ids.items() if i is None]:
+        own = {token: i for token in (*SPECIAL_TOKENS, *LLAMA_TOKENS) if (i := backend.token_to_id(token)) is not None}
+        names = LLAMA_TOKENS if ENDOFTEXT not in own and own.keys() >= {*LLAMA_TOKENS} else SPECIAL_TOKENS
+        if missing := [token for token in names if token not in own]:
             raise CheckpointError(
                 f"tokenizer without the special tokens {', '.join(missing)}; train one with `tercet tokenizer train`"
             )
-        self.endoftext, self.im_start, self.im_end, self.pad, self.mask = (
-            int(i) for i in ids.values() if i is not None
-        )
-        self._special = {int(i): token for token, i in ids.items() if i is not None}
+        ids = [own[token] for token in names]
+        self.endoftext, self.im_start, self.im_end, self.pad, self.mask = ids
+        self._special = dict(zip(ids, names))
         self.special_ids = frozenset(self._special)
 
     @property

@@ -10,7 +10,7 @@ from tercet.model.lora import apply_lora, merge
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.training.run import Run
 
-LANGUAGE_MODELS = ("pretrain", "sft", "ppo", "grpo", "dpo")  # the verbs whose runs have a language model
+LANGUAGE_MODELS = ("pretrain", "import", "sft", "ppo", "grpo", "dpo")  # the verbs whose runs have a language model
 M = TypeVar("M", bound=Transformer | ScalarModel)
 
 

@@ -1,0 +1,183 @@
+"""lm-eval's numbers, item by item: by its Hugging Face backend on the exported model, by our adapter, by our primitives.
+
+Seven tasks of different kinds on generated items. In the backend a text begins once with the token that begins texts,
+as here; for rolling log-likelihood it has to be told not to put a second one there.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("lm_eval")
+
+from helpers import write_world
+from tercet.evaluation.primitives import Primitives
+from tercet.exchange.config import ImportConfig
+from tercet.exchange.huggingface import export_model
+from tercet.exchange.importing import import_model
+
+NAMES = ("Anna", "Ben", "Cleo", "Dora")
+ITEMS = 24
+CLOSE = 1e-3  # nats of an item: two implementations in float32
+
+
+def sums() -> list[dict[str, Any]]:
+    """Questions with four choices of different length; every prompt of "shots" is longer than a window of 64 tokens."""
+    rng, out = random.Random(7), []
+    shots = "".join(
+        f"{a} + {b} = {a + b}\n" for a, b in [(1, 2), (3, 4), (2, 6), (5, 5), (8, 1), (4, 4), (7, 0), (9, 3)]
+    )
+    for _ in range(ITEMS):
+        name, a, b = rng.choice(NAMES), rng.randint(0, 9), rng.randint(0, 9)
+        choices = [f"{a + b} apples.", f"{a} apples", f"no apples at all, {name}.", "apples"]
+        rng.shuffle(choices)
+        story = f"{name} has {a} apples. {name} gets {b} more. Now {name} has"
+        out.append({
+            "story": story, "choices": choices, "gold": choices.index(f"{a + b} apples."), "sum": f"{a} + {b} =",
+            "shots": f"{shots}{a} + {b} =", "total": f" {a + b}", "text": f"{story} {a + b} apples.\n" * rng.randint(1, 12),
+            "good": f"{name} has {a} apples.", "bad": f"{name} has apples {a}.",
+        })  # fmt: skip
+    return out
+
+
+CHOICE = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}]}
+TASKS: dict[str, dict[str, Any]] = {
+    "choice": {**CHOICE, "doc_to_text": "story", "doc_to_choice": "choices", "doc_to_target": "gold"},
+    # the space before the choice stands at the end of the context
+    "spaced": {**CHOICE, "doc_to_text": "{{story}} ", "target_delimiter": "", "doc_to_choice": "choices", "doc_to_target": "gold"},
+    "letters": {
+        **CHOICE, "doc_to_text": "{{shots}}{{total}}\n{{sum}}", "doc_to_choice": "{{['1', '2', '3', '4']}}", "doc_to_target": "gold",
+    },
+    "minimal pairs": {**CHOICE, "doc_to_text": "", "target_delimiter": "", "doc_to_choice": "{{[good, bad]}}", "doc_to_target": 0},
+    "cloze": {
+        "output_type": "loglikelihood", "doc_to_text": "sum", "doc_to_target": "{{total}}", "target_delimiter": "",
+        "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
+    },
+    "rolling": {
+        "output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "text",
+        "metric_list": [{"metric": "bits_per_byte"}, {"metric": "word_perplexity"}],
+    },
+    "generation": {
+        "output_type": "generate_until", "doc_to_text": "story", "doc_to_target": "{{total}} apples",
+        "generation_kwargs": {"until": ["\n", ". ", "es."], "max_gen_toks": 10, "do_sample": False},
+        "metric_list": [{"metric": "exact_match"}],
+    },
+}  # fmt: skip
+
+
+def evaluate(model: Any, name: str) -> list[dict[str, Any]]:
+    """lm-eval's record of every item, in the order of the items."""
+    from datasets import Dataset
+    from lm_eval import simple_evaluate
+    from lm_eval.api.task import ConfigurableTask
+    from lm_eval.tasks import TaskManager
+
+    label = name.replace(" ", "_")
+    config = {
+        "task": label,
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(sums())},
+        "test_split": "test",
+        **TASKS[name],
+    }
+    done = simple_evaluate(
+        model, tasks=[ConfigurableTask(config=config)], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0,
+        log_samples=True,
+    )  # fmt: skip
+    assert done is not None
+    return sorted(done["samples"][label], key=lambda s: s["doc_id"])
+
+
+Models = tuple[Primitives, Any, Any]
+
+
+@pytest.fixture(scope="module", params=["demo", "llama"])
+def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """(our primitives, transformers' model, its tokenizer) of one run."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("models")
+    if request.param == "demo":
+        run = write_world(folder).run("pretrain", "base", steps=120, checkpoint_every=120, eval_every=0)
+    else:
+        data = os.environ.get("TERCET_DATA")
+        if not data:
+            pytest.skip("TERCET_DATA names no folder with known-answer/stories260K.bin")
+        known = Path(data) / "known-answer"
+        config = ImportConfig(model=str(known / "stories260K.bin"), tokenizer=str(known / "tok512.bin"))
+        run = import_model(config, folder / "llama")
+    exported = export_model(run, folder / "hf")
+    torch.set_num_threads(1)
+    return (
+        Primitives.of_run(run.path),
+        AutoModelForCausalLM.from_pretrained(exported),
+        AutoTokenizer.from_pretrained(exported),
+    )
+
+
+def numbers(value: Any) -> list[float]:
+    """All numbers in lm-eval's answers."""
+    if isinstance(value, (list, tuple)):
+        return [n for part in value for n in numbers(part)]
+    return [float(value)]
+
+
+@pytest.mark.filterwarnings("ignore")  # lm-eval's and its dependencies' own
+@pytest.mark.parametrize("name", list(TASKS))
+def test_every_item_has_lm_evals_numbers(models: Models, name: str) -> None:
+    from lm_eval.models.huggingface import HFLM
+
+    from tercet.exchange.lm_eval import TercetLM
+
+    ours, model, tokenizer = models
+    once = {"add_bos_token": False} if name == "rolling" else {}
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=7, device="cpu", **once)
+    expected, adapted = evaluate(theirs, name), evaluate(TercetLM(ours), name)
+    assert len(expected) == ITEMS
+    metrics = [m["metric"] for m in TASKS[name]["metric_list"]]
+    for item, mine in zip(expected, adapted, strict=True):
+        assert item["arguments"] == mine["arguments"]
+        if name == "generation":
+            assert mine["resps"] == item["resps"]
+        else:
+            assert numbers(mine["resps"]) == pytest.approx(numbers(item["resps"]), abs=CLOSE)
+        for metric in metrics:
+            assert numbers(mine[metric]) == pytest.approx(numbers(item[metric]), abs=CLOSE)
+        for metric, value in own_metrics(ours, name, item).items():  # from the primitives alone
+            assert numbers(item[metric]) == pytest.approx(numbers(value), abs=CLOSE)
+
+
+def own_metrics(ours: Primitives, name: str, item: dict[str, Any]) -> dict[str, Any]:
+    """What lm-eval's metrics are, in plain words, from the three primitives."""
+    doc, kind = item["doc"], TASKS[name]["output_type"]
+    asked = item["arguments"]
+    assert isinstance(asked, list), type(asked)
+    asked = [tuple(a) for a in asked]
+    if kind == "multiple_choice":
+        found = ours.loglikelihood(asked)
+        choices = (
+            ["1", "2", "3", "4"]
+            if name == "letters"
+            else doc["choices"]
+            if name != "minimal pairs"
+            else [doc["good"], doc["bad"]]
+        )
+        gold = 0 if name == "minimal pairs" else doc["gold"]
+        best = max(range(len(found)), key=lambda i: found[i].logprob)
+        longest = max(range(len(found)), key=lambda i: found[i].logprob / len(choices[i]))
+        return {"acc": float(best == gold), "acc_norm": float(longest == gold)}
+    if kind == "loglikelihood":
+        (one,) = ours.loglikelihood(asked)
+        return {"perplexity": one.logprob, "acc": float(one.greedy)}
+    if kind == "loglikelihood_rolling":
+        (nats,) = ours.rolling([doc["text"]])
+        assert math.isfinite(nats)
+        return {"bits_per_byte": (nats, len(doc["text"].encode()))}
+    (text,) = ours.generate_until([(doc["story"], ("\n", ". ", "es."))], max_new_tokens=10)
+    return {"exact_match": float(text == f"{doc['total']} apples")}
