@@ -81,8 +81,11 @@ def uniforms(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float6
 
 @torch.no_grad()
 def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int], *,
-             batch_size: int = 64, on_token: Callable[[int, int], None] | None = None) -> list[Completion]:  # fmt: skip
+             batch_size: int = 64, on_token: Callable[[int, int], None] | None = None,
+             until: Callable[[int, Sequence[int]], bool] | None = None) -> list[Completion]:  # fmt: skip
     """Continue every prompt; `seeds` holds one seed a prompt. `on_token(prompt index, token)` is told of each token.
+
+    `until(prompt index, ids so far)` is asked after each token; where it is true, that continuation finishes with "stop".
 
     Raises ContextError where a prompt leaves no room in the context. A prompt near the end of the context gets the room
     that is left and finishes with "length".
@@ -98,12 +101,13 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
     out = [Completion() for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     for a in range(0, len(prompts), batch_size):
-        _generate_batch(model, prompts, params, seeds, by_length[a : a + batch_size], out, on_token)
+        _generate_batch(model, prompts, params, seeds, by_length[a : a + batch_size], out, on_token, until)
     return out
 
 
 def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int],
-                    which: list[int], out: list[Completion], on_token: Callable[[int, int], None] | None) -> None:  # fmt: skip
+                    which: list[int], out: list[Completion], on_token: Callable[[int, int], None] | None,
+                    until: Callable[[int, Sequence[int]], bool] | None) -> None:  # fmt: skip
     limit = model.config.context_length
     uniform = torch.from_numpy(np.stack([uniforms(seeds[i], params.max_new_tokens) for i in which]))
     room = min(params.max_new_tokens, limit - min(len(prompts[i]) for i in which))
@@ -122,7 +126,7 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
             done.logprobs.append(value)
             if on_token is not None:
                 on_token(which[row], token)
-            if token in params.stop_ids:
+            if token in params.stop_ids or (until is not None and until(which[row], done.tokens)):
                 done.finish, alive[row] = "stop", False
             elif len(prompts[which[row]]) + len(done.tokens) >= limit:
                 alive[row] = False

@@ -1,0 +1,66 @@
+"""Finished requests of an evaluation, one JSON line each, so that a killed evaluation goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tercet.errors import ConfigError
+from tercet.model.transformer import Transformer
+from tercet.tokenizer.bpe import Tokenizer
+
+
+def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
+    """SHA-256 of shape, weights and tokenizer: what an answer depends on besides the request."""
+    digest = hashlib.sha256(f"{model.config}{tokenizer.fingerprint()}".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(-1).cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Journal:
+    """A file of results by key. Without a path it forgets everything.
+
+    A line that was cut off when the process was killed is passed over, and its request is done again.
+    """
+
+    def __init__(self, path: str | Path | None, model: str = "") -> None:
+        self.path = None if path is None else Path(path)
+        self._model = model
+        self._known: dict[str, Any] = {}
+        if self.path is None:
+            return
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            written = self.path.read_bytes() if self.path.exists() else b""
+            if written and not written.endswith(b"\n"):
+                with self.path.open("ab") as file:
+                    file.write(b"\n")
+        except OSError as error:
+            raise ConfigError(f"journal {self.path}: cannot be read or written: {error}") from error
+        for line in written.split(b"\n"):
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                row = json.loads(line)
+                self._known[row["key"]] = row["result"]
+
+    def key(self, kind: str, *request: Any) -> str:
+        """The name of a request: a hash of the model, the kind of request and all that it says."""
+        said = json.dumps([self._model, kind, *request], ensure_ascii=True)
+        return hashlib.sha256(said.encode()).hexdigest()
+
+    def get(self, key: str) -> Any | None:
+        """The result that was written for `key`, or None."""
+        return self._known.get(key)
+
+    def put(self, results: Mapping[str, Any]) -> None:
+        """Append results; they are on the disk's way when this returns."""
+        if self.path is None or not results:
+            return
+        self._known.update(results)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps({"key": k, "result": v}) + "\n" for k, v in results.items()))

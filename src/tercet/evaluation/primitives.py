@@ -1,0 +1,289 @@
+"""What every evaluation asks of a model: log-likelihood of a continuation, of a whole text, and a continuation.
+
+A text begins with one `<|endoftext|>`, as in pretraining. What comes out does not depend on what else is asked: batches
+are made by length and share beginnings, which changes nothing but the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tercet.errors import ConfigError, ContextError, DataError, NonFiniteError
+from tercet.evaluation.journal import Journal, fingerprint
+from tercet.generation.sampler import SamplingParams, generate
+from tercet.model.transformer import Transformer
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.training.load import language_model_run, load_language_model
+from tercet.training.prefixes import lay_out
+
+PASS_TOKENS = 4096  # of a forward pass, counted as sequences × their longest
+BUCKET = 32  # sequences whose contexts differ by fewer tokens may share a pass
+ROWS = 64  # texts that are generated at once
+
+Progress = Callable[[int, int], None]  # (requests done, of how many)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Loglikelihood:
+    """How probable a continuation is."""
+
+    logprob: float  # nats, summed over the continuation's tokens
+    greedy: bool  # whether always taking the likeliest token gives it
+    tokens: int  # of the continuation
+    bytes: int  # of the continuation as it was given, in UTF-8
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A continuation of ids: nats, whether it is the greedy one."""
+
+    logprob: float
+    greedy: bool
+
+
+def split_tokens(tokenizer: Tokenizer, requests: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
+    """(ids of the context without what begins a text, ids of the continuation) of every request.
+
+    White space at the context's end is moved to the continuation, since a tokenizer joins it with the word that
+    follows (as in lm-eval). Both are encoded as one text; the continuation begins at the first token that the context by
+    itself does not have, so that a token which spans the border counts as the continuation's. Raises DataError where
+    a continuation has no token.
+    """
+    moved = [(c.rstrip(), c[len(c.rstrip()) :] + continuation) for c, continuation in requests]
+    contexts = tokenizer.encode_batch([context for context, _ in moved])
+    wholes = tokenizer.encode_batch([context + continuation for context, continuation in moved])
+    out = []
+    for number, (context, whole) in enumerate(zip(contexts, wholes)):
+        border = next((i for i, (a, b) in enumerate(zip(context, whole)) if a != b), min(len(context), len(whole)))
+        if border == len(whole):
+            raise DataError(
+                f"request {number}: the continuation {requests[number][1]!r} after {requests[number][0][-40:]!r} has no "
+                "token of its own; give each continuation at least one character"
+            )
+        out.append((whole[:border], whole[border:]))
+    return out
+
+
+def rolling_windows(ids: Sequence[int], begin: int, size: int, context: int = 1) -> Iterator[tuple[list[int], int]]:
+    """Windows of a text: (inputs and targets together, how many of the last are predicted). Each id is predicted once.
+
+    As in lm-eval: the first window predicts `size` ids after `begin`; those that follow have `context` ids before the
+    first that they predict, and the last one as many as fit.
+    """
+    whole = [begin, *ids]
+    done = min(size, len(ids))
+    if done:
+        yield whole[: done + 1], done
+    while done < len(ids):
+        new = min(len(ids) - done, size - context + 1)
+        done += new
+        yield whole[done - size : done + 1], new
+
+
+class Primitives:
+    """A model that is asked. `journal` names a file in which finished requests are kept: a killed evaluation resumes.
+
+    `progress(done, total)` is told after every pass.
+    """
+
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, journal: str | Path | None = None,
+                 progress: Progress | None = None) -> None:  # fmt: skip
+        self.model, self.tokenizer = model, tokenizer
+        self.journal = Journal(journal, fingerprint(model, tokenizer) if journal is not None else "")
+        self.progress = progress
+
+    @classmethod
+    def of_run(
+        cls, run: str | Path, *, journal: str | Path | None = None, progress: Progress | None = None
+    ) -> Primitives:
+        """The language model of a run. Raises ConfigError where the run has none."""
+        opened = language_model_run(str(run))
+        return cls(load_language_model(opened), Tokenizer.load(opened.path), journal=journal, progress=progress)
+
+    # -- how probable a continuation is -------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[Loglikelihood]:
+        """log p(continuation | context) of every (context, continuation).
+
+        A context that does not fit is cut from the left. Raises DataError for a continuation without tokens, ContextError
+        for one that is longer than the model's context.
+        """
+        pairs = split_tokens(self.tokenizer, requests)
+        begin = self.tokenizer.endoftext
+        scored = self.score([([begin, *context], continuation) for context, continuation in pairs])
+        return [
+            Loglikelihood(s.logprob, s.greedy, len(ids), len(text.encode()))
+            for s, (_, ids), (_, text) in zip(scored, pairs, requests)
+        ]
+
+    def score(self, requests: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[Scored]:
+        """log p(continuation | context) of ids; nothing is added to them. Contexts are cut from the left.
+
+        Raises ContextError where a continuation alone is longer than the model's context, DataError where one is empty.
+        """
+        size = self.model.config.context_length
+        for number, (context, continuation) in enumerate(requests):
+            if not context or not continuation:
+                raise DataError(f"request {number}: an empty context or continuation; each needs at least one token")
+            if len(continuation) > size:
+                raise ContextError(
+                    f"request {number}: the continuation has {len(continuation)} tokens, but the model's context is {size}; "
+                    "measure long texts with rolling()"
+                )
+        work = [([*context, *continuation][-(size + 1) :], len(continuation)) for context, continuation in requests]
+        found = self._journalled("score", work, [[*w] for w in work], self._score_windows)
+        return [Scored(float(logprob), bool(greedy)) for logprob, greedy in found]
+
+    def rolling(self, texts: Sequence[str], context: int = 1) -> list[float]:
+        """log p of every whole text, in nats (negative), of any length: the rule of `rolling_windows`.
+
+        The end of the text is not predicted. An empty text has 0.
+        """
+        size = self.model.config.context_length
+        if not 1 <= context <= size:
+            raise ConfigError(f"rolling context is {context}; wanted 1 to the model's context of {size}")
+        windows, owners = list[tuple[list[int], int]](), list[int]()
+        for number, ids in enumerate(self.tokenizer.encode_batch(list(texts))):
+            mine = list(rolling_windows(ids, self.tokenizer.endoftext, size, context))
+            windows += mine
+            owners += [number] * len(mine)
+        found = self._journalled("score", windows, [[*w] for w in windows], self._score_windows)
+        sums = [0.0] * len(texts)
+        for owner, (logprob, _) in zip(owners, found):
+            sums[owner] += float(logprob)
+        return sums
+
+    @torch.no_grad()
+    def _score_windows(self, work: Sequence[tuple[list[int], int]]) -> Iterator[dict[int, tuple[float, bool]]]:
+        """Of every (ids, how many of the last are predicted): their log-probability, and whether they are greedy.
+
+        Yields the results of each pass, by index.
+        """
+        order = sorted(range(len(work)), key=lambda i: ((len(work[i][0]) - work[i][1]) // BUCKET, work[i][0]))
+        at = 0
+        while at < len(order):
+            part, longest = list[int](), 0
+            while at < len(order):
+                longer = max(longest, len(work[order[at]][0]) - 1)
+                if part and longer * (len(part) + 1) > PASS_TOKENS:
+                    break
+                part.append(order[at])
+                longest, at = longer, at + 1
+            yield dict(zip(part, self._score_pass([work[i] for i in part])))
+
+    def _score_pass(self, work: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
+        row_of: dict[tuple[int, ...], int] = {}  # what differs only in the last id has the same inputs
+        rows = [row_of.setdefault(tuple(ids[:-1]), len(row_of)) for ids, _ in work]
+        layout = lay_out(list(row_of))
+        hidden = layout.hidden(self.model)
+        counts = np.array([count for _, count in work])
+        places = np.concatenate([layout.places[r, len(ids) - 1 - n : len(ids) - 1] for r, (ids, n) in zip(rows, work)])
+        targets = torch.tensor([i for ids, n in work for i in ids[len(ids) - n :]])
+        needed, where = np.unique(places, return_inverse=True)
+        logprob, best = predict(self.model, hidden[torch.from_numpy(needed)], torch.from_numpy(where), targets)
+        if not torch.isfinite(logprob).all():
+            raise NonFiniteError("log-probabilities are not finite: the model's weights have diverged")
+        ends = np.cumsum(counts)
+        sums = np.add.reduceat(logprob.numpy(), ends - counts)
+        greedy = np.logical_and.reduceat(best.numpy(), ends - counts)
+        return list(zip(sums.tolist(), greedy.tolist()))
+
+    # -- continuations ------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: Sequence[tuple[str, tuple[str, ...]]], max_new_tokens: int = 64,
+                       temperature: float = 0.0, seed: int = 0) -> list[str]:  # fmt: skip
+        """A continuation of every (context, stop strings), up to the first stop string, which is cut off.
+
+        A stop string may lie across tokens. The end of a text or of a turn stops too. A context that leaves no room for
+        `max_new_tokens` is cut from the left. A sample depends on the request and `seed` only; the same request asked
+        again in one call gives another sample. Raises ConfigError for an empty stop string or impossible settings.
+        """
+        if any(not stop for _, stops in requests for stop in stops):
+            raise ConfigError("a stop string is empty; leave it out, or name the text that ends an answer")
+        room = self.model.config.context_length - max_new_tokens
+        if room < 1:
+            raise ConfigError(
+                f"max_new_tokens is {max_new_tokens}; the model's context of {self.model.config.context_length} leaves no room "
+                "for a prompt"
+            )
+        params = SamplingParams(max_new_tokens, temperature, stop_ids=(self.tokenizer.im_end, self.tokenizer.endoftext))
+        begin, asked = self.tokenizer.endoftext, Counter[str]()
+        work, names = [], []
+        for (context, stops), ids in zip(requests, self.tokenizer.encode_batch([context for context, _ in requests])):
+            said = json.dumps([context, stops])
+            names.append([context, list(stops), max_new_tokens, temperature, seed if temperature else 0, asked[said]])
+            own = hashlib.sha256(f"{seed} {asked[said]} {said}".encode()).digest()
+            work.append(([begin, *ids][-room:], stops, int.from_bytes(own[:8], "big")))
+            asked[said] += 1
+
+        def run(part: Sequence[tuple[list[int], tuple[str, ...], int]]) -> Iterator[dict[int, str]]:
+            order = sorted(range(len(part)), key=lambda i: (len(part[i][0]), part[i][0]))
+            for a in range(0, len(order), ROWS):
+                mine = order[a : a + ROWS]
+                yield dict(zip(mine, self._generate_pass([part[i] for i in mine], params)))
+
+        return self._journalled("generate", work, names, run)
+
+    def _generate_pass(
+        self, work: Sequence[tuple[list[int], tuple[str, ...], int]], params: SamplingParams
+    ) -> list[str]:
+        # a token is at least one byte of text, so a stop string of n bytes lies within the last n tokens
+        reach = [max((len(s.encode()) for s in stops), default=0) for _, stops, _ in work]
+
+        def stopped(row: int, ids: Sequence[int]) -> bool:
+            return reach[row] > 0 and _cut(self.tokenizer.decode(ids[-reach[row] :]), work[row][1]) is not None
+
+        done = generate(self.model, [ids for ids, _, _ in work], params, [seed for _, _, seed in work],
+                        batch_size=len(work), until=stopped)  # fmt: skip
+        texts = [self.tokenizer.decode(c.tokens) for c in done]
+        return [text if (cut := _cut(text, stops)) is None else cut for text, (_, stops, _) in zip(texts, work)]
+
+    # -- the journal --------------------------------------------------------------------------------------------
+
+    def _journalled(self, kind: str, work: Sequence[Any], names: Sequence[list[Any]],
+                    run: Callable[[Sequence[Any]], Iterator[dict[int, T]]]) -> list[T]:  # fmt: skip
+        """What `run` gives for `work`, in its order; what the journal knows is not done again."""
+        keys = [self.journal.key(kind, *name) for name in names] if self.journal.path is not None else [""] * len(work)
+        found: dict[int, Any] = {i: r for i, k in enumerate(keys) if k and (r := self.journal.get(k)) is not None}
+        left = [i for i in range(len(work)) if i not in found]
+        for part in run([work[i] for i in left]) if left else ():
+            self.journal.put({keys[left[i]]: result for i, result in part.items()})
+            found |= {left[i]: result for i, result in part.items()}
+            if self.progress is not None:
+                self.progress(len(found), len(work))
+        return [found[i] for i in range(len(work))]
+
+
+def predict(model: Transformer, hidden_MD: Tensor, where_A: Tensor, targets_A: Tensor) -> tuple[Tensor, Tensor]:
+    """log p of each target at hidden state `where`, and whether it is the likeliest: float64 [A] and bool [A].
+
+    The output layer is computed once for every hidden state, a part of them at a time.
+    """
+    logprob = torch.empty(len(targets_A), dtype=torch.float64)
+    best = torch.empty(len(targets_A), dtype=torch.bool)
+    step = max(64, (1 << 22) // model.config.vocab_size)  # at most about 4 million logits in memory
+    for a in range(0, len(hidden_MD), step):
+        logits = F.linear(hidden_MD[a : a + step], model.output_weight)
+        mine = ((where_A >= a) & (where_A < a + step)).nonzero()[:, 0]
+        rows, wanted = where_A[mine] - a, targets_A[mine]
+        logprob[mine] = logits[rows, wanted].double() - logits.logsumexp(-1).double()[rows]
+        best[mine] = logits.argmax(-1)[rows] == wanted
+    return logprob, best
+
+
+def _cut(text: str, stops: Sequence[str]) -> str | None:
+    """The text before the first stop string, or None where there is none."""
+    ends = [at for stop in stops if (at := text.find(stop)) >= 0]
+    return text[: min(ends)] if ends else None
