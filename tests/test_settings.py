@@ -46,6 +46,8 @@ def changed(config: Settings) -> dict[str, Any]:
             values[field.name] = old / 2 + 0.0625
         elif field.name in ("mixture", "pretrain_mixture"):
             values[field.name] = ("code=0.25", "a=b=0.75")
+        elif field.name == "vary":
+            values[field.name] = ("labels", "order")
         elif field.name == "lora_targets":
             values[field.name] = old[::-2]
         elif isinstance(old, tuple):

@@ -11,7 +11,7 @@ import typer
 
 from tercet.cli.options import add_command, option
 from tercet.errors import ConfigError
-from tercet.evaluation.config import AskConfig
+from tercet.evaluation.config import LONGEST, AskConfig
 from tercet.posttraining.config import EvalConfig
 
 
@@ -19,11 +19,11 @@ def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     extra = {
         "text": option(str, "--text", "a text to continue, instead of --tasks (\\n is a new line)", ""),
-        "temperature": option(float, "--temperature", "of sampling a continuation of --text (0: the likeliest)", 0.0),
         "out": option(Path | None, "--out", "also write the rows here, as JSON"),
+        "figure": option(Path | None, "--figure", "also draw accuracy against shots here, as SVG"),
     }
     add_command(app, "prompt", AskConfig, _prompt, extra=extra, positional="model",
-                example="tercet prompt runs/base --tasks questions.jsonl --examples more.jsonl --shots 0 --shots 4")  # fmt: skip
+                example="tercet prompt runs/base --tasks questions.jsonl --examples more.jsonl --shots 0,1,4")  # fmt: skip
     out = option(Path | None, "--out", "also write the scores here, as JSON")
     add_command(app, "eval", EvalConfig, _eval, example="tercet eval runs/base runs/sft --text heldout/ --tasks questions.jsonl",
                 extra={"out": out}, positional="models")  # fmt: skip
@@ -31,10 +31,10 @@ def register(app: typer.Typer) -> None:
     app.command("show", no_args_is_help=True)(show)
 
 
-def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) -> None:
-    if bool(text) == bool(config.tasks):
+def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None) -> None:
+    if bool(text) == bool(config.tasks or config.task):
         raise ConfigError(
-            "tercet prompt: give either --text to continue, or --tasks to ask (with --shots and --examples)"
+            "tercet prompt: give either --text to continue, or --tasks or --task to ask (with --shots; --tasks with --examples)"
         )
     # a shell's double quotes keep \\n as two characters; nobody means those here
     texts = {name: getattr(config, name).replace("\\n", "\n") for name in ("description", "template", "separator")}
@@ -44,16 +44,17 @@ def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) 
         from tercet.training.run import threads
 
         typer.echo(text, nl=False)
-        chat = Chat(config.model, temperature=temperature, max_new_tokens=config.max_new_tokens, seed=config.seed)
+        longest = config.max_new_tokens or LONGEST
+        chat = Chat(config.model, temperature=config.temperature, max_new_tokens=longest, seed=config.seed)
         with threads(config.threads):
             answer = chat.complete(text, _print_piece)
         typer.echo()
         if out is not None:
             write_json(out, {"prompt": text, "text": answer})
         return
-    from tercet.cli.show import asking_table, console
+    from tercet.cli.show import asking_tables, console
     from tercet.data.readers import BadRows
-    from tercet.evaluation.asking import ask
+    from tercet.evaluation.prompting import ask
 
     bad = BadRows(skip=config.skip_bad_rows)
     rows = ask(config, bad)
@@ -61,9 +62,14 @@ def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) 
     typer.echo(
         f"the first prompt with {rows[-1]['shots']} examples, and the answer:\n{rows[-1]['prompt']}{rows[-1]['answer']}\n"
     )
-    console.print(asking_table(rows))
+    for table in asking_tables(rows):
+        console.print(table)
     if out is not None:
         write_json(out, rows)
+    if figure is not None:
+        from tercet.reporting.compare import shots_figure
+
+        write_whole(figure, shots_figure(rows), "--figure")
 
 
 def _print_piece(piece: str) -> None:
@@ -72,12 +78,17 @@ def _print_piece(piece: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file, as a whole. Raises ConfigError where that cannot be done."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", "--out")
+
+
+def write_whole(path: Path, text: str, option: str) -> None:
+    """Write a text file, as a whole. Raises ConfigError, naming the option, where that cannot be done."""
     from tercet.training.run import write_text
 
     try:
-        write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, text)
     except OSError as error:
-        raise ConfigError(f"--out {path}: cannot be written: {error}") from error
+        raise ConfigError(f"{option} {path}: cannot be written: {error}") from error
 
 
 def _eval(config: EvalConfig, out: Path | None) -> None:

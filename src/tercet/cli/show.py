@@ -79,17 +79,28 @@ def score_table(scores: dict[str, Any]) -> Table:
     return table
 
 
-def asking_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Accuracy by ability and number of shots."""
-    shots = sorted({r["shots"] for r in rows})
-    table = Table(title="accuracy by number of examples in the prompt", title_justify="left")
-    table.add_column("ability")
-    for s in shots:
-        table.add_column(f"{s} shots")
-    for ability in {r["ability"]: None for r in rows}:
-        found = {r["shots"]: r["accuracy"] for r in rows if r["ability"] == ability}
-        table.add_row(ability, *[interval(found.get(s), 2) for s in shots])
-    return table
+def asking_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """One table a task: accuracy by ability or condition, and number of shots; [worst to best] of its draws or orders."""
+    out = []
+    for task in dict.fromkeys(r["task"] for r in rows):
+        mine = [r for r in rows if r["task"] == task]
+        shots = sorted({r["shots"] for r in mine})
+        name = mine[0]["metric"] if len({r["task"] for r in rows}) == 1 else f"{task}, {mine[0]['metric']}"
+        table = Table(title=f"accuracy by number of examples in the prompt ({name})", title_justify="left")
+        table.add_column("ability")
+        for s in shots:
+            table.add_column(f"{s} shots")
+        for ability, condition in dict.fromkeys((r["ability"], r["condition"]) for r in mine):
+            found = {r["shots"]: r for r in mine if (r["ability"], r["condition"]) == (ability, condition)}
+            label = ability if condition == "base" else f"{ability}, {condition}"
+            table.add_row(label, *[interval(found[s]["accuracy"], 2) if s in found else "–" for s in shots])
+            if any(len(r["each"]) > 1 and r["worst"] < r["best"] for r in found.values()) and ability == "all":
+                ends = [f"{found[s]['worst']:.2f} … {found[s]['best']:.2f}" if s in found else "" for s in shots]
+                table.add_row("  worst … best", *ends)
+        if mine[0]["chance"]:
+            table.add_row("by guessing", *[f"{mine[0]['chance']:.2f}" for _ in shots])
+        out.append(table)
+    return out
 
 
 def show_run(run: Run) -> None:
