@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     out = option(Path | None, "--out", "also write the scores here, as JSON")
     add_command(app, "eval", EvalConfig, _eval, example="tercet eval runs/base runs/sft --text heldout/ --tasks questions.jsonl",
                 extra={"out": out}, positional="models")  # fmt: skip
+    app.command("compare", no_args_is_help=True)(compare)
     app.command("report", no_args_is_help=True)(report)
     app.command("show", no_args_is_help=True)(show)
 
@@ -92,17 +93,45 @@ def write_whole(path: Path, text: str, option: str) -> None:
 
 
 def _eval(config: EvalConfig, out: Path | None) -> None:
-    from tercet.cli.show import console, score_table
+    from tercet.cli.show import console, score_table, suite_table
     from tercet.posttraining.scores import evaluate
 
     scores = evaluate(config, out)
     _say_skipped(scores["skipped_rows"])
-    console.print(score_table(scores))
+    if config.text or config.tasks:
+        console.print(score_table(scores))
+    if (suites := suite_table(scores)) is not None:
+        console.print(suites)
 
 
 def _say_skipped(count: int) -> None:
     if count:
         typer.echo(f"skipped {count} bad rows")
+
+
+def compare(
+    a: Annotated[
+        str, typer.Argument(help="run, or JSON of `tercet eval --out` with one model; seeds joined with commas")
+    ],
+    b: Annotated[str, typer.Argument(help="the same, of what may be better")],
+    scores: Annotated[
+        list[str] | None, typer.Option(help="JSON that `tercet eval --out` wrote, where A and B are runs")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="also write the comparison here, as JSON")] = None,
+) -> None:
+    """Say in a sentence whether B is better than A on the same items, and by how much.
+
+    Example: tercet compare runs/base runs/sft --scores scores.json
+    """
+    from tercet.cli.show import comparison_table, console
+    from tercet.evaluation.comparing import compare as compared
+
+    found = compared(a, b, scores or [])
+    if len(found["measures"]) > 1:
+        console.print(comparison_table(found))
+    typer.echo(found["sentence"])
+    if out is not None:
+        write_json(out, found)
 
 
 def report(

@@ -79,6 +79,49 @@ def score_table(scores: dict[str, Any]) -> Table:
     return table
 
 
+def suite_table(scores: dict[str, Any]) -> Table | None:
+    """One row a task (a group of tasks where there are many), one column a model; None where no suite was asked."""
+    models = {path: m["suite"] for path, m in scores["models"].items() if m.get("suite")}
+    if not models:
+        return None
+    table = Table(title="suites (95 % intervals; centred: 0 is a guess, 1 is perfect)", title_justify="left")
+    table.add_column("task")
+    for path in models:
+        table.add_column(path)
+    first = next(iter(models.values()))
+    if len(first["tasks"]) <= 40:
+        for name, task in first["tasks"].items():
+            label = f"{name} ({task['metric']}, {task['shots']} shots, {task['items']} items)"
+            table.add_row(label, *[interval(m["tasks"][name]["score"]) for m in models.values()])
+            if task.get("contamination"):
+                found = task["contamination"]
+                table.add_row(
+                    f"  in the training text ({found['ngram']}-grams; {found['too_short']} items too short to tell)",
+                    *[interval(found["share"]) for _ in models],
+                )
+                table.add_row(
+                    "  clean items", *[interval(m["tasks"][name]["contamination"]["clean"]) for m in models.values()]
+                )
+    for ability in first["abilities"]:
+        table.add_row(f"{ability}, centred", *[f"{m['abilities'][ability]:.3f}" for m in models.values()])
+    if first["core"] is not None:
+        table.add_row("all tasks, centred", *[f"{m['core']:.3f}" for m in models.values()])
+    cut = sum(t["cut_prompts"] for m in models.values() for t in m["tasks"].values())
+    if cut:
+        table.caption = f"{cut} prompts were longer than the context and lost their beginning"
+    return table
+
+
+def comparison_table(found: dict[str, Any]) -> Table:
+    """One row a measure: A, B, the difference, and p corrected for the number of measures."""
+    table = Table(title="B against A, item by item (95 % intervals; p corrected by Holm)", title_justify="left")
+    for name in ("measure", "A", "B", "difference", "p"):
+        table.add_column(name)
+    for name, row in found["measures"].items():
+        table.add_row(name, f"{row['a']:.3f}", f"{row['b']:.3f}", interval(row["difference"]), f"{row['p_holm']:.2g}")
+    return table
+
+
 def asking_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
     """One table a task: accuracy by ability or condition, and number of shots; [worst to best] of its draws or orders."""
     out = []

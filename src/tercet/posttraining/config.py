@@ -89,10 +89,16 @@ class EvalConfig(Settings):
     models: tuple[str, ...] = setting(..., "runs to measure")
     text: tuple[str, ...] = setting((), "held-out text for bits per byte")
     tasks: tuple[str, ...] = setting((), "questions with gold answers")
+    suite: tuple[str, ...] = setting((), "microworld, a task, task.json, blimp=PATH or olmo=PATH")
+    imports: tuple[str, ...] = setting((), "Python module or file that registers tasks of your own", flag="--import")
+    training_text: tuple[str, ...] = setting(
+        (), "text the models were trained on: says how much of the suites stands in it"
+    )
+    journal: str = setting("", "file in which finished requests of suites are kept, so that a killed command goes on")
     reward: str = setting("", "run of a reward model that scores the answers")
     reference: str = setting("", "run against which KL and win rate are taken")
     heldout_bytes: int = setting(100_000, "at most so many held-out bytes per source", minimum=1)
-    limit: int = setting(0, "at most so many tasks (0: all)", minimum=0)
+    limit: int = setting(0, "at most so many tasks, and items of a task in a suite (0: all)", minimum=0)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
     threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
