@@ -12,7 +12,7 @@ import typer
 from tercet.cli.options import add_command, option
 from tercet.errors import ConfigError
 from tercet.evaluation.config import LONGEST, AskConfig
-from tercet.posttraining.config import EvalConfig
+from tercet.posttraining.config import EvalConfig, WinRateConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -27,6 +27,8 @@ def register(app: typer.Typer) -> None:
     out = option(Path | None, "--out", "also write the scores here, as JSON")
     add_command(app, "eval", EvalConfig, _eval, example="tercet eval runs/base runs/sft --text heldout/ --tasks questions.jsonl",
                 extra={"out": out}, positional="models")  # fmt: skip
+    add_command(app, "winrate", WinRateConfig, _winrate, positional="models", extra={"out": out},
+                example="tercet winrate runs/sft runs/rlhf --tasks questions.jsonl --judge reward:runs/reward")  # fmt: skip
     app.command("compare", no_args_is_help=True)(compare)
     app.command("report", no_args_is_help=True)(report)
     app.command("show", no_args_is_help=True)(show)
@@ -102,6 +104,17 @@ def _eval(config: EvalConfig, out: Path | None) -> None:
         console.print(score_table(scores))
     if (suites := suite_table(scores)) is not None:
         console.print(suites)
+
+
+def _winrate(config: WinRateConfig, out: Path | None) -> None:
+    from tercet.cli.show import console, winrate_tables
+    from tercet.posttraining.judging import win_rates
+
+    found = win_rates(config)
+    for table in winrate_tables(found):
+        console.print(table)
+    if out is not None:
+        write_json(out, found)
 
 
 def _say_skipped(count: int) -> None:

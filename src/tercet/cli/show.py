@@ -122,6 +122,25 @@ def comparison_table(found: dict[str, Any]) -> Table:
     return table
 
 
+def winrate_tables(found: dict[str, Any]) -> list[Table]:
+    """One row a pair of models; and, of three models or more, their strengths."""
+    pairs = Table(title="win rates (95 % intervals; ties count half)", title_justify="left")
+    for name in ("model", "against", "win rate", "at equal length", "ties", "changed with order"):
+        pairs.add_column(name)
+    for row in found["pairs"]:
+        changed = "–" if row["changed_with_order"] is None else f"{row['changed_with_order']:.2f}"
+        rates = [interval(row[k]) for k in ("win_rate", "length_controlled")]
+        pairs.add_row(row["model"], row["against"], *rates, f"{row['ties']:.2f}", changed)
+    if len(found["strengths"]) < 3:
+        return [pairs]
+    table = Table(title="log strengths (Bradley and Terry; 0 is the average)", title_justify="left")
+    table.add_column("model")
+    table.add_column("strength")
+    for path, value in sorted(found["strengths"].items(), key=lambda kv: -kv[1]["value"]):
+        table.add_row(path, interval(value))
+    return [pairs, table]
+
+
 def asking_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
     """One table a task: accuracy by ability or condition, and number of shots; [worst to best] of its draws or orders."""
     out = []
