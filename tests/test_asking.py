@@ -213,6 +213,9 @@ def test_combined_numbers():
     assert combined([[1.0, 0.0, 1.0, 1.0]]).value == 0.75
     assert combined([[1.0, 0.0, 1.0, 1.0]]).low == pytest.approx(0.3006, abs=1e-3)  # Wilson
     assert combined([[0.2, 0.4]]).n == 2
+    assert combined([[0.0] * 10] * 3).high == pytest.approx(
+        1.959964**2 / (10 + 1.959964**2)
+    )  # never right is not "never"
     assert combined([[1.0, 0.0], [1.0, 1.0]]).value == 0.75
 
 

@@ -120,10 +120,15 @@ def _conditions(task: Task, config: AskConfig) -> list[Condition]:
 
 
 def combined(table: Sequence[Sequence[float]]) -> Estimate:
-    """The mean of scores [draws][items]: over draws and items where there are several draws, else over items alone."""
+    """The mean of scores [draws][items]: over draws and items where there are several draws, else over items alone.
+
+    Where all are right, or all wrong, no spread can be seen, and the interval is Wilson's with one trial an item.
+    """
+    flat = [v for row in table for v in row]
+    if len(set(flat)) == 1 and flat[0] in (0.0, 1.0):
+        return proportion(int(sum(table[0])), len(table[0]))
     if len(table) > 1 and len(table[0]) > 1:
         return crossed(table)
-    flat = [v for row in table for v in row]
     if set(flat) <= {0.0, 1.0}:
         return proportion(int(sum(flat)), len(flat))
     return mean(flat)
