@@ -52,7 +52,7 @@ def test_planted_items_are_found_whatever_their_case_and_punctuation():
     assert (found.dirty, found.short) == ({"a", "b"}, {"c"})  # b shares "jumps over … then it"
     assert contamination(items, [said] * 11, 8).dirty == frozenset()  # a common phrase
     split = found.split(["a", "b", "c"], [1.0, 0.0, 0.0])
-    assert split["share"]["value"] == pytest.approx(2 / 3)
+    assert split["share"]["value"] == 1.0  # of the two that can be told
     assert (split["clean"]["value"], split["dirty"]["value"], split["too_short"]) == (0.0, 0.5, 1)
 
 
@@ -81,7 +81,8 @@ def test_a_suite_of_a_model_that_is_always_right():
     row = found["tasks"]["cloze"]
     assert (row["items"], row["shots"], len(row["ids"]), len(row["each"]["acc_norm"])) == (12, 0, 12, 12)
     assert row["score"]["low"] == pytest.approx(12 / (12 + 1.959964**2))
-    assert row["contamination"]["share"]["value"] == 0.0
+    assert row["contamination"]["share"] is None  # all are too short to tell
+    assert row["contamination"]["clean"] == row["score"]
     json.dumps(found)
 
 

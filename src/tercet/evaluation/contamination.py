@@ -29,16 +29,25 @@ class Contamination:
     short: frozenset[str]
 
     def split(self, ids: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
-        """The share of dirty items, and the score over all, over clean and over dirty items, each with its interval.
+        """The share of dirty items among those long enough to tell, and the score over clean and over dirty items.
 
-        Items too short to tell count as clean, as in GPT-3. A part without items has None.
+        Items too short to tell count as clean, as in GPT-3. What has no items is None.
         """
         parts: dict[str, list[float]] = {"clean": [], "dirty": []}
         for id, score in zip(ids, scores):
             parts["dirty" if id in self.dirty else "clean"].append(score)
-        found: dict[str, Any] = {name: mean(values).to_json() if values else None for name, values in parts.items()}
-        share = proportion(len(parts["dirty"]), len(ids)).to_json()
-        return {"ngram": self.n, "share": share, "too_short": sum(id in self.short for id in ids), **found}
+        found: dict[str, Any] = {name: _score(values) for name, values in parts.items()}
+        short = sum(id in self.short for id in ids)
+        told = len(ids) - short
+        share = proportion(len(parts["dirty"]), told).to_json() if told else None
+        return {"ngram": self.n, "share": share, "too_short": short, **found}
+
+
+def _score(values: Sequence[float]) -> dict[str, Any] | None:
+    if not values:
+        return None
+    shares = set(values) <= {0.0, 1.0}
+    return (proportion(int(sum(values)), len(values)) if shares else mean(values)).to_json()
 
 
 def words(text: str) -> list[str]:
