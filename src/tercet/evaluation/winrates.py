@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.metrics import LEVEL, Estimate, Reals, Values, _same_length
+from tercet.evaluation.metrics import LEVEL, Estimate, Reals, Values, _same_length, win_rate
 
 DRAWS = 500
 ROUNDS = 100
@@ -50,6 +50,9 @@ def length_controlled(wins: Values, lengths: Values, others: Values, seed: int =
     rate = _sigmoid(_length_model(w, delta)[0])
     if w.size < 2:
         return Estimate(rate, math.nan, math.nan, 1)
+    if w.min() == w.max():  # drawing again would show no spread, and all ties are not certainty
+        plain = win_rate(w, 1 - w)
+        return Estimate(rate, plain.low, plain.high, w.size)
     rng = np.random.Generator(np.random.PCG64(seed))
     found = []
     for _ in range(draws):
