@@ -271,7 +271,8 @@ def olmo(path: str, bad: BadRows) -> list[Task]:
 
 def _olmo_task(file: Path, folder: Path, bad: BadRows) -> Task:
     inner = file.parent.relative_to(folder).parts
-    name = "/".join(("olmo", *(inner or (file.parent.parent.name, file.parent.name))))
+    # always with the task's folder, so that "piqa" and "arc_easy" named by themselves do not both give "mc_5shot"
+    name = "/".join(("olmo", *(inner if len(inner) > 1 else file.parent.resolve().parts[-2:])))
     # reading is put off: a suite of a hundred tasks is often asked for a few
     return Task(
         name, _olmo_kind(file, bad), lambda: _olmo_items(file, bad), form=Form("", "{input}{output}"), shots=0, open_book=True,
