@@ -34,7 +34,7 @@ MADE = {
     "tokenizer": "tokenizer train --data text.jsonl --vocab-size 320 --out new/tok.json",
     "pretrain": f"pretrain --data text.jsonl --tokenizer new/tok.json {SHAPE} {QUICK} --sample-prompts 'Anna <|im_end|>' --out runs/base",
     "prompt": "prompt runs/base --text 'Anna has' --max-new-tokens 12",
-    "ask": "prompt runs/base --tasks tasks.jsonl --shots 0 --shots 1 --examples tasks.jsonl --max-new-tokens 4 --threads 1 --out asking.json",
+    "ask": "prompt runs/base --tasks tasks.jsonl --shots 0,1 --examples tasks.jsonl --max-new-tokens 4 --threads 1 --out asking.json --figure asking.svg",
     "sft": f"sft --model runs/base --data chats.jsonl --tasks tasks.jsonl --max-new-tokens 8 {QUICK} --out runs/sft",
     "rank": "rank --model runs/sft --tasks tasks.jsonl --max-new-tokens 8 --threads 1 --out runs/rank",
     "reward": f"reward --model runs/sft --data pairs.jsonl --demonstrations chats.jsonl {QUICK} --out runs/reward",

@@ -21,7 +21,7 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 
 def block(language: str) -> str:
     found = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
-    assert len(found) == {"bash": 2, "python": 1}[language]
+    assert len(found) == {"bash": 3, "python": 1}[language]
     return "\n".join(found)
 
 

@@ -14,7 +14,7 @@ import pytest
 from tercet.errors import ConfigError
 from tercet.evaluation.config import AskConfig
 from tercet.model.config import ModelConfig
-from tercet.posttraining.config import EvalConfig, RankConfig, RewardConfig, SFTConfig
+from tercet.posttraining.config import EvalConfig, RankConfig, RewardConfig, SFTConfig, WinRateConfig
 from tercet.posttraining.rl_config import PPOConfig
 from tercet.pretraining.config import PretrainConfig
 from tercet.training.settings import Settings, TrainSettings, from_json, shares
@@ -26,6 +26,7 @@ REQUIRED: dict[type[Settings], dict[str, Any]] = {
     RewardConfig: {"model": "runs/sft", "data": ("r.jsonl",)},
     PPOConfig: {"model": "runs/sft", "reward": ("runs/rm",), "prompts": ("p.jsonl",), "pretrain_data": ("a.txt",)},
     EvalConfig: {"models": ("runs/a", "runs/b")},
+    WinRateConfig: {"models": ("runs/a", "runs/b"), "tasks": ("t.jsonl",)},
     AskConfig: {"model": "runs/base", "tasks": ("t.jsonl",), "examples": ("e.jsonl",)},
 }
 CASES = list(REQUIRED.items())
@@ -46,6 +47,8 @@ def changed(config: Settings) -> dict[str, Any]:
             values[field.name] = old / 2 + 0.0625
         elif field.name in ("mixture", "pretrain_mixture"):
             values[field.name] = ("code=0.25", "a=b=0.75")
+        elif field.name == "vary":
+            values[field.name] = ("labels", "order")
         elif field.name == "lora_targets":
             values[field.name] = old[::-2]
         elif isinstance(old, tuple):

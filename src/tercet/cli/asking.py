@@ -11,30 +11,33 @@ import typer
 
 from tercet.cli.options import add_command, option
 from tercet.errors import ConfigError
-from tercet.evaluation.config import AskConfig
-from tercet.posttraining.config import EvalConfig
+from tercet.evaluation.config import LONGEST, AskConfig
+from tercet.posttraining.config import EvalConfig, WinRateConfig
 
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     extra = {
         "text": option(str, "--text", "a text to continue, instead of --tasks (\\n is a new line)", ""),
-        "temperature": option(float, "--temperature", "of sampling a continuation of --text (0: the likeliest)", 0.0),
         "out": option(Path | None, "--out", "also write the rows here, as JSON"),
+        "figure": option(Path | None, "--figure", "also draw accuracy against shots here, as SVG"),
     }
     add_command(app, "prompt", AskConfig, _prompt, extra=extra, positional="model",
-                example="tercet prompt runs/base --tasks questions.jsonl --examples more.jsonl --shots 0 --shots 4")  # fmt: skip
+                example="tercet prompt runs/base --tasks questions.jsonl --examples more.jsonl --shots 0,1,4")  # fmt: skip
     out = option(Path | None, "--out", "also write the scores here, as JSON")
     add_command(app, "eval", EvalConfig, _eval, example="tercet eval runs/base runs/sft --text heldout/ --tasks questions.jsonl",
                 extra={"out": out}, positional="models")  # fmt: skip
+    add_command(app, "winrate", WinRateConfig, _winrate, positional="models", extra={"out": out},
+                example="tercet winrate runs/sft runs/rlhf --tasks questions.jsonl --judge reward:runs/reward")  # fmt: skip
+    app.command("compare", no_args_is_help=True)(compare)
     app.command("report", no_args_is_help=True)(report)
     app.command("show", no_args_is_help=True)(show)
 
 
-def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) -> None:
-    if bool(text) == bool(config.tasks):
+def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None) -> None:
+    if bool(text) == bool(config.tasks or config.task):
         raise ConfigError(
-            "tercet prompt: give either --text to continue, or --tasks to ask (with --shots and --examples)"
+            "tercet prompt: give either --text to continue, or --tasks or --task to ask (with --shots; --tasks with --examples)"
         )
     # a shell's double quotes keep \\n as two characters; nobody means those here
     texts = {name: getattr(config, name).replace("\\n", "\n") for name in ("description", "template", "separator")}
@@ -44,16 +47,17 @@ def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) 
         from tercet.training.run import threads
 
         typer.echo(text, nl=False)
-        chat = Chat(config.model, temperature=temperature, max_new_tokens=config.max_new_tokens, seed=config.seed)
+        longest = config.max_new_tokens or LONGEST
+        chat = Chat(config.model, temperature=config.temperature, max_new_tokens=longest, seed=config.seed)
         with threads(config.threads):
             answer = chat.complete(text, _print_piece)
         typer.echo()
         if out is not None:
             write_json(out, {"prompt": text, "text": answer})
         return
-    from tercet.cli.show import asking_table, console
+    from tercet.cli.show import asking_tables, console
     from tercet.data.readers import BadRows
-    from tercet.evaluation.asking import ask
+    from tercet.evaluation.prompting import ask
 
     bad = BadRows(skip=config.skip_bad_rows)
     rows = ask(config, bad)
@@ -61,9 +65,14 @@ def _prompt(config: AskConfig, text: str, temperature: float, out: Path | None) 
     typer.echo(
         f"the first prompt with {rows[-1]['shots']} examples, and the answer:\n{rows[-1]['prompt']}{rows[-1]['answer']}\n"
     )
-    console.print(asking_table(rows))
+    for table in asking_tables(rows):
+        console.print(table)
     if out is not None:
         write_json(out, rows)
+    if figure is not None:
+        from tercet.reporting.compare import shots_figure
+
+        write_whole(figure, shots_figure(rows), "--figure")
 
 
 def _print_piece(piece: str) -> None:
@@ -72,26 +81,70 @@ def _print_piece(piece: str) -> None:
 
 def write_json(path: Path, value: object) -> None:
     """Write a JSON file, as a whole. Raises ConfigError where that cannot be done."""
+    write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", "--out")
+
+
+def write_whole(path: Path, text: str, option: str) -> None:
+    """Write a text file, as a whole. Raises ConfigError, naming the option, where that cannot be done."""
     from tercet.training.run import write_text
 
     try:
-        write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        write_text(path, text)
     except OSError as error:
-        raise ConfigError(f"--out {path}: cannot be written: {error}") from error
+        raise ConfigError(f"{option} {path}: cannot be written: {error}") from error
 
 
 def _eval(config: EvalConfig, out: Path | None) -> None:
-    from tercet.cli.show import console, score_table
+    from tercet.cli.show import console, score_table, suite_table
     from tercet.posttraining.scores import evaluate
 
     scores = evaluate(config, out)
     _say_skipped(scores["skipped_rows"])
-    console.print(score_table(scores))
+    if config.text or config.tasks:
+        console.print(score_table(scores))
+    if (suites := suite_table(scores)) is not None:
+        console.print(suites)
+
+
+def _winrate(config: WinRateConfig, out: Path | None) -> None:
+    from tercet.cli.show import console, winrate_tables
+    from tercet.posttraining.judging import win_rates
+
+    found = win_rates(config)
+    for table in winrate_tables(found):
+        console.print(table)
+    if out is not None:
+        write_json(out, found)
 
 
 def _say_skipped(count: int) -> None:
     if count:
         typer.echo(f"skipped {count} bad rows")
+
+
+def compare(
+    a: Annotated[
+        str, typer.Argument(help="run, or JSON of `tercet eval --out` with one model; seeds joined with commas")
+    ],
+    b: Annotated[str, typer.Argument(help="the same, of what may be better")],
+    scores: Annotated[
+        list[str] | None, typer.Option(help="JSON that `tercet eval --out` wrote, where A and B are runs")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="also write the comparison here, as JSON")] = None,
+) -> None:
+    """Say in a sentence whether B is better than A on the same items, and by how much.
+
+    Example: tercet compare runs/base runs/sft --scores scores.json
+    """
+    from tercet.cli.show import comparison_table, console
+    from tercet.evaluation.comparing import compare as compared
+
+    found = compared(a, b, scores or [])
+    if len(found["measures"]) > 1:
+        console.print(comparison_table(found))
+    typer.echo(found["sentence"])
+    if out is not None:
+        write_json(out, found)
 
 
 def report(

@@ -25,7 +25,9 @@ def _option(field: dataclasses.Field[Any], kind: Any, flag: str) -> tuple[Any, A
     text = field.metadata["help"] + ("  [required]" if required else default) + ("  (may be repeated)" if many else "")
     if kind is bool and value is True:
         flag += "/--no-" + flag.removeprefix("--")
-    annotation = list[typing.get_args(kind)[0]] | None if many else kind | None  # type: ignore[misc]
+    inner = typing.get_args(kind)[0] if many else kind
+    inner = str if many and inner is int else inner  # "0,1,4" is three of them
+    annotation = list[inner] | None if many else kind | None  # type: ignore[valid-type]
     return annotation, typer.Option(None, flag, help=text, show_default=False)
 
 
@@ -39,7 +41,7 @@ def add_command(app: typer.Typer, name: str, cls: type[Settings], action: Callab
     parameters = []
     for field in dataclasses.fields(cls):
         kind = kinds[field.name]
-        annotation, default = _option(field, kind, "--" + field.name.replace("_", "-"))
+        annotation, default = _option(field, kind, field.metadata.get("flag") or "--" + field.name.replace("_", "-"))
         if field.name == positional:
             default = typer.Argument(None, help=field.metadata["help"], show_default=False)
         parameters.append(
@@ -61,7 +63,7 @@ def add_command(app: typer.Typer, name: str, cls: type[Settings], action: Callab
     def command(**given: Any) -> None:
         own = {key: given.pop(key) for key in extra or {}}
         values = _from_file(given.pop("config"))
-        values |= {k: v for k, v in given.items() if v is not None and v != []}
+        values |= {k: _whole(k, v, kinds[k]) for k, v in given.items() if v is not None and v != []}
         action(from_json(cls, values, f"tercet {name}"), **own)
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -69,6 +71,18 @@ def add_command(app: typer.Typer, name: str, cls: type[Settings], action: Callab
     command.__name__ = name
     doc = inspect.cleandoc(cls.__doc__ or "")
     app.command(name, help=f"{doc}\n\nExample: {example}", no_args_is_help=True)(command)
+
+
+def _whole(name: str, value: Any, kind: Any) -> Any:
+    """Whole numbers from "0,1,4" and the like, for an option that takes several; any other value as it is."""
+    if kind != tuple[int, ...]:
+        return value
+    try:
+        return [int(part) for text in value for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--{name.replace('_', '-')} {','.join(value)}: wanted whole numbers, for example 0,1,4"
+        ) from error
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:

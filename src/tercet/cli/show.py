@@ -79,17 +79,90 @@ def score_table(scores: dict[str, Any]) -> Table:
     return table
 
 
-def asking_table(rows: Sequence[dict[str, Any]]) -> Table:
-    """Accuracy by ability and number of shots."""
-    shots = sorted({r["shots"] for r in rows})
-    table = Table(title="accuracy by number of examples in the prompt", title_justify="left")
-    table.add_column("ability")
-    for s in shots:
-        table.add_column(f"{s} shots")
-    for ability in {r["ability"]: None for r in rows}:
-        found = {r["shots"]: r["accuracy"] for r in rows if r["ability"] == ability}
-        table.add_row(ability, *[interval(found.get(s), 2) for s in shots])
+def suite_table(scores: dict[str, Any]) -> Table | None:
+    """One row a task (a group of tasks where there are many), one column a model; None where no suite was asked."""
+    models = {path: m["suite"] for path, m in scores["models"].items() if m.get("suite")}
+    if not models:
+        return None
+    table = Table(title="suites (95 % intervals; centred: 0 is a guess, 1 is perfect)", title_justify="left")
+    table.add_column("task")
+    for path in models:
+        table.add_column(path)
+    first = next(iter(models.values()))
+    if len(first["tasks"]) <= 40:
+        for name, task in first["tasks"].items():
+            label = f"{name} ({task['metric']}, {task['shots']} shots, {task['items']} items)"
+            table.add_row(label, *[interval(m["tasks"][name]["score"]) for m in models.values()])
+            if task.get("contamination"):
+                found = task["contamination"]
+                table.add_row(
+                    f"  in the training text ({found['ngram']}-grams; {found['too_short']} items too short to tell)",
+                    *[interval(found["share"]) for _ in models],
+                )
+                table.add_row(
+                    "  clean items", *[interval(m["tasks"][name]["contamination"]["clean"]) for m in models.values()]
+                )
+    for ability in first["abilities"]:
+        table.add_row(f"{ability}, centred", *[f"{m['abilities'][ability]:.3f}" for m in models.values()])
+    if first["core"] is not None:
+        table.add_row("all tasks, centred", *[f"{m['core']:.3f}" for m in models.values()])
+    cut = sum(t["cut_prompts"] for m in models.values() for t in m["tasks"].values())
+    if cut:
+        table.caption = f"{cut} prompts were longer than the context and lost their beginning"
     return table
+
+
+def comparison_table(found: dict[str, Any]) -> Table:
+    """One row a measure: A, B, the difference, and p corrected for the number of measures."""
+    table = Table(title="B against A, item by item (95 % intervals; p corrected by Holm)", title_justify="left")
+    for name in ("measure", "A", "B", "difference", "p"):
+        table.add_column(name)
+    for name, row in found["measures"].items():
+        table.add_row(name, f"{row['a']:.3f}", f"{row['b']:.3f}", interval(row["difference"]), f"{row['p_holm']:.2g}")
+    return table
+
+
+def winrate_tables(found: dict[str, Any]) -> list[Table]:
+    """One row a pair of models; and, of three models or more, their strengths."""
+    pairs = Table(title="win rates (95 % intervals; ties count half)", title_justify="left")
+    for name in ("model", "against", "win rate", "at equal length", "ties", "changed with order"):
+        pairs.add_column(name)
+    for row in found["pairs"]:
+        changed = "–" if row["changed_with_order"] is None else f"{row['changed_with_order']:.2f}"
+        rates = [interval(row[k]) for k in ("win_rate", "length_controlled")]
+        pairs.add_row(row["model"], row["against"], *rates, f"{row['ties']:.2f}", changed)
+    if len(found["strengths"]) < 3:
+        return [pairs]
+    table = Table(title="log strengths (Bradley and Terry; 0 is the average)", title_justify="left")
+    table.add_column("model")
+    table.add_column("strength")
+    for path, value in sorted(found["strengths"].items(), key=lambda kv: -kv[1]["value"]):
+        table.add_row(path, interval(value))
+    return [pairs, table]
+
+
+def asking_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """One table a task: accuracy by ability or condition, and number of shots; [worst to best] of its draws or orders."""
+    out = []
+    for task in dict.fromkeys(r["task"] for r in rows):
+        mine = [r for r in rows if r["task"] == task]
+        shots = sorted({r["shots"] for r in mine})
+        name = mine[0]["metric"] if len({r["task"] for r in rows}) == 1 else f"{task}, {mine[0]['metric']}"
+        table = Table(title=f"accuracy by number of examples in the prompt ({name})", title_justify="left")
+        table.add_column("ability")
+        for s in shots:
+            table.add_column(f"{s} shots")
+        for ability, condition in dict.fromkeys((r["ability"], r["condition"]) for r in mine):
+            found = {r["shots"]: r for r in mine if (r["ability"], r["condition"]) == (ability, condition)}
+            label = ability if condition == "base" else f"{ability}, {condition}"
+            table.add_row(label, *[interval(found[s]["accuracy"], 2) if s in found else "–" for s in shots])
+            if any(len(r["each"]) > 1 and r["worst"] < r["best"] for r in found.values()) and ability == "all":
+                ends = [f"{found[s]['worst']:.2f} … {found[s]['best']:.2f}" if s in found else "" for s in shots]
+                table.add_row("  worst … best", *ends)
+        if mine[0]["chance"]:
+            table.add_row("by guessing", *[f"{mine[0]['chance']:.2f}" for _ in shots])
+        out.append(table)
+    return out
 
 
 def show_run(run: Run) -> None:

@@ -1,35 +1,58 @@
-"""Settings of asking (no torch here)."""
+"""Settings of asking and of suites (no torch here)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from tercet.errors import ConfigError
-from tercet.training.settings import Settings, setting
+from tercet.training.settings import Settings, setting, suggest
+
+LONGEST = 24  # tokens of an answer where nothing else is said
+VARY = ("description", "labels", "order", "format")
 
 
 @dataclass(frozen=True, kw_only=True)
 class AskConfig(Settings):
-    """Asking a base model by completion: zero-, one- and few-shot, without any gradient step."""
+    """Asking a model by completion: zero-, one- and few-shot, without any gradient step."""
 
     model: str = setting(..., "run to ask")
-    tasks: tuple[str, ...] = setting((), "questions with gold answers")
+    task: tuple[str, ...] = setting((), "registered task, or task.json of your own")
+    tasks: tuple[str, ...] = setting((), "questions with gold answers, as JSONL")
     examples: tuple[str, ...] = setting(
-        (), "questions with gold answers from which the shots are drawn (needed above 0 shots)"
+        (), "questions with gold answers from which the shots are drawn (with --tasks, needed above 0 shots)"
     )
-    shots: tuple[int, ...] = setting((0, 1, 4), "numbers of examples in the prompt")
-    description: str = setting("", "text before the examples, such as 'Translate English to French:\\n'")
-    template: str = setting("Q: {input}\nA: {output}", "one example; must end with {output}")
-    separator: str = setting("\n\n", "between examples")
-    limit: int = setting(0, "at most so many tasks (0: all)", minimum=0)
-    max_new_tokens: int = setting(24, "longest answer", minimum=1)
+    imports: tuple[str, ...] = setting((), "Python module or file that registers tasks of your own", flag="--import")
+    shots: tuple[int, ...] = setting((0, 1, 4), "numbers of examples in the prompt, such as 0,1,2,4")
+    seeds: int = setting(1, "draws of the examples; the interval is over draws and items", minimum=1)
+    vary: tuple[str, ...] = setting(
+        (),
+        "also ask: without the description, with wrong and random labels in the examples, with the same examples in other orders, in "
+        f"the task's other formats ({', '.join(VARY)})",
+    )
+    orders: int = setting(4, "orders of the same examples, with --vary order", minimum=2)
+    calibrate: bool = setting(False, "contextual calibration, for tasks with labels")
+    self_consistency: int = setting(1, "answers that vote (needs --temperature above 0)", minimum=1)
+    temperature: float = setting(
+        0.0, "of sampling an answer, or a continuation of --text (0: the likeliest)", minimum=0
+    )
+    metric: str = setting("", "instead of the task's own, such as acc_norm")
+    description: str = setting(
+        "", "text before the examples, such as 'Translate English to French:\\n' (of --task: its own)"
+    )
+    template: str = setting(
+        "", "one example; must end with {output}  [default: the task's own, of --tasks 'Q: {input}\\nA: {output}']"
+    )
+    separator: str = setting("", "between examples  [default: the task's own, of --tasks an empty line]")
+    limit: int = setting(0, "at most so many items of a task (0: all)", minimum=0)
+    max_new_tokens: int = setting(0, "longest answer (0: the task's own, else 24)", minimum=0)
+    journal: str = setting("", "file in which finished requests are kept, so that a killed command goes on")
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
     threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
     seed: int = setting(0, "seed by which examples are drawn", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "{input}" not in self.template or not self.template.endswith("{output}"):
+        if self.template and ("{input}" not in self.template or not self.template.endswith("{output}")):
             raise ConfigError(
                 f"AskConfig.template is {self.template!r}; it must hold {{input}} and end with {{output}}"
             )
@@ -38,4 +61,8 @@ class AskConfig(Settings):
         if self.tasks and any(self.shots) and not self.examples:
             raise ConfigError(
                 f"AskConfig.shots is {self.shots}, but no examples are named to draw them from; name them with --examples, or ask with --shots 0"
+            )
+        if unknown := [v for v in self.vary if v not in VARY]:
+            raise ConfigError(
+                f"AskConfig.vary is {unknown[0]!r}; wanted some of {', '.join(VARY)}{suggest(unknown[0], VARY)}"
             )

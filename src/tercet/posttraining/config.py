@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tercet.errors import ConfigError
 from tercet.training.settings import MICRO_BATCH, PRECISION, Settings, TuneSettings, setting
 
 
@@ -89,11 +90,42 @@ class EvalConfig(Settings):
     models: tuple[str, ...] = setting(..., "runs to measure")
     text: tuple[str, ...] = setting((), "held-out text for bits per byte")
     tasks: tuple[str, ...] = setting((), "questions with gold answers")
+    suite: tuple[str, ...] = setting((), "microworld, a task, task.json, blimp=PATH or olmo=PATH")
+    imports: tuple[str, ...] = setting((), "Python module or file that registers tasks of your own", flag="--import")
+    training_text: tuple[str, ...] = setting(
+        (), "text the models were trained on: says how much of the suites stands in it"
+    )
+    journal: str = setting("", "file in which finished requests of suites are kept, so that a killed command goes on")
     reward: str = setting("", "run of a reward model that scores the answers")
     reference: str = setting("", "run against which KL and win rate are taken")
     heldout_bytes: int = setting(100_000, "at most so many held-out bytes per source", minimum=1)
-    limit: int = setting(0, "at most so many tasks (0: all)", minimum=0)
+    limit: int = setting(0, "at most so many tasks, and items of a task in a suite (0: all)", minimum=0)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
     threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
     seed: int = setting(0, "seed of the sampled answers", minimum=0, maximum=2**31 - 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WinRateConfig(Settings):
+    """Models against one another: a judge says which of two answers to the same prompt is better."""
+
+    models: tuple[str, ...] = setting(..., "runs; the first is what the others are compared with")
+    tasks: tuple[str, ...] = setting(..., "questions (the rubric needs gold answers) as JSONL")
+    judge: str = setting(
+        "rubric", "rubric, reward:RUN, model:RUN, person, or an OpenAI-compatible address http(s)://…/v1"
+    )
+    judge_model: str = setting("", "name of the model at the address")
+    limit: int = setting(0, "at most so many questions (0: all)", minimum=0)
+    temperature: float = setting(1.0, "of the answers (0: the likeliest)", minimum=0)
+    max_new_tokens: int = setting(32, "longest answer", minimum=1)
+    timeout: float = setting(60.0, "seconds until an address must have answered", minimum=0.001)
+    retries: int = setting(3, "further tries after a failure that may pass", minimum=0)
+    skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
+    threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
+    seed: int = setting(0, "seed of the answers", minimum=0, maximum=2**31 - 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.models) < 2:
+            raise ConfigError(f"WinRateConfig.models is {self.models}; wanted two runs or more")

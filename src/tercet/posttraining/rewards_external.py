@@ -45,7 +45,7 @@ class Trouble(Exception):
     """A failure that may pass: worth another try."""
 
 
-def retried(name: str, retries: int, attempt: Callable[[], T]) -> T:
+def retried(name: str, retries: int, attempt: Callable[[], T], wanted: str = WANTED) -> T:
     """The result of `attempt`, tried again after Trouble, at most `retries` times, with doubled pauses.
 
     Raises DataError with the last trouble.
@@ -58,7 +58,7 @@ def retried(name: str, retries: int, attempt: Callable[[], T]) -> T:
             return attempt()
         except Trouble as error:
             last = error
-    raise DataError(f"reward {name}: {last} (tried {retries + 1} times; {WANTED})") from last
+    raise DataError(f"reward {name}: {last} (tried {retries + 1} times; {wanted})") from last
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
@@ -281,9 +281,17 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class HttpScorer:
-    """An endpoint to which every batch is sent by POST."""
+    """An endpoint to which every batch is sent by POST; `headers` go with it, and `wanted` says what is awaited."""
 
-    def __init__(self, name: str, url: str, timeout: float, retries: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        timeout: float,
+        retries: int,
+        headers: dict[str, str] | None = None,
+        wanted: str = WANTED,
+    ) -> None:
         try:
             parts = urllib.parse.urlsplit(url)
             good = bool(parts.hostname) and (parts.port or 0) >= 0 and parts.username is None and url.isascii()
@@ -294,18 +302,24 @@ class HttpScorer:
                 f"reward {name}: {url!r} is no address; wanted http(s)://host[:port]/path, other letters than ASCII as %XX"
             )
         self._name, self._url, self._timeout, self._retries = name, url, timeout, retries
+        self._headers, self._wanted = headers or {}, wanted
         self._opener = urllib.request.build_opener(_NoRedirects())
 
     def __call__(self, items: Items) -> list[Any]:
         """The scores as the endpoint gave them."""
-        body = json.dumps({"items": items}, ensure_ascii=False).encode()
-        return scores_of(self._name, retried(self._name, self._retries, lambda: self._ask(body)))
+        return scores_of(self._name, self.post(json.dumps({"items": items}, ensure_ascii=False).encode()))
+
+    def post(self, body: bytes) -> str:
+        """The answer to one request; what may pass is tried again. Raises DataError."""
+        return retried(self._name, self._retries, lambda: self._ask(body), self._wanted)
 
     def close(self) -> None:
         """Nothing is kept open."""
 
     def _ask(self, body: bytes) -> str:
-        request = urllib.request.Request(self._url, data=body, headers={"Content-Type": "application/json"})
+        request = urllib.request.Request(
+            self._url, data=body, headers={"Content-Type": "application/json", **self._headers}
+        )
 
         def post() -> bytes:
             with self._opener.open(request, timeout=self._timeout) as reply:
@@ -320,7 +334,7 @@ class HttpScorer:
             message = f"{self._url} answered with status {error.code} {error.reason}: {text!r}"
             if error.code >= 500 or error.code in (408, 429):
                 raise Trouble(message) from error
-            raise DataError(f"reward {self._name}: {message}; {WANTED} with status 200") from error
+            raise DataError(f"reward {self._name}: {message}; {self._wanted} with status 200") from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise Trouble(f"{self._url}: {type(error).__name__}: {reason}") from error

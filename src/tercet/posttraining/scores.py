@@ -18,6 +18,8 @@ from tercet.errors import ConfigError, DataError
 from tercet.evaluation.answers import score_answers
 from tercet.evaluation.likelihood import average, bits_per_byte
 from tercet.evaluation.metrics import Estimate, mean, paired_difference, proportion, win_rate
+from tercet.evaluation.primitives import Primitives
+from tercet.evaluation.suites import measure, open_suites, overlaps
 from tercet.generation.chat import answer_params, fit_prompts
 from tercet.generation.sampler import Completion, generate
 from tercet.model.transformer import ScalarModel, Transformer
@@ -75,6 +77,13 @@ def _answers(
         },
         "well_formed": _share([r.sentence for r in scores.rubric]),
         "finished": scores.finished.to_json(),
+        "ids": [t.id for t in questions],
+        "each": {
+            "exact_match": [
+                float(exact_match(t, answer_text(tokenizer, c.tokens)[0])) for t, c in zip(questions, greedy)
+            ],
+            "rubric": [r.total for r in scores.rubric],
+        },
         "examples": [_example(tokenizer, t, c) for t, c in list(zip(questions, greedy))[:40]],
     }
     if rewards:
@@ -131,8 +140,8 @@ def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Task], int]:
     bad = BadRows(skip=config.skip_bad_rows)
     text = limit_bytes(list(documents(config.text, bad)), config.heldout_bytes) if config.text else []
     questions = [t for _, t in tasks(config.tasks, bad)] if config.tasks else []
-    if not text and not questions:
-        raise ConfigError("nothing to measure: name held-out --text, --tasks with gold answers, or both")
+    if not text and not questions and not config.suite:
+        raise ConfigError("nothing to measure: name held-out --text, --tasks with gold answers, or a --suite")
     return text, questions[: config.limit or None], bad.count
 
 
@@ -156,6 +165,11 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
         "tasks": len(questions),
         "models": {},
     }
+    bad = BadRows(skip=config.skip_bad_rows)
+    suite = open_suites(config.suite, config.imports, bad, config.limit, config.seed)
+    dirty = (
+        overlaps(suite, lambda: (d.text for d in documents(config.training_text, bad))) if config.training_text else {}
+    )
     with threads(config.threads):
         judge = load_reward_model(reward_run) if reward_run else None
         reference_model = load_language_model(reference_run) if reference_run else None
@@ -183,6 +197,10 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
                 row |= scores
                 if reference is not None and reference_model is not None:
                     row |= _against(reference, model, judged, reference_model)
+            if suite:
+                row["suite"] = measure(
+                    Primitives(model, tokenizer, journal=config.journal or None), suite, config.seed, dirty
+                )
             result["models"][str(run.path)] = row
     if out is not None:
         try:

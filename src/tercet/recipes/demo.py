@@ -14,10 +14,10 @@ from typing import Any
 
 from tercet.data.readers import BadRows, documents
 from tercet.data.types import Document
-from tercet.evaluation.asking import ask
 from tercet.evaluation.config import AskConfig
 from tercet.evaluation.likelihood import by_source
 from tercet.evaluation.ngram import ngram_baselines, xz_bits_per_byte
+from tercet.evaluation.prompting import ask
 from tercet.posttraining.annotator import rank
 from tercet.posttraining.config import EvalConfig, RankConfig, RewardConfig, SFTConfig
 from tercet.posttraining.ppo import ppo

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tercet.errors import ConfigError
 from tercet.evaluation.metrics import Estimate
 from tercet.posttraining.scores import estimate
 from tercet.reporting import figures
@@ -72,6 +73,29 @@ def prompting(asking: Sequence[Mapping[str, Any]]) -> Section:
     heading, answer = f"{example['form']}, {example['shots']}-shot", Said("the model", shorten(example["answer"]))
     shown = Exchange(heading, (("text to continue", shorten(example["prompt"])),), (answer,))
     return Section("prompting", "Prompting", lead, [*blocks, Exchanges("One prompt as the model sees it", (shown,))])
+
+
+def shots_figure(asking: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy against the number of examples as an SVG file of its own: one line a task and condition.
+
+    Raises ConfigError where there is nothing to draw.
+    """
+    kept = [r for r in asking if r["ability"] == "all"]
+    several = len({r["task"] for r in kept}) > 1
+    curves = []
+    for task, condition in dict.fromkeys((r["task"], r["condition"]) for r in kept):
+        rows = sorted(
+            (r for r in kept if (r["task"], r["condition"]) == (task, condition)), key=lambda r: int(r["shots"])
+        )
+        found = [estimate(r["accuracy"]) for r in rows]
+        name = f"{task}, {condition}" if several else str(condition)
+        curves.append(Curve(name, [r["shots"] for r in rows], [e.value for e in found], found))
+    levels = {"guessing": float(kept[0]["chance"])} if kept and not several and kept[0]["chance"] else None
+    chart = figures.lines("shots", "Bars are 95 % intervals.", "examples in the prompt (shots)", "right answers", curves,
+                          levels=levels, percent=True)  # fmt: skip
+    if chart is None:
+        raise ConfigError("--figure: there is nothing to draw")
+    return figures.standalone(chart)
 
 
 # -- scores -----------------------------------------------------------------------------------------------------

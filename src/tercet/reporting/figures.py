@@ -105,6 +105,15 @@ def lines(name: str, caption: str, xlabel: str, ylabel: str, curves: Sequence[Cu
     return _chart(name, svg, caption, f"Line chart. {caption} {ylabel} against {xlabel}: {told}{marks}.")
 
 
+def standalone(chart: Chart) -> str:
+    """The chart as an SVG file of its own: on white, with the colours that a page would choose."""
+    svg = str(chart.svg).replace("currentColor", "#333").replace("var(--grid)", "#ddd")
+    for number, colour in enumerate(COLOURS):
+        svg = svg.replace(f"var(--c{number})", colour)
+    named = "" if "xmlns=" in svg.split(">", 1)[0] else ' xmlns="http://www.w3.org/2000/svg"'
+    return svg.replace("<svg", f'<svg{named} style="background: white"', 1) + "\n"
+
+
 def bars(
     name: str, caption: str, ylabel: str, groups: Sequence[str], values: Mapping[str, Sequence[float | None]]
 ) -> Chart | None:

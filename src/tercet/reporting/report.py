@@ -25,7 +25,7 @@ def write_report(paths: Sequence[str | Path], out: str | Path, scores: dict[str,
                  baselines: dict[str, Any] | None = None, title: str = TITLE) -> Path:  # fmt: skip
     """Write the report of the runs at `paths` and all their ancestors to the HTML file `out`, and return its path.
 
-    `scores` is what posttraining.scores.evaluate returns; `asking` the rows of evaluation.asking.ask, each with a
+    `scores` is what posttraining.scores.evaluate returns; `asking` the rows of evaluation.prompting.ask, each with a
     "form" (a name) added; `baselines` is {"sources": {source: {"model", "unigram", "bigram", "trigram", "xz" (bits per
     byte), "bytes_per_token"}}}. What is missing leaves its section out. The same input gives the same bytes.
 

@@ -26,9 +26,13 @@ def setting(
     minimum: float | None = None,
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
+    flag: str = "",
 ) -> Any:
-    """A dataclass field with its explanation and its bounds; `...` as default makes it required."""
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices}
+    """A dataclass field with its explanation and its bounds; `...` as default makes it required.
+
+    `flag` is the option's name where it is not the field's.
+    """
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag}
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)

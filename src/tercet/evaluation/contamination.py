@@ -1,0 +1,81 @@
+"""How much of an evaluation set stands in the training text: n-gram overlap as in GPT-3 (Brown et al. 2020, appendix C).
+
+An item is dirty where any run of N words of it occurs in a training document. N is the 5th percentile of the items'
+lengths, at least 8 and at most 13 words. N-grams that more than 10 training documents hold are common phrases and do not
+count. Case, punctuation and white space do not matter. An item of fewer than N words cannot be told, and is counted as such.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tercet.errors import ConfigError
+from tercet.evaluation.metrics import mean, proportion
+
+SHORTEST, LONGEST, COMMON = 8, 13, 10
+_WORD = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Contamination:
+    """Ids of the items that training holds (`dirty`), and of those too short to tell (`short`), by n-grams of `n` words."""
+
+    n: int
+    items: int
+    dirty: frozenset[str]
+    short: frozenset[str]
+
+    def split(self, ids: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+        """The share of dirty items among those long enough to tell, and the score over clean and over dirty items.
+
+        Items too short to tell count as clean, as in GPT-3. What has no items is None.
+        """
+        parts: dict[str, list[float]] = {"clean": [], "dirty": []}
+        for id, score in zip(ids, scores):
+            parts["dirty" if id in self.dirty else "clean"].append(score)
+        found: dict[str, Any] = {name: _score(values) for name, values in parts.items()}
+        short = sum(id in self.short for id in ids)
+        told = len(ids) - short
+        share = proportion(len(parts["dirty"]), told).to_json() if told else None
+        return {"ngram": self.n, "share": share, "too_short": short, **found}
+
+
+def _score(values: Sequence[float]) -> dict[str, Any] | None:
+    if not values:
+        return None
+    shares = set(values) <= {0.0, 1.0}
+    return (proportion(int(sum(values)), len(values)) if shares else mean(values)).to_json()
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, case folded, without punctuation."""
+    return _WORD.findall(text.casefold())
+
+
+def ngram_length(lengths: Sequence[int]) -> int:
+    """N: the 5th percentile of the lengths in words (the lower of two), within 8 and 13. Raises ConfigError without any."""
+    if not lengths:
+        raise ConfigError("contamination: no items to look for")
+    return max(SHORTEST, min(LONGEST, sorted(lengths)[int(0.05 * (len(lengths) - 1))]))
+
+
+def contamination(items: Mapping[str, str], training: Iterable[str], n: int = 0) -> Contamination:
+    """Look for the items (texts by id) in the training documents, which are read once, as a stream.
+
+    `n` 0 chooses it as above. Memory grows with the items, not with the training text.
+    """
+    split = {id: words(text) for id, text in items.items()}
+    n = n or ngram_length([len(w) for w in split.values()])
+    seen: dict[tuple[str, ...], int] = {g: 0 for w in split.values() for g in _ngrams(w, n)}
+    for document in training:
+        for gram in {g for g in _ngrams(words(document), n) if g in seen}:
+            seen[gram] += 1
+    dirty = frozenset(id for id, w in split.items() if any(0 < seen[g] <= COMMON for g in _ngrams(w, n)))
+    return Contamination(n, len(split), dirty, frozenset(id for id, w in split.items() if len(w) < n))
+
+
+def _ngrams(found: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:
+    return (tuple(found[i : i + n]) for i in range(len(found) - n + 1))

@@ -1,0 +1,90 @@
+"""Suites: many tasks, each asked as it says itself, with every metric, centred accuracy and every item's score kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from tercet.data.readers import BadRows
+from tercet.errors import ConfigError
+from tercet.evaluation.asking import LanguageModel, Way, answer, check_room
+from tercet.evaluation.contamination import Contamination, contamination
+from tercet.evaluation.loaders import import_tasks, open_suite
+from tercet.evaluation.metrics import Estimate, mean, proportion
+from tercet.evaluation.statistics import clustered
+from tercet.evaluation.task import Task
+
+Text = Callable[[], Iterable[str]]
+
+
+def open_suites(
+    names: Sequence[str], imports: Sequence[str], bad: BadRows, limit: int = 0, seed: int = 0
+) -> list[Task]:
+    """The tasks of all suites, each with at most `limit` items. Raises ConfigError where a task comes twice."""
+    import_tasks(imports)
+    found = [task.limited(limit, seed) for name in names for task in open_suite(name, bad)]
+    seen: set[str] = set()
+    for task in found:
+        if task.name in seen:
+            raise ConfigError(f"the task {task.name!r} is in two of the suites {', '.join(names)}; name it once")
+        seen.add(task.name)
+    return found
+
+
+def text_of(task: Task) -> dict[str, str]:
+    """What an item is recognised by in a training text: its input and its right answer."""
+    return {i.id: f"{i.input}{'' if i.contexts else ' '}{i.answers[0]}" for i in task.items}
+
+
+def overlaps(tasks: Sequence[Task], training: Text) -> dict[str, Contamination]:
+    """Contamination of every task by the training documents, which are read once a task."""
+    return {task.name: contamination(text_of(task), training()) for task in tasks}
+
+
+def measure(
+    lm: LanguageModel, tasks: Sequence[Task], seed: int = 0, dirty: dict[str, Contamination] | None = None
+) -> dict[str, Any]:
+    """Scores of every task, their means by ability, and CORE: the mean of centred accuracies over all tasks.
+
+    Centred accuracy is (accuracy − guessing) / (1 − guessing) (Li et al. 2024): 0 is a guess and 1 is perfect.
+    """
+    out: dict[str, Any] = {}
+    for task in tasks:
+        shots = min(task.shots, len(task.examples))
+        replies = answer(lm, task, [Way(task.form, shots, seed)])[0]
+        longest = task.max_new_tokens if task.kind in ("free", "code") else 1
+        metrics = list(replies[0].scores)
+        scores = {name: [r.scores[name] for r in replies] for name in metrics}
+        groups = [i.group for i in task.items] if all(i.group for i in task.items) else None
+        main, guessing = _estimate(scores[task.metric], groups), task.guessing()
+        row: dict[str, Any] = {
+            "version": task.version, "kind": task.kind, "metric": task.metric, "ability": task.ability or task.name.rpartition("/")[0],
+            "shots": shots, "items": len(replies), "scores": {name: _estimate(v, groups).to_json() for name, v in scores.items()},
+            "score": main.to_json(), "chance": guessing, "cut_prompts": check_room(lm, task, replies, longest, refuse=False),
+            "ids": [i.id for i in task.items], "each": scores, "groups": groups,
+            "example": {"prompt": replies[0].prompt, "answer": replies[0].text},
+        }  # fmt: skip
+        if task.metric != "bits_per_byte":
+            row["centred"] = (main.value - guessing) / (1 - guessing)
+        if dirty and task.name in dirty:
+            row["contamination"] = dirty[task.name].split(row["ids"], scores[task.metric])
+        out[task.name] = row
+    centred = {name: row["centred"] for name, row in out.items() if "centred" in row}
+    abilities = dict.fromkeys(out[name]["ability"] for name in centred)
+    return {
+        "tasks": out,
+        "abilities": {a: _average([v for n, v in centred.items() if out[n]["ability"] == a]) for a in abilities},
+        "core": _average(list(centred.values())) if centred else None,
+    }
+
+
+def _estimate(values: Sequence[float], groups: Sequence[str] | None) -> Estimate:
+    if groups is not None:
+        return clustered(values, groups)
+    if set(values) <= {0.0, 1.0}:
+        return proportion(int(sum(values)), len(values))
+    return mean(values)
+
+
+def _average(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

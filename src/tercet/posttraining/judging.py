@@ -1,0 +1,226 @@
+"""Who judges which of two answers is better: the rubric, a reward model, a model that is asked, an endpoint, a person.
+
+A judge is given pairs and says of each 1 where the first answer is better, 0 where the second is, 1/2 for a tie. Models
+and endpoints are asked in both orders, since many prefer what stands first; a person sees the two in a random order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from tercet.data.microworld.rubric import rubric_score
+from tercet.data.readers import BadRows
+from tercet.data.tasks import tasks
+from tercet.data.types import Conversation, Task
+from tercet.errors import ConfigError, DataError
+from tercet.evaluation.answers import ask_all
+from tercet.evaluation.metrics import win_rate
+from tercet.evaluation.primitives import Primitives
+from tercet.evaluation.winrates import Game, both_orders, length_controlled, strengths
+from tercet.generation.chat import answer_params
+from tercet.posttraining.config import WinRateConfig
+from tercet.posttraining.reward import score_texts
+from tercet.posttraining.rewards_external import HttpScorer
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import prompt_fitting
+from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
+from tercet.training.run import threads
+
+PROMPT = """\
+Which answer to the question is better: right, clear and to the point? Length does not matter.
+
+Question: {question}
+Answer A: {a}
+Answer B: {b}
+
+Say A, B or TIE.
+Better:"""
+_VERDICT = re.compile(r"\b(A|B|TIE)\b")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to one question; `finished` says which of them the model ended itself."""
+
+    task: Task
+    answers: tuple[str, str]
+    finished: tuple[bool, bool]
+
+    def turned(self) -> Pair:
+        """The same pair in the other order."""
+        return Pair(self.task, (self.answers[1], self.answers[0]), (self.finished[1], self.finished[0]))
+
+    def asked(self) -> str:
+        """The question that a model or a person is asked."""
+        question = "\n".join(m.content for m in self.task.prompt)
+        return PROMPT.format(question=question, a=self.answers[0], b=self.answers[1])
+
+
+Judge = Callable[[Sequence[Pair]], list[float]]
+
+
+def _by_scores(pairs: Sequence[tuple[float, float]]) -> list[float]:
+    return [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in pairs]
+
+
+def rubric_judge(pairs: Sequence[Pair]) -> list[float]:
+    """By the gold rubric's score."""
+    return _by_scores(
+        [
+            (
+                rubric_score(p.task, p.answers[0], p.finished[0]).total,
+                rubric_score(p.task, p.answers[1], p.finished[1]).total,
+            )
+            for p in pairs
+        ]
+    )
+
+
+def reward_judge(path: str) -> Judge:
+    """By the score of a reward model's run. Raises ConfigError where the run is of another kind."""
+    run = reward_model_run(path)
+    model, tokenizer = load_reward_model(run), Tokenizer.load(run.path)
+
+    def ids(prompt: Conversation, answer: str, finished: bool) -> list[int]:
+        said = [*tokenizer.encode(answer), *([tokenizer.im_end] if finished else [])]
+        return [*prompt_fitting(tokenizer, prompt, model.config.context_length - len(said))[0], *said]
+
+    def judge(pairs: Sequence[Pair]) -> list[float]:
+        texts = [ids(p.task.prompt, p.answers[k], p.finished[k]) for p in pairs for k in (0, 1)]
+        found = score_texts(model, texts, tokenizer.pad)
+        return _by_scores(list(zip(found[::2], found[1::2])))
+
+    return judge
+
+
+def model_judge(lm: Primitives) -> Judge:
+    """By which of " A" and " B" a language model finds likelier after `PROMPT`."""
+
+    def judge(pairs: Sequence[Pair]) -> list[float]:
+        found = lm.loglikelihood([(p.asked(), letter) for p in pairs for letter in (" A", " B")])
+        return _by_scores([(a.logprob, b.logprob) for a, b in zip(found[::2], found[1::2])])
+
+    return judge
+
+
+def endpoint_judge(url: str, model: str, timeout: float, retries: int) -> Judge:
+    """By what an OpenAI-compatible endpoint says; its key, where it needs one, is the variable OPENAI_API_KEY.
+
+    Raises DataError where an answer is none of A, B and TIE: nothing is guessed.
+    """
+    if not model:
+        raise ConfigError("a judge at an address needs the name of its model: give --judge-model")
+    key = os.environ.get("OPENAI_API_KEY", "")
+    wanted = 'wanted {"choices": [{"message": {"content": "A, B or TIE"}}]}'
+    address = url.rstrip("/") + "/chat/completions"
+    http = HttpScorer("judge", address, timeout, retries, {"Authorization": f"Bearer {key}"} if key else {}, wanted)
+
+    def one(pair: Pair) -> float:
+        body = {
+            "model": model,
+            "temperature": 0,
+            "max_tokens": 8,
+            "messages": [{"role": "user", "content": pair.asked()}],
+        }
+        reply = http.post(json.dumps(body, ensure_ascii=False).encode())
+        try:
+            said = json.loads(reply)["choices"][0]["message"]["content"]
+            found = _VERDICT.search(said)
+        except (ValueError, KeyError, IndexError, TypeError) as error:
+            raise DataError(f"judge {address}: found {reply[:200]!r}; {wanted}") from error
+        if found is None:
+            raise DataError(f"judge {address}: it said {said[:200]!r}; wanted A, B or TIE")
+        return {"A": 1.0, "B": 0.0, "TIE": 0.5}[found[1]]
+
+    return lambda pairs: [one(p) for p in pairs]
+
+
+def person_judge(seed: int, read: Callable[[str], str] = input, write: Callable[[str], object] = print) -> Judge:
+    """By what a person types: 1, 2 or = for a tie. The two answers stand in a random order, without the models' names."""
+
+    def judge(pairs: Sequence[Pair]) -> list[float]:
+        out = []
+        for number, pair in enumerate(pairs):
+            turned = random.Random(f"{seed}/{number}").random() < 0.5
+            shown = pair.turned() if turned else pair
+            write(f"\n{number + 1} of {len(pairs)}: " + "\n".join(m.content for m in pair.task.prompt))
+            write(f"  1: {shown.answers[0]}\n  2: {shown.answers[1]}")
+            while (said := read("better (1, 2, =): ").strip()) not in ("1", "2", "="):
+                write("type 1, 2 or =")
+            value = {"1": 1.0, "2": 0.0, "=": 0.5}[said]
+            out.append(1 - value if turned else value)
+        return out
+
+    return judge
+
+
+def open_judge(config: WinRateConfig) -> tuple[Judge, bool]:
+    """(the judge that the settings name, whether it is to be asked in both orders). Raises ConfigError."""
+    name, _, rest = config.judge.partition(":")
+    if config.judge == "rubric":
+        return rubric_judge, False
+    if config.judge == "person":
+        return person_judge(config.seed), False
+    if name == "reward" and rest:
+        return reward_judge(rest), False
+    if name == "model" and rest:
+        return model_judge(Primitives.of_run(rest)), True
+    if name in ("http", "https"):
+        return endpoint_judge(config.judge, config.judge_model, config.timeout, config.retries), True
+    raise ConfigError(
+        f"--judge {config.judge!r}; wanted rubric, reward:RUN, model:RUN, person, or an address http(s)://…/v1"
+    )
+
+
+def judged(judge: Judge, pairs: Sequence[Pair], both: bool) -> tuple[list[float], float | None]:
+    """(a judgement of every pair, share of pairs whose winner changed with the order: None where only one was asked)."""
+    if not both:
+        return judge(pairs), None
+    found = judge([*pairs, *(p.turned() for p in pairs)])
+    wins, changed = both_orders(found[: len(pairs)], found[len(pairs) :])
+    return [float(w) for w in wins], changed
+
+
+def win_rates(config: WinRateConfig, judge: tuple[Judge, bool] | None = None) -> dict[str, Any]:
+    """Every model's win rate against the first, plain and length-controlled, and the strengths of all.
+
+    Raises ConfigError for a run or judge that cannot be had, DataError for questions that are not what they must be.
+    """
+    questions = [q for _, q in tasks(config.tasks, BadRows(skip=config.skip_bad_rows))][: config.limit or None]
+    with threads(config.threads):
+        decide, both = judge or open_judge(config)
+        said = []
+        for path in config.models:
+            run = language_model_run(path)
+            model, tokenizer = load_language_model(run), Tokenizer.load(run.path)
+            params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
+            said.append(ask_all(model, tokenizer, questions, params, config.seed))
+        games, out = list[Game](), list[dict[str, Any]]()
+        for a, b in combinations(range(len(said)), 2):
+            pairs = [
+                Pair(q, (y[0], x[0]), (y[1], x[1])) for q, x, y in zip(questions, said[a], said[b])
+            ]  # the later model stands first: it is what is measured
+            wins, changed = judged(decide, pairs, both)
+            games += [Game(b, a, w, n) for n, w in enumerate(wins)]
+            lengths = [[len(t) for t, _ in said[k]] for k in (b, a)]
+            out.append(
+                {
+                    "model": config.models[b], "against": config.models[a], "prompts": len(wins),
+                    "win_rate": win_rate(wins, [1 - w for w in wins]).to_json(), "ties": sum(w == 0.5 for w in wins) / len(wins),
+                    "length_controlled": length_controlled(wins, lengths[0], lengths[1], config.seed).to_json(),
+                    "mean_length": [sum(k) / len(k) for k in lengths], "changed_with_order": changed, "wins": wins,
+                }
+            )  # fmt: skip
+        table = strengths(games, len(said), config.seed)
+    return {
+        "config": config.to_json(),
+        "pairs": out,
+        "strengths": {path: e.to_json() for path, e in zip(config.models, table)},
+    }

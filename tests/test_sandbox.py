@@ -1,0 +1,114 @@
+"""The sandbox: honest code runs, and everything else is stopped by the kernel, not by good manners."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from tercet.errors import ConfigError
+from tercet.evaluation import sandbox
+from tercet.evaluation.sandbox import OUTPUT, run_code
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+
+
+def test_honest_code_runs_and_prints():
+    found = run_code("import math, collections, re, json\nprint(math.comb(5, 2), 'ü')\nassert 1 + 1 == 2")
+    assert (found.ok, found.output) == (True, "10 ü\n")
+    threads = "import threading\nt = threading.Thread(target=print, args=('in a thread',)); t.start(); t.join()"
+    assert run_code(threads).output == "in a thread\n"
+
+
+def test_wrong_code_says_why():
+    assert run_code("assert 2 == 3, 'no'").why == "AssertionError: no"
+    assert "SyntaxError" in run_code("def f(:").why
+    assert not run_code("raise SystemExit(3)").ok
+    assert run_code("import os; os._exit(4)").why == "it ended with exit code 4"
+
+
+def test_no_network(tmp_path):
+    seen = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            seen.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/x"
+        found = run_code(f"import urllib.request\nurllib.request.urlopen({url!r})")
+        server.shutdown()
+    assert not found.ok
+    assert "Operation not permitted" in found.why
+    assert seen == []
+    raw = "import ctypes\nl = ctypes.CDLL(None)\nassert l.socket(2, 1, 0) >= 0, 'no socket'"
+    assert run_code(raw).why == "AssertionError: no socket"
+
+
+def test_no_files_are_written_or_changed(tmp_path):
+    kept = tmp_path / "kept.txt"
+    kept.write_text("mine")
+    for code in (
+        f"open({str(kept)!r}, 'w').write('x')",
+        f"open({str(kept)!r}, 'a').write('x')",
+        f"open({str(tmp_path / 'new')!r}, 'x')",
+        f"import os; os.unlink({str(kept)!r})",
+        f"import os; os.rename({str(kept)!r}, {str(tmp_path / 'other')!r})",
+        f"import os; os.truncate({str(kept)!r}, 0)",
+        f"import os; os.chmod({str(kept)!r}, 0)",
+        f"import os; os.mkdir({str(tmp_path / 'folder')!r})",
+        f"import os; os.symlink('/', {str(tmp_path / 'link')!r})",
+    ):
+        found = run_code(code)
+        assert not found.ok, code
+        assert "PermissionError" in found.why, (code, found)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("kept.txt", "mine")]
+    assert oct(kept.stat().st_mode)[-3:] != "000"
+
+
+def test_no_processes_and_no_signals():
+    for code in (
+        "import os; os.fork()",
+        "import subprocess; subprocess.run(['/bin/true'])",
+        "import os; os.kill(os.getppid(), 0)",
+        "import os; os.killpg(0, 9)",
+        "import resource; resource.setrlimit(resource.RLIMIT_CPU, (-1, -1))",
+    ):
+        found = run_code(code)
+        assert not found.ok, code
+        assert "not permitted" in found.why or "not allowed" in found.why, (code, found)
+    assert os.getppid() > 0
+
+
+def test_time_memory_and_output_are_limited():
+    begun = time.monotonic()
+    assert "longer than 1 s" in run_code("import time\ntime.sleep(60)", seconds=1).why
+    assert "1 s" in run_code("while True: pass", seconds=1).why
+    assert "longer" in run_code("import os, time\nos.close(1); os.close(2)\ntime.sleep(60)", seconds=1).why
+    assert time.monotonic() - begun < 20
+    assert "MemoryError" in run_code("x = bytearray(600 * 2**20)").why
+    flood = run_code("while True: print('x' * 1000)")
+    assert "printed more" in flood.why
+    assert len(flood.output) <= OUTPUT
+
+
+def test_nothing_of_the_surroundings_is_handed_on(monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "abc")
+    monkeypatch.setenv("PYTHONSTARTUP", "/nonexistent")
+    assert "abc" not in run_code("import os; print(dict(os.environ))").output
+
+
+def test_a_machine_without_a_sandbox_is_told_so(monkeypatch):
+    monkeypatch.setattr(sandbox.sys, "platform", "darwin")
+    with pytest.raises(ConfigError, match="only in a sandbox"):
+        run_code("print(1)")

@@ -1,0 +1,202 @@
+"""Comparisons of models: against exact enumeration, closed forms in fractions, and coverage in simulations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tercet.errors import ConfigError, DataError
+from tercet.evaluation.metrics import mean, paired_difference
+from tercet.evaluation.statistics import (
+    Paired,
+    check_scores,
+    clustered,
+    compare_seeds,
+    crossed,
+    holm,
+    items_needed,
+    macro_test,
+    mcnemar,
+    paired_test,
+    sign_flips,
+    spread_of,
+    verdict,
+)
+
+
+def test_mcnemar_is_the_binomial_test_by_fractions():
+    for a, b in itertools.product(range(9), repeat=2):
+        n = a + b
+        # every outcome at most as likely as the found one; for p = 1/2 that is both tails
+        point = [Fraction(math.comb(n, k), 2**n) for k in range(n + 1)]
+        assert mcnemar(a, b) == pytest.approx(float(sum(p for p in point if p <= point[a])))
+    assert mcnemar(700, 800) == pytest.approx(2 * NormalDist().cdf(-(100 - 1) / math.sqrt(1500)), rel=0.02)
+    with pytest.raises(ConfigError, match="-1"):
+        mcnemar(-1, 3)
+
+
+@given(st.lists(st.integers(-3, 3), min_size=1, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_sign_flips_goes_through_all_signs(sums):
+    found = abs(sum(sums))
+    flips = [abs(sum(s * x for s, x in zip(signs, sums))) for signs in itertools.product((1, -1), repeat=len(sums))]
+    assert sign_flips(sums) == pytest.approx(np.mean([f >= found for f in flips]))
+
+
+def test_random_signs_agree_with_the_binomial():
+    # 30 units of ±1: the exact answer is McNemar's
+    sums = [1.0] * 21 + [-1.0] * 9
+    assert sign_flips(sums) == pytest.approx(mcnemar(21, 9), abs=0.006)
+    assert 0 < sign_flips([1.0] * 200) < 2e-4
+
+
+def test_paired_test_takes_the_right_test():
+    rng = np.random.default_rng(0)
+    a, b = (rng.random(80) < 0.5).astype(float), (rng.random(80) < 0.6).astype(float)
+    found = paired_test(a, b)
+    assert found.test.startswith("McNemar")
+    assert (found.a_wins, found.b_wins) == (int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum()))
+    assert found.difference == paired_difference(b, a)
+    assert paired_test(a + 0.5, b + 0.5).test == "randomisation test"
+    twice = paired_test(np.repeat(a, 2), np.repeat(b, 2), groups=np.repeat(np.arange(80), 2).tolist())
+    # the same item counted twice is one item: neither the interval nor p may shrink
+    assert twice.difference.n == 80
+    assert twice.difference.low == pytest.approx(found.difference.low, abs=1e-12)
+    assert twice.p == pytest.approx(found.p, abs=0.02)
+    with pytest.raises(ConfigError, match="as many"):
+        paired_test([1.0], [1.0, 0.0])
+
+
+@pytest.mark.parametrize("kind", ["binary", "real"])
+def test_p_values_are_honest_without_a_difference(kind):
+    rng = np.random.default_rng(1)
+    ps = []
+    for trial in range(300):
+        a = rng.normal(size=24)
+        b = a + rng.normal(size=24)
+        if kind == "binary":
+            a, b = (rng.random((2, 24)) < 0.6).astype(float)
+        ps.append(paired_test(a, b, seed=trial).p if kind == "binary" else sign_flips(b - a, trial, 800))
+    assert np.mean(np.array(ps) < 0.05) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+    assert np.mean(np.array(ps) < 0.5) > 0.25  # and not so careful as to be useless
+
+
+def test_clustered_bootstrap_covers_and_the_plain_one_does_not():
+    rng = np.random.default_rng(2)
+    truth, hits, plain = 0.0, 0, 0
+    for trial in range(200):
+        groups = np.repeat(np.arange(30), 6)
+        values = np.repeat(rng.normal(size=30), 6) + 0.5 * rng.normal(size=180)
+        found = clustered(values, groups.tolist(), seed=trial)
+        naive = mean(values)
+        hits += found.low <= truth <= found.high
+        plain += naive.low <= truth <= naive.high
+        assert found.n == 30
+    assert 0.88 <= hits / 200 <= 0.99
+    assert plain / 200 < 0.75
+
+
+def test_clustered_with_no_spread_is_not_certain():
+    found = clustered([1.0] * 10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    assert found.n == 5
+    assert found.low == pytest.approx(5 / (5 + NormalDist().inv_cdf(0.975) ** 2))
+
+
+def test_macro_test_weighs_tasks_equally():
+    big, small = Paired([0.0] * 90 + [1.0] * 10, [0.0] * 90 + [1.0] * 10), Paired([0.0] * 10, [1.0] * 10)
+    found = macro_test([big, small])
+    assert (found.a, found.b) == (pytest.approx(0.05), pytest.approx(0.55))
+    assert found.difference.value == pytest.approx(0.5)
+    assert found.p == pytest.approx(2 / 2**10)
+    one = macro_test([Paired([0.0, 1, 0, 1, 0.0], [1.0, 1, 1, 1, 0.0])])
+    assert one.p == pytest.approx(paired_test([0.5, 1, 0.5, 1, 0.5], [1.5, 1, 1.5, 1, 0.5]).p)
+    with pytest.raises(ConfigError, match="no tasks"):
+        macro_test([])
+
+
+def test_holm_by_its_definition():
+    ps = [0.01, 0.04, 0.03, 0.005]
+    assert holm(ps) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
+
+
+def test_items_needed_gives_the_power_it_says():
+    rng = np.random.default_rng(3)
+    n = items_needed(0.25, 1.0)
+    assert n == math.ceil(((1.959964 + 0.841621) / 0.25) ** 2)
+    z = rng.normal(0.25, 1.0, size=(4000, n))
+    seen = np.abs(z.mean(1)) > 1.959964 * z.std(1, ddof=1) / math.sqrt(n)
+    assert seen.mean() == pytest.approx(0.8, abs=0.025)
+    assert items_needed(0.125, 1.0) == pytest.approx(4 * n, abs=4)
+    with pytest.raises(ConfigError, match="difference 0"):
+        items_needed(0.0, 1.0)
+
+
+def draw(rng, seeds, items, seed_sd, item_sd, rest):
+    return rng.normal(0, seed_sd, (seeds, 1)) + rng.normal(0, item_sd, (1, items)) + rng.normal(0, rest, (seeds, items))
+
+
+@pytest.mark.parametrize(("seed_sd", "item_sd"), [(0.3, 1.0), (0.0, 1.0), (1.0, 0.1)])
+def test_crossed_covers_new_seeds_and_new_items(seed_sd, item_sd):
+    rng = np.random.default_rng(4)
+    found = [crossed(draw(rng, 4, 40, seed_sd, item_sd, 0.5)) for _ in range(600)]
+    covered = np.mean([e.low <= 0 <= e.high for e in found])
+    assert 0.92 <= covered <= 0.995, covered
+
+
+def test_crossed_is_the_textbook_table():
+    table = np.array([[1.0, 2.0, 4.0], [2.0, 3.0, 8.0]])
+    m, s, i = table.mean(), 2, 3
+    ms_s = 3 * sum((row.mean() - m) ** 2 for row in table) / 1
+    ms_i = 2 * sum((table[:, k].mean() - m) ** 2 for k in range(3)) / 2
+    rest = sum((table[r, k] - table[r].mean() - table[:, k].mean() + m) ** 2 for r in range(2) for k in range(3)) / 2
+    total = ms_s + ms_i - rest
+    df = int(total**2 / (ms_s**2 / 1 + ms_i**2 / 2 + rest**2 / 2))
+    assert df == 2
+    half = 4.302653 * math.sqrt(total / (s * i))
+    found = crossed(table)
+    assert (found.value, found.low, found.high) == pytest.approx((m, m - half, m + half), rel=1e-5)
+    assert math.isnan(crossed([[1.0, 2.0]]).low)
+    assert crossed([[1.0, 1.0], [1.0, 1.0]]).high == 1.0
+    with pytest.raises(ConfigError, match="same items"):
+        crossed([[1.0], [1.0, 2.0]])
+
+
+@pytest.mark.parametrize("seed_sd", [0.0, 0.4])
+def test_compare_seeds_covers_and_its_p_is_honest(seed_sd):
+    rng = np.random.default_rng(5)
+    covered, rejected = [], []
+    for _ in range(500):
+        items = rng.normal(0, 1.0, (1, 50))
+        a, b = items + draw(rng, 3, 50, seed_sd, 0, 0.5), items + 0.2 + draw(rng, 5, 50, seed_sd, 0, 0.5)
+        found, _ = compare_seeds(a, b)
+        covered.append(found.low <= 0.2 <= found.high)
+        rejected.append(compare_seeds(a, b - 0.2)[1] < 0.05)
+    assert np.mean(covered) >= 0.92
+    assert np.mean(rejected) <= 0.08
+    with pytest.raises(ConfigError, match="paired_test"):
+        compare_seeds([[1.0, 2.0]], [[1.0, 2.0], [1.0, 3.0]])
+
+
+def test_the_sentence_says_who_is_better():
+    better = paired_test([0.0] * 20, [1.0] * 20)
+    assert verdict("runs/a", "runs/b", better).startswith("runs/b is better than runs/a: 1.000 against 0.000")
+    assert verdict("b", "a", paired_test([1.0] * 20, [0.0] * 20)).startswith("a is worse than b")
+    assert verdict("a", "b", paired_test([0.0, 1.0], [1.0, 0.0])).startswith("No difference between b and a")
+    assert verdict("a", "b", better, p=0.3).startswith("No difference")
+    assert spread_of([0.0, 0.0], [1.0, -1.0]) == pytest.approx(math.sqrt(2))
+
+
+def test_scores_of_a_file_are_checked():
+    assert check_scores([1, 0.5], "f.json") == [1.0, 0.5]
+    for wrong in (True, "1", None, math.nan):
+        with pytest.raises(DataError, match=r"f\.json: score 1"):
+            check_scores([0.0, wrong], "f.json")

@@ -1,0 +1,182 @@
+"""Suites, contamination, and the sentence that says who is better."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from tercet.data.readers import BadRows
+from tercet.errors import ConfigError, DataError
+from tercet.evaluation.comparing import compare
+from tercet.evaluation.contamination import contamination, ngram_length, words
+from tercet.evaluation.statistics import paired_test
+from tercet.evaluation.suites import measure, open_suites, overlaps
+from tercet.evaluation.task import Form, Item, Task
+from test_asking import Fake
+
+# -- contamination -------------------------------------------------------------------------------------------------------
+
+
+def naive(items, training, n):
+    """By the definition: which items share a run of n words with between 1 and 10 documents."""
+    documents = [" " + " ".join(words(t)) + " " for t in training]
+    dirty = set()
+    for id, text in items.items():
+        w = words(text)
+        for i in range(len(w) - n + 1):
+            held = sum(f" {' '.join(w[i : i + n])} " in d for d in documents)
+            if 0 < held <= 10:
+                dirty.add(id)
+    return dirty
+
+
+def test_contamination_agrees_with_its_definition():
+    rng = np.random.default_rng(0)
+    vocabulary = [f"w{i}" for i in range(6)]
+    text = lambda n: " ".join(rng.choice(vocabulary, n))  # noqa: E731
+    items = {str(i): text(rng.integers(3, 12)) for i in range(60)}
+    training = [text(30) for _ in range(30)]
+    for n in (3, 4, 5):
+        found = contamination(items, iter(training), n)
+        assert found.dirty == naive(items, training, n)
+        assert found.short == {i for i, t in items.items() if len(t.split()) < n}
+    assert 0 < len(contamination(items, training, 5).dirty) < 60
+
+
+def test_planted_items_are_found_whatever_their_case_and_punctuation():
+    said = "The quick brown fox jumps over the lazy dog, and then it sleeps all day."
+    items = {"a": said, "b": said.replace("fox", "cat"), "c": "too short"}
+    found = contamination(items, [f"Once: {said.upper().replace(',', ' -')} The end."], 8)
+    assert (found.dirty, found.short) == ({"a", "b"}, {"c"})  # b shares "jumps over … then it"
+    assert contamination(items, [said] * 11, 8).dirty == frozenset()  # a common phrase
+    split = found.split(["a", "b", "c"], [1.0, 0.0, 0.0])
+    assert split["share"]["value"] == 1.0  # of the two that can be told
+    assert (split["clean"]["value"], split["dirty"]["value"], split["too_short"]) == (0.0, 0.5, 1)
+
+
+def test_length_of_ngrams():
+    assert ngram_length([100] * 20) == 13
+    assert ngram_length([5] * 20) == 8
+    assert ngram_length([10, *[50] * 19]) == 10
+    with pytest.raises(ConfigError, match="no items"):
+        ngram_length([])
+
+
+# -- suites --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_suite_of_a_model_that_is_always_right():
+    tasks = open_suites(("cloze", "translation"), (), BadRows(), limit=12)
+    gold = {
+        (t.form.prompt(i.input, [(e.input, e.answers[0]) for e in t.draw(t.shots, 0, i)])): i
+        for t in tasks
+        for i in t.items
+    }
+    model = Fake(lambda c, t: 0.0 if t.strip() == gold[c].answers[0] else -9.0, lambda p, n: f" {gold[p].answers[0]}")
+    found = measure(model, tasks, dirty=overlaps(tasks, lambda: ["nothing of this"]))
+    assert found["core"] == pytest.approx(1.0)
+    assert found["abilities"] == {"knowledge": pytest.approx(1.0), "languages": pytest.approx(1.0)}
+    row = found["tasks"]["cloze"]
+    assert (row["items"], row["shots"], len(row["ids"]), len(row["each"]["acc_norm"])) == (12, 0, 12, 12)
+    assert row["score"]["low"] == pytest.approx(12 / (12 + 1.959964**2))
+    assert row["contamination"]["share"] is None  # all are too short to tell
+    assert row["contamination"]["clean"] == row["score"]
+    json.dumps(found)
+
+
+def test_centred_accuracy_of_guesses_is_zero():
+    items = [Item(str(i), f"q{i}", ("ab"[i % 2],), ("a", "b"), group=f"document {i // 4}") for i in range(40)]
+    task = Task("t", "choice", lambda: items, form=Form("", "{input} {output}"), shots=0)
+    found = measure(Fake(lambda c, t: 0.0), [task])["tasks"]["t"]
+    assert (found["score"]["value"], found["centred"], found["score"]["n"]) == (0.5, 0.0, 10)
+
+
+def test_a_task_in_two_suites_is_refused():
+    with pytest.raises(ConfigError, match="'cloze' is in two"):
+        open_suites(("cloze", "microworld"), (), BadRows())
+
+
+# -- compare -------------------------------------------------------------------------------------------------------------
+
+
+def scores_file(path, models):
+    def row(tasks):
+        return {"suite": {"tasks": {
+            name: {"metric": metric, "each": {metric: list(values)}, "ids": list(range(len(values))), "groups": None}
+            for name, (metric, values) in tasks.items()
+        }}}  # fmt: skip
+
+    path.write_text(json.dumps({"models": {name: row(tasks) for name, tasks in models.items()}}))
+    return str(path)
+
+
+def test_compare_says_who_is_better(tmp_path):
+    rng = np.random.default_rng(0)
+    a = (rng.random(200) < 0.4).astype(float)
+    b = np.maximum(a, (rng.random(200) < 0.3).astype(float))
+    file = scores_file(tmp_path / "s.json", {"runs/a": {"t": ("acc", a)}, "runs/b": {"t": ("acc", b)}})
+    found = compare("runs/a", "runs/b/", [file])
+    assert found["sentence"].startswith(
+        f"runs/b/ is better than runs/a: {b.mean():.3f} against {a.mean():.3f} on 200 items"
+    )
+    assert found["overall"]["p"] == paired_test(a, b).p
+    assert compare("runs/b", "runs/a", [file])["sentence"].startswith("runs/a is worse than runs/b")
+    same = compare("runs/a", "runs/a", [file])
+    assert same["sentence"].startswith("No difference")
+    assert "same score on every item" in same["sentence"]
+
+
+def test_compare_corrects_for_the_number_of_measures_and_minds_the_direction(tmp_path):
+    rng = np.random.default_rng(1)
+    tasks_a = {f"t{i}": ("acc", (rng.random(60) < 0.5).astype(float)) for i in range(5)} | {
+        "bpb": ("bits_per_byte", np.full(60, 2.0))
+    }
+    tasks_b = {f"t{i}": ("acc", (rng.random(60) < 0.5).astype(float)) for i in range(5)} | {
+        "bpb": ("bits_per_byte", np.full(60, 1.5))
+    }
+    one = scores_file(tmp_path / "a.json", {"a": tasks_a})
+    two = scores_file(tmp_path / "b.json", {"b": tasks_b})
+    found = compare(one, two, [])
+    assert found["measures"]["bpb"]["difference"]["value"] == pytest.approx(0.5)  # fewer bits are better
+    assert all(r["p_holm"] >= r["p"] for r in found["measures"].values())
+    assert "mean over 6 measures" in found["sentence"]
+
+
+def test_several_seeds_are_compared_as_seeds(tmp_path):
+    rng = np.random.default_rng(2)
+    items = rng.normal(0, 1, 100)
+    models = {f"a{s}": {"t": ("m", items + rng.normal() + rng.normal(0, 0.1, 100))} for s in range(3)}
+    models |= {f"b{s}": {"t": ("m", items + 0.3 + rng.normal() + rng.normal(0, 0.1, 100))} for s in range(3)}
+    file = scores_file(tmp_path / "s.json", models)
+    found = compare("a0,a1,a2", "b0,b1,b2", [file])
+    assert found["sentence"].startswith("No difference can be seen between b0,b1,b2 and a0,a1,a2")
+    single = compare("a0", "b0", [file])  # the same data taken as one seed each: certain, and about these runs only
+    assert single["overall"]["p"] < 0.001
+    assert "another seed of the same training may differ" in single["sentence"]
+    with pytest.raises(ConfigError, match="two runs or more"):
+        compare("a0", "b0,b1", [file])
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+    file = scores_file(
+        tmp_path / "s.json",
+        {"a": {"t": ("acc", [1.0, 0.0])}, "b": {"u": ("acc", [1.0, 0.0])}, "c": {"t": ("acc", [1.0])}},
+    )
+    with pytest.raises(ConfigError, match="share no measure"):
+        compare("a", "b", [file])
+    with pytest.raises(ConfigError, match="on other items"):
+        compare("a", "c", [file])
+    with pytest.raises(ConfigError, match="no scores of d; the files have a, b, c"):
+        compare("a", "d", [file])
+    with pytest.raises(ConfigError, match="holds 3 models"):
+        compare(file, "a", [file])
+    (tmp_path / "x.json").write_text("[]")
+    with pytest.raises(ConfigError, match="is not what"):
+        compare(str(tmp_path / "x.json"), "a", [file])
+    (tmp_path / "n.json").write_text(
+        '{"models": {"a": {"suite": {"tasks": {"t": {"metric": "acc", "each": {"acc": ["1"]}, "ids": [0]}}}}}}'
+    )
+    with pytest.raises(DataError, match="score 0 is '1'"):
+        compare(str(tmp_path / "n.json"), "a", [file])
