@@ -25,6 +25,7 @@ from tercet.pretraining.scaling_config import LadderConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.progress import Progress, silent
 from tercet.training.run import Run
+from tercet.training.settings import from_json
 
 
 def begun(path: Path) -> bool:
@@ -40,7 +41,7 @@ def climb(config: PretrainConfig, path: str) -> float:
     if not begun(Path(path)):
         return float(pretrain(config, path).manifest["seconds"])
     run = Run(path)
-    if run.config != json.loads(json.dumps(config.to_json())):
+    if from_json(PretrainConfig, run.config, f"{path}/config.json") != config:
         raise CheckpointError(f"{path}: is a run of other settings than this ladder's; choose another --out")
     if run.manifest["status"] != "finished":
         run = pretrain(config, path, resume=True)

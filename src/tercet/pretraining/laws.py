@@ -174,8 +174,8 @@ class Fit:
         out = {}
         for i, name in enumerate(LAWS[self.law][1]):
             low, high = np.quantile(self.draws[:, i], ((1 - level) / 2, (1 + level) / 2))
-            found = [float(np.exp(v) if name in SCALES else v) for v in (self.theta[i], low, high)]
-            out[name] = Estimate(*found, n=len(self.residuals))
+            value, low, high = (float(np.exp(v) if name in SCALES else v) for v in (self.theta[i], low, high))
+            out[name] = Estimate(value, low, high, len(self.residuals))
         return out
 
     def log_loss(self, size: Any, tokens: Any, theta: Reals | None = None) -> Reals:

@@ -16,7 +16,7 @@ BATCH_POWER = 0.5
 WARMUP = 0.05
 
 
-def shape_of(width: int) -> dict[str, int]:
+def shape_of(width: int) -> dict[str, Any]:
     """The model of a width: everything else grows with it, so that a ladder has one dimension.
 
     Layers are width / 48 and at least 2: loss hardly depends on the ratio (Kaplan et al. 2020, section 3.1). Heads have 8 to 64
@@ -43,7 +43,7 @@ def rows_of(tokens: float, context_length: int) -> int:
     not with the size of the model (Zhang et al. 2024, "How does critical batch size scale in pre-training?").
     """
     wanted = BATCH_TOKENS * (tokens / BATCH_AT) ** BATCH_POWER / context_length
-    return 2 ** max(0, round(math.log2(wanted)))
+    return 1 << max(0, round(math.log2(wanted)))
 
 
 def rate_of(lr: float, rows: int, context_length: int) -> float:
