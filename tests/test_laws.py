@@ -142,15 +142,15 @@ def test_one_outlier_does_not_move_the_law() -> None:
 
 
 def test_predictions_of_larger_runs_hold() -> None:
-    """Fitted on runs of at most C, asked about one of 16 C, 20 times: the 90 % interval holds the noisy truth in most."""
+    """Fitted on runs of at most C, asked about one of 16 C, 10 times: the 90 % interval holds the noisy truth in most."""
     hits = 0
-    for seed in range(20):
+    for seed in range(10):
         points = grid(seed, 0.01, 5, 4)
         seen = points.take(points.flops <= points.flops.max() / 16)
         fit = laws.fit_parametric(seen, draws=60, seed=seed)
         e = fit.predict(2e6, 1e7)
         hits += e.low <= points.loss[-1] <= e.high
-    assert hits >= 15
+    assert hits >= 7
 
 
 def test_the_best_size_is_the_least_of_a_grid() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -97,7 +96,9 @@ def test_an_iso_flop_ladder_spends_the_same_on_every_size() -> None:
     assert len(spent) == 6
     assert spent == sorted(spent)
     assert spent == pytest.approx([1e10] * 3 + [4e10] * 3, rel=0.02)
-    assert set(scaling.budgets(np.array(spent))[:3]) == {pytest.approx(1e10, rel=0.01)}
+    grouped = scaling.budgets(np.array(spent))
+    assert len(set(grouped)) == 2
+    assert grouped == pytest.approx([1e10] * 3 + [4e10] * 3, rel=0.01)
     with pytest.raises(ConfigError, match="every run has more than --max-flops"):
         config(Path(), max_flops=1e3).rungs(300)
 
@@ -321,11 +322,11 @@ def test_a_run_with_a_deadline_can_be_resumed(home: Path, tmp_path: Path) -> Non
     from tercet.pretraining.clm import pretrain
 
     timed = base(
-        home, minutes=0.03, hidden_size=16, num_heads=1, num_kv_heads=1, head_dim=16, steps=5, checkpoint_every=10
+        home, minutes=0.03, hidden_size=16, num_heads=1, num_kv_heads=1, head_dim=16, steps=1, checkpoint_every=10
     )
     run = pretrain(timed, tmp_path / "run")
     first = run.metrics("loss")[-1]["step"]
-    assert first > 20  # far beyond the first guess of 5
-    run.update(status="running", seconds=0.5)
-    again = pretrain(dataclasses.replace(timed), tmp_path / "run", resume=True)
+    assert first > 1  # beyond the first guess
+    run.update(status="running", seconds=0.0)  # as if no time had gone by
+    again = pretrain(timed, tmp_path / "run", resume=True)
     assert again.metrics("heldout")[-1]["step"] > first
