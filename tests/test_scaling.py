@@ -71,6 +71,7 @@ def test_the_batch_grows_with_the_root_of_the_tokens_and_the_rate_with_the_root_
     assert [rows_of(65_536 * k, 128) for k in (1, 16, 256)] == [4, 16, 64]
     assert rows_of(10, 128) == 1
     assert rate_of(0.01, 16, 128) == pytest.approx(0.01 * 2)
+    assert rate_of(0.01, 64, 128) == rate_of(0.01, 16, 128)  # not beyond what was tried
 
 
 @pytest.mark.parametrize(

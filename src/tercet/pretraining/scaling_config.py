@@ -13,6 +13,7 @@ from tercet.training.settings import PRECISION, Settings, setting
 
 BATCH_TOKENS, BATCH_AT = 512, 65_536  # tokens of a step in a run of so many tokens
 BATCH_POWER = 0.5
+TRIED_TOKENS = 2048  # of a step, up to which the rates were tried (docs/scaling.md)
 WARMUP = 0.05
 
 
@@ -49,11 +50,11 @@ def rows_of(tokens: float, context_length: int) -> int:
 def rate_of(lr: float, rows: int, context_length: int) -> float:
     """The learning rate at `rows`: that of 512 tokens a step times √(batch / 512) (Malladi et al. 2022, for Adam).
 
-    It does not depend on the width. Muon's updates have a given spectral norm, and the weights' change of what a layer
+    Beyond 2,048 tokens a step it stays: nothing larger was tried. It does not depend on the width. Muon's updates have a given spectral norm, and the weights' change of what a layer
     gives is then the same at every width (Yang, Simon and Bernstein 2023); Adam's rate for embeddings stays
     too (Yang et al. 2022, table 3).
     """
-    return float(f"{lr * math.sqrt(rows * context_length / BATCH_TOKENS):.4g}")
+    return float(f"{lr * math.sqrt(min(rows * context_length, TRIED_TOKENS) / BATCH_TOKENS):.4g}")
 
 
 @dataclass(frozen=True, kw_only=True)

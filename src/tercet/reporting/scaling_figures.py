@@ -8,13 +8,20 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from tercet.pretraining.counting import HOFFMANN, KAPLAN_SIZES, OMEGA, fitted_exponents, local_exponents
 from tercet.pretraining.laws import IsoFlop
 from tercet.pretraining.scaling import LadderFit, budgets
 from tercet.reporting.figures import COLOURS, DASHES, INK, MARKERS, STYLE
 
-PNG: Any = {**STYLE, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white"}
+PNG: Any = {
+    **STYLE,
+    "text.parse_math": True,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+}
 BPB = "held-out bits per byte"
 
 
@@ -45,7 +52,7 @@ def loss_figure(found: LadderFit) -> Figure:
     left.legend(fontsize=7)
     ends = [runs.loss.min(), runs.loss.max()]
     right.plot(ends, ends, color=INK, linewidth=0.8)
-    right.set_xlabel("E + A / N^α + B / D^β")
+    right.set_xlabel("E + A / Nᵅ + B / Dᵝ, fitted")
     right.set_ylabel("measured")
     return figure
 
@@ -77,6 +84,10 @@ def iso_figure(found: LadderFit, iso: IsoFlop) -> Figure:
                label=f"N* ∝ C^a, a = {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]")  # fmt: skip
     right.set_xscale("log")
     right.set_yscale("log")
+    right.yaxis.set_minor_formatter(NullFormatter())
+    right.set_yticks(iso.sizes, [f"{n:,.0f}" for n in iso.sizes])
+    for axes in (left, right):
+        axes.xaxis.set_minor_formatter(NullFormatter())
     right.set_xlabel("training FLOPs C")
     right.set_ylabel("best size N*")
     right.legend(fontsize=7)
@@ -97,7 +108,7 @@ def disagreement_figure() -> Figure:
     )
     axes.axhline(0.73, color=INK, linestyle=":", linewidth=0.9, label="published by Kaplan et al.: 0.73")
     axes.set_xscale("log")
-    axes.set_ylim(0.35, 0.95)
+    axes.set_ylim(0.35, 1.3)
     axes.set_xlabel("parameters without embeddings")
     axes.set_ylabel("exponent of N* ∝ C^a")
     axes.legend(fontsize=7, loc="upper right")
