@@ -176,5 +176,7 @@ def read_runs(folders: Sequence[str | Path]) -> Runs:
         raise DataError(
             f"{first} and {second} differ in data, held-out text, tokenizer or context: one law cannot hold for both"
         )
-    paths, *columns = zip(*rows)
-    return Runs(tuple(paths), *(np.array(c, np.float64) for c in columns), shape.vocab_size, shape.context_length)
+    total, hidden, tokens, flops, loss = np.array([row[1:] for row in rows], np.float64).T
+    return Runs(
+        tuple(row[0] for row in rows), total, hidden, tokens, flops, loss, shape.vocab_size, shape.context_length
+    )
