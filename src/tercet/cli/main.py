@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tercet.cli import asking, doctor, exchanging, gym, making, talking
+from tercet.cli import asking, doctor, exchanging, gym, making, scaling, talking
 from tercet.errors import TercetError
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 making.register(app)
+scaling.register(app)
 gym.register(app)
 asking.register(app)
 talking.register(app)

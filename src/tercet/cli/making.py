@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,10 +36,45 @@ def _stage_command(app: typer.Typer, verb: str, stage: Stage) -> None:
     add_command(app, verb, stage.config(), action, example=EXAMPLES[verb], extra={"out": out})
 
 
+def _pretrain_command(app: typer.Typer, stage: Stage) -> None:
+    """`pretrain` is a stage with a dial: a budget may choose size, tokens, batch and learning rate."""
+
+    def action(config: Any, out: Path, budget: str, target_bpb: float, law: str) -> None:
+        began = time.monotonic()
+        if budget or target_bpb:
+            from tercet.pretraining.budget import plan
+
+            found = plan(config, budget=budget, target_bpb=target_bpb, law=law, began=began)
+            for line in found.lines():
+                typer.echo(line)
+            config = found.config
+        elif law:
+            raise ConfigError("--law is for --budget or --target-bpb; give one of them")
+        run = stage.run()(config, out, progress=for_terminal())
+        typer.echo(f"done in {run.manifest['seconds']:.0f} s: {run.path}")
+
+    extra = {
+        "out": option(Path, "--out", "new folder for the run", ...),
+        "budget": option(
+            str, "--budget", "20min, 90s, 1.5h or 1e15flops: chooses size, steps, batch and learning rate", ""
+        ),
+        "target_bpb": option(
+            float, "--target-bpb", "the same for the cheapest run that reaches so many bits per byte", 0.0
+        ),
+        "law": option(
+            str, "--law", "fit.json that --budget goes by, of `tercet scaling fit`  [default: tercet's own]", ""
+        ),
+    }
+    add_command(app, "pretrain", stage.config(), action, example=EXAMPLES["pretrain"], extra=extra)
+
+
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     for verb, stage in STAGES.items():
-        _stage_command(app, verb, stage)
+        if verb == "pretrain":
+            _pretrain_command(app, stage)
+        else:
+            _stage_command(app, verb, stage)
     app.command("merge", no_args_is_help=True)(merge)
     app.command("resume", no_args_is_help=True)(resume)
     app.command("data", no_args_is_help=True)(data)

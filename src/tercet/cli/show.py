@@ -11,6 +11,9 @@ from rich.text import Text
 
 from tercet.data.conversations import conversations
 from tercet.data.readers import BadRows
+from tercet.evaluation.metrics import Estimate
+from tercet.pretraining.laws import LAWS, exponents
+from tercet.pretraining.scaling import LadderFit
 from tercet.reporting.lineage import command
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render
@@ -163,6 +166,26 @@ def asking_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
             table.add_row("by guessing", *[f"{mine[0]['chance']:.2f}" for _ in shots])
         out.append(table)
     return out
+
+
+def law_table(found: LadderFit) -> Table:
+    """One row a law: its equation and its parameters with their intervals."""
+    table = Table(title=f"scaling laws of {len(found.runs.paths)} runs (95 % intervals)", title_justify="left")
+    for column in ("law", "equation", "runs", "parameters"):
+        table.add_column(column, overflow="fold")
+
+    def line(e: Estimate) -> str:
+        return f"{e.value:.4g} [{e.low:.4g}, {e.high:.4g}]"
+
+    for name, fit in found.laws.items():
+        parameters = {**fit.parameters(), **(exponents(fit) if name.startswith("parametric") else {})}
+        count = "" if name in ("parametric", "tokens") else ", N without embeddings"
+        shown = "\n".join(f"{k} = {line(e)}" for k, e in parameters.items())
+        table.add_row(name, LAWS[fit.law][0] + count, str(len(fit.residuals)), shown)
+    if found.iso is not None:
+        shown = "\n".join(f"{k} = {line(e)}" for k, e in found.iso.exponents.items())
+        table.add_row("iso_flop", "N* ∝ C^a, D* ∝ C^b", str(found.iso.exponents["a"].n), shown)
+    return table
 
 
 def show_run(run: Run) -> None:

@@ -17,8 +17,9 @@ from tercet.model.transformer import Transformer
 from tercet.pretraining.config import PretrainConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.batch import Rows, pack_stream, rows_per_pass
+from tercet.training.deadline import Deadline
 from tercet.training.feed import Feed
-from tercet.training.fit import due, fit
+from tercet.training.fit import fit
 from tercet.training.learner import Learner
 from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig
@@ -105,7 +106,10 @@ def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, p
         run.log_line(
             f"{shape.parameters():,} parameters ({shape.parameters(embeddings=False):,} without embeddings), "
             f"{config.steps * config.batch_size * config.context_length:,} tokens in {config.steps} steps"
+            + (f", or what fits into {config.minutes:g} minutes" if config.minutes else "")
         )
+
+        deadline = Deadline.after(60 * config.minutes - run.elapsed()) if config.minutes else None
 
         def evaluate(done: int) -> None:
             bits = bits_per_byte(model, tokenizer, heldout)
@@ -117,11 +121,11 @@ def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, p
                     for p, t in zip(config.sample_prompts, continue_texts(model, tokenizer, config))
                 ],
             )
-            if due(done, 0, config.steps):
+            if done == config.steps or deadline:
                 run.update(heldout={source: e.to_json() for source, e in bits.items()})
 
         micro = rows_per_pass(config.micro_batch, model.config.context_length)
-        fit(run, learner, lambda step: list(feed.batch(step).split(micro)), next_token, config, evaluate)
+        fit(run, learner, lambda step: list(feed.batch(step).split(micro)), next_token, config, evaluate, deadline)
     return run
 
 

@@ -34,6 +34,9 @@ class PretrainConfig(TrainSettings):
     decay: float = setting(
         0.6, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0, maximum=1
     )
+    minutes: float = setting(
+        0.0, "wall time to fill: as many steps as fit, whatever --steps says (0: --steps)", minimum=0, maximum=1e6
+    )
     sample_prompts: tuple[str, ...] = setting((), "texts to continue at every measurement")
     precision: str = PRECISION
 

@@ -242,7 +242,7 @@ class Run:
         status = "finished" if kind is None else "interrupted" if kind in (Interrupted, KeyboardInterrupt) else "failed"
         self.update(
             status=status,
-            seconds=round(self.manifest["seconds"] + time.time() - self._began, 2),
+            seconds=round(self.elapsed(), 2),
             peak_memory_mb=round(
                 resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform != "darwin" else 2**20)
             ),
@@ -259,6 +259,10 @@ class Run:
             raise NonFiniteError(
                 f"{error} in {self.path}; {last}. Hint: lower the learning rate, or clip_norm, in a new run"
             ) from error
+
+    def elapsed(self) -> float:
+        """Seconds of work so far, those of earlier processes included as far as they ended in order."""
+        return float(self.manifest["seconds"]) + time.time() - self._began
 
     def update(self, **fields: Any) -> None:
         """Change fields of run.json."""

@@ -1,0 +1,111 @@
+"""Prediction before payment: laws fitted to runs of at most C FLOPs say what a run of at least 8 C will reach.
+
+    python proofs/scaling_prediction.py --out runs/scaling            (three data sets, about 8 minutes on one quiet core)
+
+For each data set: a ladder of budgets up to C, a fit, a prediction of the best run of 8 C (size and tokens by the fit), and then
+that run. The prediction is written to disk before the run begins. A stopped script goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tercet.data import sources
+from tercet.data.readers import write_jsonl
+from tercet.data.types import Document
+from tercet.pretraining.ladder import climb, read_runs, run_ladder
+from tercet.pretraining.scaling import Law, best_for_flops, fit_ladder
+from tercet.pretraining.scaling_config import LadderConfig
+from tercet.tokenizer.bpe import train_tokenizer
+from tercet.training.progress import Plain
+from tercet.training.run import Run, write_text
+
+DATA: dict[str, Callable[[], Iterator[Document]]] = {
+    "bible": sources.bible, "code": sources.python_code, "docs": sources.python_docs,
+}  # fmt: skip
+BYTES, VOCABULARY = 2_100_000, 512
+WIDTHS = (8, 16, 24, 32, 48)
+FLOPS = (5e9, 1e10, 2e10)
+FACTOR = 8.2  # a little above 8: steps are whole
+
+
+def prepare(folder: Path, name: str) -> None:
+    """FOLDER/data/NAME.jsonl: whole documents, in the order of their ids' hash; and a tokenizer of its own."""
+    if (folder / "tokenizer.json").is_file():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    chosen: list[Document] = []
+    size = 0
+    for document in sorted(DATA[name](), key=lambda d: hashlib.sha256(d.id.encode()).digest()):
+        if size < BYTES:
+            chosen.append(document)
+            size += len(document.text.encode())
+    write_jsonl(folder / f"{name}.jsonl", ({"text": d.text, "id": d.id} for d in chosen))
+    train_tokenizer((d.text for d in chosen), VOCABULARY).save(folder / "tokenizer.json")
+
+
+def one(out: Path, name: str, jobs: int) -> dict[str, Any]:
+    """Ladder, fit, prediction, run; returns what was predicted and what came."""
+    data, ladder = out / name / "data", out / name / "ladder"
+    prepare(data, name)
+    config = LadderConfig(
+        data=(str(data / f"{name}.jsonl"),), tokenizer=str(data / "tokenizer.json"), widths=WIDTHS, flops=FLOPS, heldout_bytes=40_000,
+    )  # fmt: skip
+    run_ladder(config, ladder, jobs=jobs, progress=Plain())
+    found = fit_ladder(read_runs([ladder]))
+    fit_file, before = out / name / "fit.json", out / name / "prediction.json"
+    write_text(fit_file, json.dumps(found.to_json(), indent=1) + "\n")
+    law = Law.load(fit_file)
+    if not before.is_file():
+        choice = best_for_flops(law, FACTOR * max(FLOPS))
+        rung = config.rung(choice.width, choice.tokens, seed=0)
+        tokens = rung.steps * rung.batch_size * rung.context_length
+        expected = law.law().predict(choice.shape.parameters(), tokens)
+        write_text(before, json.dumps({"width": choice.width, "tokens": tokens, "loss": expected.to_json()}) + "\n")
+    said = json.loads(before.read_text())
+    target = str(out / name / "target")
+    climb(config.rung(said["width"], said["tokens"], seed=0), target)
+    truth = read_runs([target])
+    expected = said["loss"]
+    return {
+        "data": name, "width": said["width"], "tokens": said["tokens"], "factor": truth.flops[0] / law.flops,
+        "predicted": expected, "measured": truth.loss[0], "error": expected["value"] / truth.loss[0] - 1,
+        "inside": expected["low"] <= truth.loss[0] <= expected["high"], "seconds": Run(target).manifest["seconds"],
+        "parameters": {k: e.to_json() for k, e in law.law().parameters().items()},
+    }  # fmt: skip
+
+
+def table(rows: Iterable[dict[str, Any]]) -> str:
+    """What docs/scaling.md shows."""
+    lines = [
+        "| data | width | tokens | times C | predicted, 90 % | measured | error |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        p = r["predicted"]
+        lines.append(
+            f"| {r['data']} | {r['width']} | {r['tokens']:,} | {r['factor']:.1f} | {p['value']:.3f} [{p['low']:.3f}, {p['high']:.3f}] "
+            f"| {r['measured']:.3f}{'' if r['inside'] else ' (outside)'} | {100 * r['error']:+.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Do all data sets and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--data", nargs="*", choices=DATA, default=list(DATA))
+    args = parser.parse_args()
+    rows = [one(args.out, name, args.jobs) for name in args.data]
+    write_text(args.out / "predictions.json", json.dumps(rows, indent=1, default=float) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The budget dial: from a time, a number of FLOPs or a loss to size, tokens, batch and learning rate.
+
+This machine's speed is measured for one size after another; a scaling law says what loss each size would reach with the tokens
+that it could read; the best is taken. The law is the user's own fit.json, or the one that comes with tercet.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tercet.errors import ConfigError
+from tercet.evaluation.metrics import Estimate
+from tercet.model.config import ModelConfig
+from tercet.model.transformer import Transformer
+from tercet.pretraining.config import PretrainConfig
+from tercet.pretraining.scaling import Choice, Law, best_choice, best_for_flops
+from tercet.pretraining.scaling_config import LadderConfig, rows_of, shape_of
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.training.batch import Batch, rows_per_pass
+from tercet.training.learner import Learner
+from tercet.training.objectives import next_token
+from tercet.training.optim import OptimizerConfig
+from tercet.training.run import threads
+
+DEFAULT_LAW = Path(__file__).with_name("default_law.json")
+UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hours": 3600.0}
+CHOSEN = (*shape_of(64), "steps", "batch_size", "lr", "muon_lr", "warmup", "minutes")
+BESIDES = 0.08  # share of the time that reading and measuring may take: only a first guess, the clock decides
+REPEATS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be trained and what is expected of it; `seconds` is of training at this machine's speed."""
+
+    config: PretrainConfig
+    shape: ModelConfig
+    tokens: int
+    seconds: float
+    expected: Estimate
+
+    def lines(self) -> list[str]:
+        """For a person."""
+        c = self.config
+        return [
+            f"plan: {self.shape.parameters():,} parameters ({self.shape.parameters(embeddings=False):,} without embeddings), "
+            f"width {c.hidden_size}, {c.num_layers} layers",
+            f"      {self.tokens:,} tokens in {c.steps:,} steps of {c.batch_size} rows, learning rates {c.lr:g} and {c.muon_lr:g}",
+            f"      {self.tokens * self.shape.flops_per_token():.2e} FLOPs, about {self.seconds:,.0f} s of training here",
+            f"      expected {self.expected.value:.3f} bits per byte, 90 % interval [{self.expected.low:.3f}, {self.expected.high:.3f}], "
+            "if your text is like the law's",
+        ]
+
+
+def parse_budget(text: str) -> tuple[float, float]:
+    """(seconds, FLOPs), one of them 0, of "20min", "90s", "1.5h" or "1e15flops". Raises ConfigError for anything else."""
+    found = re.fullmatch(r"(\d+\.?\d*(?:e\+?\d+)?)\s*(s|sec|min|h|hours|flops)", text.strip().lower())
+    if found is None or not 0 < float(found[1]) < math.inf:
+        raise ConfigError(f"--budget is {text!r}; wanted a time or FLOPs, such as 20min, 90s, 1.5h or 1e15flops")
+    value, unit = float(found[1]), found[2]
+    return (0.0, value) if unit == "flops" else (value * UNITS[unit], 0.0)
+
+
+def measure(shape: ModelConfig, config: PretrainConfig) -> tuple[float, float]:
+    """(seconds per row, seconds per optimizer step) of this machine for a model: the least of a few, after one to warm up."""
+    rows = rows_per_pass(config.micro_batch, shape.context_length)
+    tokens = torch.arange(rows * shape.context_length).reshape(rows, -1) % shape.vocab_size
+    batch = Batch(tokens, tokens, torch.ones(tokens.shape), torch.zeros(tokens.shape, dtype=torch.int32))
+    learner = Learner(Transformer(shape), OptimizerConfig.of(config), config.precision)
+    passes, updates = [], []
+    with threads(config.threads):
+        for _ in range(REPEATS + 1):
+            start = time.monotonic()
+            learner.forward_backward([batch], next_token)
+            middle = time.monotonic()
+            learner.optim_step(1.0)
+            passes.append((middle - start) / rows)
+            updates.append(time.monotonic() - middle)
+    return sorted(passes[1:])[REPEATS // 2], sorted(updates[1:])[REPEATS // 2]
+
+
+def seconds_for(tokens: float, context_length: int, cost: tuple[float, float]) -> float:
+    """Training time of `tokens` tokens at the batch that the rule gives, by what `measure` gave."""
+    rows = tokens / context_length
+    return rows * (cost[0] + cost[1] / rows_of(tokens, context_length))
+
+
+def tokens_within(seconds: float, context_length: int, cost: tuple[float, float]) -> float:
+    """The most tokens that take at most `seconds`: by bisection, since the batch grows with them."""
+    low, high = 0.0, context_length * seconds / cost[0]
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if seconds_for(max(middle, 1.0), context_length, cost) <= seconds else (low, middle)
+    return low
+
+
+def least_flops(law: Law, target: float, vocab_size: int, context_length: int) -> Choice:
+    """The cheapest run that the law expects to reach `target` bits per byte. Raises ConfigError where none would."""
+    floor = law.law().parameters()["E"]
+    low, high = math.log(1e8), math.log(1e24)
+    if best_for_flops(law, math.exp(high), vocab_size, context_length).loss > target:
+        raise ConfigError(
+            f"--target-bpb is {target:g}, but by the law nothing up to 1e24 FLOPs gets there: its floor E is {floor.value:.3f} "
+            f"[{floor.low:.3f}, {floor.high:.3f}]; ask for more bits, or give a --law of your own data"
+        )
+    for _ in range(60):
+        middle = (low + high) / 2
+        good = best_for_flops(law, math.exp(middle), vocab_size, context_length).loss <= target
+        low, high = (low, middle) if good else (middle, high)
+    return best_for_flops(law, math.exp(high), vocab_size, context_length)
+
+
+def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, law: str | Path = "",
+         began: float | None = None) -> Plan:  # fmt: skip
+    """Choose size, tokens, batch and learning rate of `config`. `began` (time.monotonic) is when the time started to run.
+
+    Raises ConfigError where not exactly one of `budget` and `target_bpb` is given, where `config` sets something that the budget
+    chooses, or where the budget is too small; DataError where `law` is no fit.json.
+    """
+    began = time.monotonic() if began is None else began
+    if bool(budget) == (target_bpb > 0):
+        raise ConfigError("give --budget or --target-bpb, one of them and above 0")
+    fields = {f.name: f.default for f in dataclasses.fields(config)}
+    if given := [f"--{n.replace('_', '-')}" for n in CHOSEN if getattr(config, n) != fields[n]]:
+        raise ConfigError(f"the budget chooses {', '.join(given)}; leave out the one or the other")
+    seconds, flops = parse_budget(budget) if budget else (0.0, 0.0)
+    laws = Law.load(law or DEFAULT_LAW)
+    vocab, context = Tokenizer.load(config.tokenizer).vocab_size, config.context_length
+    costs: dict[ModelConfig, tuple[float, float]] = {}
+
+    def cost(shape: ModelConfig) -> tuple[float, float]:
+        if shape not in costs:
+            costs[shape] = measure(shape, config)
+        return costs[shape]
+
+    if seconds:
+        choice = best_choice(
+            laws.law(), vocab, context, lambda s: tokens_within(seconds * (1 - BESIDES), context, cost(s))
+        )
+    elif flops:
+        choice = best_for_flops(laws, flops, vocab, context)
+    else:
+        choice = least_flops(laws, target_bpb, vocab, context)
+    values = chosen(config, choice)
+    if seconds:
+        values["minutes"] = (seconds - (time.monotonic() - began)) / 60
+        if values["minutes"] <= 0:
+            raise ConfigError(f"--budget {budget}: planning alone took longer; give more time")
+    new = dataclasses.replace(config, **values)
+    tokens = new.steps * new.batch_size * context
+    expected = laws.law().predict(choice.shape.parameters(), tokens)
+    return Plan(new, choice.shape, tokens, seconds_for(tokens, context, cost(choice.shape)), expected)
+
+
+def chosen(config: PretrainConfig, choice: Choice) -> dict[str, Any]:
+    """The settings that a choice stands for, by the rules of the ladder."""
+    ladder = LadderConfig(
+        data=config.data,
+        tokenizer=config.tokenizer,
+        tokens=(1,),
+        context_length=config.context_length,
+        widths=(choice.width,),
+    )
+    rung = ladder.rung(choice.width, choice.tokens, config.seed)
+    return {name: getattr(rung, name) for name in CHOSEN if name != "minutes"}

@@ -1,0 +1,183 @@
+"""All laws of one ladder: fitted, kept in fit.json, and asked about runs that have not been made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tercet.errors import ConfigError, DataError
+from tercet.model.config import ModelConfig
+from tercet.pretraining.ladder import Runs
+from tercet.pretraining.laws import (
+    DRAWS,
+    Fit,
+    IsoFlop,
+    Reals,
+    exponents,
+    fit_kaplan,
+    fit_parametric,
+    fit_power,
+    frontier,
+    iso_flop,
+)
+from tercet.pretraining.scaling_config import shape_of
+
+FORMAT = 1
+SAME_BUDGET = 1.1  # runs whose FLOPs differ by less than this factor are of one budget: steps are whole
+WIDTHS = (*range(8, 64, 8), *range(64, 256, 16), *range(256, 1024, 64), *range(1024, 4097, 256))
+
+
+@dataclass(frozen=True)
+class LadderFit:
+    """The laws of a ladder. `missing` says of each that could not be fitted why."""
+
+    runs: Runs
+    laws: dict[str, Fit]  # by their names in `laws.LAWS`, and "parametric_hidden": of N without embeddings
+    iso: IsoFlop | None
+    missing: dict[str, str]
+
+    def law(self, name: str = "parametric") -> Fit:
+        """Raises DataError where it could not be fitted."""
+        if name not in self.laws:
+            raise DataError(f"the law {name!r} is not in this fit: {self.missing.get(name, 'it was not fitted')}")
+        return self.laws[name]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of fit.json."""
+        return {
+            "format": FORMAT,
+            "vocab_size": self.runs.vocab_size,
+            "context_length": self.runs.context_length,
+            "runs": self.runs.rows(),
+            "laws": {name: fit.to_json() for name, fit in self.laws.items()},
+            "exponents": {
+                name: {k: e.to_json() for k, e in exponents(fit).items()}
+                for name, fit in self.laws.items()
+                if name.startswith("parametric")
+            },
+            "iso_flop": self.iso.to_json() if self.iso else None,
+            "missing": self.missing,
+        }
+
+
+def budgets(flops: Reals) -> Reals:
+    """For each run the budget that it belongs to: the geometric mean of all runs of nearly the same FLOPs, [P]."""
+    order = np.argsort(flops)
+    logs = np.log(flops[order])
+    group = np.concatenate([[0], np.cumsum(np.diff(logs) > np.log(SAME_BUDGET))])
+    means = np.bincount(group, logs) / np.bincount(group)
+    out = np.empty(len(flops))
+    out[order] = np.exp(means[group])
+    return out
+
+
+def fit_ladder(runs: Runs, draws: int = DRAWS, seed: int = 0) -> LadderFit:
+    """Fit every law that the runs allow. Raises DataError where they allow none.
+
+    Kaplan's laws count parameters without embeddings and C = 6 N D, Hoffmann's all of both.
+    """
+    ours, kaplans = runs.points(), runs.points(embeddings=False)
+    fits: dict[str, Callable[[], Fit]] = {
+        "size": lambda: fit_power("size", frontier(kaplans, "size"), draws, seed),
+        "tokens": lambda: fit_power("tokens", frontier(kaplans, "tokens"), draws, seed),
+        "compute": lambda: fit_power("compute", frontier(kaplans, "flops"), draws, seed),
+        "kaplan": lambda: fit_kaplan(kaplans, draws, seed),
+        "parametric": lambda: fit_parametric(ours, draws, seed),
+        "parametric_hidden": lambda: fit_parametric(kaplans, draws, seed),
+    }
+    laws: dict[str, Fit] = {}
+    missing: dict[str, str] = {}
+    for name, fit in fits.items():
+        try:
+            laws[name] = fit()
+        except DataError as error:
+            missing[name] = str(error)
+    iso = None
+    try:
+        iso = iso_flop(ours, budgets(runs.flops), draws, seed)
+    except DataError as error:
+        missing["iso_flop"] = str(error)
+    if not laws:
+        raise DataError(f"{len(runs.paths)} runs are too few for any law: {missing['size']}")
+    return LadderFit(runs, laws, iso, missing)
+
+
+@dataclass(frozen=True)
+class Law:
+    """A fit.json: the laws, and for which vocabulary and context their models were."""
+
+    laws: dict[str, Fit]
+    vocab_size: int
+    context_length: int
+    flops: float  # of the largest run behind the law
+
+    def law(self, name: str = "parametric") -> Fit:
+        """Raises DataError where fit.json lacks it."""
+        if name not in self.laws:
+            raise DataError(f"fit.json has no law {name!r}; it has {', '.join(self.laws)}")
+        return self.laws[name]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Law:
+        """Read fit.json, or a folder that has one. Raises DataError where it is none."""
+        file = Path(path) / "fit.json" if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise DataError(f"{file}: no such file; write it with `tercet scaling fit {path}`")
+        try:
+            value = json.loads(file.read_text(encoding="utf-8"))
+            laws = {name: Fit.from_json(fit, f"{file}: {name}") for name, fit in value["laws"].items()}
+            flops = max(float(run["flops"]) for run in value["runs"])
+            return cls(laws, int(value["vocab_size"]), int(value["context_length"]), flops)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{file}: not a fit.json of `tercet scaling fit`: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A size with its tokens, and what the law expects of it."""
+
+    width: int
+    shape: ModelConfig
+    tokens: float
+    loss: float
+
+
+def best_choice(fit: Fit, vocab_size: int, context_length: int, tokens_of: Callable[[ModelConfig], float],
+                widths: Sequence[int] = WIDTHS) -> Choice:  # fmt: skip
+    """The width of least expected loss, where `tokens_of(shape)` says how many tokens that size can have.
+
+    Widths are tried upwards until the law says three times in a row that larger is worse. Raises ConfigError where not even the smallest
+    gets one row of tokens.
+    """
+    best: Choice | None = None
+    worse = 0
+    for width in widths:
+        shape = ModelConfig(vocab_size, context_length, **shape_of(width))
+        tokens = tokens_of(shape)
+        if tokens < context_length:
+            break
+        loss = float(fit.loss(shape.parameters(), tokens)[0])
+        if best is None or loss < best.loss:
+            best, worse = Choice(width, shape, tokens, loss), 0
+        else:
+            worse += 1
+        if worse == 3:
+            break
+    if best is None:
+        raise ConfigError("the budget is too small for a single step of the smallest model; give more")
+    return best
+
+
+def best_for_flops(law: Law, flops: float, vocab_size: int = 0, context_length: int = 0) -> Choice:
+    """The best size for a number of training FLOPs, every matrix product counted."""
+    return best_choice(
+        law.law(),
+        vocab_size or law.vocab_size,
+        context_length or law.context_length,
+        lambda s: flops / s.flops_per_token(),
+    )

@@ -1,0 +1,126 @@
+"""The figures of a ladder's laws, as PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from tercet.pretraining.counting import HOFFMANN, KAPLAN_SIZES, OMEGA, fitted_exponents, local_exponents
+from tercet.pretraining.laws import IsoFlop
+from tercet.pretraining.scaling import LadderFit, budgets
+from tercet.reporting.figures import COLOURS, DASHES, INK, MARKERS, STYLE
+
+PNG: Any = {
+    **STYLE,
+    "text.parse_math": True,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+}
+BPB = "held-out bits per byte"
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    # no date and no version: the same fit gives the same file
+    figure.savefig(path, dpi=150, metadata={"Software": None})
+    return path
+
+
+def loss_figure(found: LadderFit) -> Figure:
+    """Left the runs' losses against FLOPs, with the law's curve for each size; right measured against the law."""
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    runs, fit = found.runs, found.law()
+    reach = np.geomspace(runs.flops.min() / 1.5, runs.flops.max() * 8, 80)
+    for number, size in enumerate(np.unique(runs.total)):
+        mine = runs.total == size
+        look = {"color": COLOURS[number % len(COLOURS)]}
+        marker = MARKERS[number % len(MARKERS)]
+        per_token = float((runs.flops[mine] / runs.tokens[mine])[0])
+        left.plot(runs.flops[mine], runs.loss[mine], marker, markersize=4, label=f"N = {size:,.0f}", **look)
+        left.plot(reach, fit.loss(size, reach / per_token), DASHES[number % len(DASHES)], linewidth=0.8, **look)
+        right.plot(fit.loss(size, runs.tokens[mine]), runs.loss[mine], marker, markersize=4, **look)
+    left.set_xscale("log")
+    left.set_ylim(runs.loss.min() * 0.8, runs.loss.max() * 1.05)
+    left.set_xlabel("training FLOPs C")
+    left.set_ylabel(BPB)
+    left.legend(fontsize=7)
+    ends = [runs.loss.min(), runs.loss.max()]
+    right.plot(ends, ends, color=INK, linewidth=0.8)
+    right.set_xlabel("E + A / Nᵅ + B / Dᵝ, fitted")
+    right.set_ylabel("measured")
+    return figure
+
+
+def iso_figure(found: LadderFit, iso: IsoFlop) -> Figure:
+    """Left each budget's parabola, right its minimum against the budget."""
+    figure = Figure(figsize=(8.4, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    runs, key = found.runs, budgets(found.runs.flops)
+    for number, c in enumerate(np.unique(key)):
+        mine, colour = key == c, COLOURS[number % len(COLOURS)]
+        left.plot(
+            runs.total[mine], runs.loss[mine], MARKERS[number % 6], color=colour, markersize=4, label=f"C = {c:.1e}"
+        )
+        where = np.flatnonzero(np.isclose(iso.budgets, c, rtol=1e-6))
+        if len(where):
+            k = int(where[0])
+            x = np.linspace(np.log(runs.total[mine].min()), np.log(runs.total[mine].max()), 60)
+            left.plot(np.exp(x), np.exp(np.polyval(iso.parabolas[k], x)), color=colour, linewidth=0.9)
+            left.plot(iso.sizes[k], iso.losses[k], "x", color=INK, markersize=6)
+    left.set_xscale("log")
+    left.set_xlabel("parameters N, with embeddings")
+    left.set_ylabel(BPB)
+    left.legend(fontsize=7)
+    slope = iso.exponents["a"]
+    right.plot(iso.budgets, iso.sizes, "o", color=COLOURS[0], markersize=4)
+    line = np.polyfit(np.log(iso.budgets), np.log(iso.sizes), 1)
+    right.plot(iso.budgets, np.exp(np.polyval(line, np.log(iso.budgets))), color=COLOURS[0], linewidth=0.9,
+               label=f"N* ∝ C^a, a = {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]")  # fmt: skip
+    right.set_xscale("log")
+    right.set_yscale("log")
+    right.yaxis.set_minor_formatter(NullFormatter())
+    right.set_yticks(iso.sizes, [f"{n:,.0f}" for n in iso.sizes])
+    for axes in (left, right):
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    right.set_xlabel("training FLOPs C")
+    right.set_ylabel("best size N*")
+    right.legend(fontsize=7)
+    return figure
+
+
+def disagreement_figure() -> Figure:
+    """The exponent of N* in C that Hoffmann's own law has, along its frontier, counted in both papers' ways."""
+    figure = Figure(figsize=(5.4, 3.2), layout="constrained")
+    axes = figure.subplots()
+    sizes = np.geomspace(1e3, 1e12, 300)
+    whole, hidden = local_exponents(sizes, HOFFMANN, OMEGA)
+    with_all, without = fitted_exponents()
+    axes.axvspan(*KAPLAN_SIZES, color=COLOURS[5], alpha=0.15, label="sizes of Kaplan et al.")
+    axes.plot(sizes, whole, DASHES[0], color=COLOURS[0], label=f"all parameters (line over the span: {with_all:.2f})")
+    axes.plot(
+        sizes, hidden, DASHES[1], color=COLOURS[1], label=f"without embeddings (line over the span: {without:.2f})"
+    )
+    axes.axhline(0.73, color=INK, linestyle=":", linewidth=0.9, label="published by Kaplan et al.: 0.73")
+    axes.set_xscale("log")
+    axes.set_ylim(0.35, 1.3)
+    axes.set_xlabel("parameters without embeddings")
+    axes.set_ylabel("exponent of N* ∝ C^a")
+    axes.legend(fontsize=7, loc="upper right")
+    return figure
+
+
+def write_figures(found: LadderFit, folder: Path) -> list[Path]:
+    """loss.png and isoflop.png where their laws were fitted, and disagreement.png; returns what was written."""
+    with matplotlib.rc_context(PNG):
+        out = [_write(disagreement_figure(), folder / "disagreement.png")]
+        if "parametric" in found.laws:
+            out.append(_write(loss_figure(found), folder / "loss.png"))
+        if found.iso is not None:
+            out.append(_write(iso_figure(found, found.iso), folder / "isoflop.png"))
+    return out
