@@ -33,7 +33,7 @@ def test_patterns_give_the_outputs_of_the_attention_layers(make_model: Callable[
     assert not patterns.triu(1).any()
 
 
-def naive_prefix_matching(patterns: Tensor, tokens: Tensor) -> list[list[float]]:
+def naive_prefix_matching(patterns: Tensor, tokens: Tensor, only: Tensor) -> list[list[float]]:
     out = []
     for layer in patterns.tolist():
         row = []
@@ -41,7 +41,7 @@ def naive_prefix_matching(patterns: Tensor, tokens: Tensor) -> list[list[float]]
             scores = []
             for b, text in enumerate(tokens.tolist()):
                 for t, token in enumerate(text):
-                    if token in text[:t]:
+                    if token in text[:t] and only[b, t]:
                         scores.append(sum(layer[b][head][t][s] for s in range(1, t + 1) if text[s - 1] == token))
             row.append(sum(scores) / len(scores))
         out.append(row)
@@ -54,9 +54,14 @@ def test_prefix_matching_is_the_naive_loop(vocabulary: int) -> None:
     tokens = torch.randint(vocabulary, (4, 15), generator=generator)
     patterns = torch.rand(2, 4, 3, 15, 15, generator=generator, dtype=torch.float64).tril()
     patterns /= patterns.sum(-1, keepdim=True)
-    found = prefix_matching(patterns, tokens)
-    torch.testing.assert_close(found, torch.tensor(naive_prefix_matching(patterns, tokens), dtype=torch.float64))
-    before = [[sum(patterns[layer, b, head, t, t - 1] for b in range(4) for t in range(1, 15)) / 56 for head in range(3)] for layer in range(2)]
+    for only in (torch.ones(4, 15, dtype=torch.bool), torch.rand(4, 15, generator=generator) < 0.4):
+        found = prefix_matching(patterns, tokens, None if only.all() else only)
+        expected = torch.tensor(naive_prefix_matching(patterns, tokens, only), dtype=torch.float64)
+        torch.testing.assert_close(found, expected)
+    before = [
+        [sum(patterns[layer, b, head, t, t - 1] for b in range(4) for t in range(1, 15)) / 56 for head in range(3)]
+        for layer in range(2)
+    ]
     torch.testing.assert_close(previous_token(patterns), torch.tensor(before, dtype=torch.float64))
 
 
@@ -64,7 +69,8 @@ def test_repeated_tokens() -> None:
     tokens = repeated_tokens([7, 8, 9, 10, 11], 1, 4, 3, 50, seed=0)
     assert tokens.shape == (50, 13)
     assert (tokens[:, 0] == 1).all()
-    assert (tokens[:, 1:5] == tokens[:, 5:9]).all() and (tokens[:, 1:5] == tokens[:, 9:]).all()
+    assert (tokens[:, 1:5] == tokens[:, 5:9]).all()
+    assert (tokens[:, 1:5] == tokens[:, 9:]).all()
     assert all(len(set(row[1:5])) == 4 and set(row[1:]) < {7, 8, 9, 10, 11} for row in tokens.tolist())
     assert len({tuple(row) for row in tokens.tolist()}) > 25
 
@@ -85,7 +91,9 @@ def induction_circuit() -> Transformer:
 
     The residual stream: places 0 to 7 the token, 8 always on, 9 to 16 the token before.
     """
-    config = ModelConfig(N, 32, hidden_size=32, num_layers=2, num_heads=1, num_kv_heads=1, head_dim=32, intermediate_size=8)
+    config = ModelConfig(
+        N, 32, hidden_size=32, num_layers=2, num_heads=1, num_kv_heads=1, head_dim=32, intermediate_size=8
+    )
     model = Transformer(config)
     fast, slow = torch.arange(8), torch.arange(8, 16)  # pairs of the head: positions turn the fast, hardly the slow
     angle = 10_000.0 ** (-fast / 16)  # of one position
@@ -116,8 +124,10 @@ def test_an_induction_head_built_by_hand_is_recognised() -> None:
     tokens = repeated_tokens(range(1, N), 0, 7, 3, 20, seed=1)
     patterns = attention_patterns(model, tokens)
     before, matching = previous_token(patterns), prefix_matching(patterns, tokens)
-    assert before[0, 0] > 0.99 and matching[0, 0] < 0.05
-    assert matching[1, 0] > 0.99 and before[1, 0] < 0.5
+    assert before[0, 0] > 0.99
+    assert matching[0, 0] < 0.05
+    assert matching[1, 0] > 0.99
+    assert before[1, 0] < 0.5
     with torch.no_grad():  # and it does what such heads are for
         predicted = model(tokens).argmax(-1)
     assert (predicted[:, 8:-1] == tokens[:, 9:]).all()

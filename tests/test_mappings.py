@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import collections
-import itertools
+from itertools import pairwise
 
 import pytest
 
@@ -13,16 +13,16 @@ from tercet.errors import ConfigError
 WORLD = World(3)
 
 
-def texts(family: Family, count: int, *, heldout: bool = False, tokens: int = 198) -> list[str]:
+def texts(family: Family, count: int, *, heldout: bool = False, tokens: int = 48) -> list[str]:
     return [d.text for d in WORLD.documents(family, count, tokens, heldout=heldout)]
 
 
 def test_no_heldout_pair_stands_in_training() -> None:
-    learnt = set().union(*(neighbours(t) for family in FAMILIES for t in texts(family, 400)))
+    learnt = set().union(*(neighbours(t) for family in FAMILIES for t in texts(family, 800)))
     asked = {p for prompt in WORLD.prompts(300, 16) for p in (*prompt.examples, (prompt.question, prompt.answer))}
     asked |= {pair for number in range(20) for pair in WORLD.drawn(number, 1)[0].items()}
     asked |= set().union(*(neighbours(t) for t in texts("pairs", 100, heldout=True)))
-    assert len(asked) > 60
+    assert len(asked) > 50
     assert not learnt & asked
     # ... and nearly everything else does, so that this is not because little was written
     assert len(learnt) > 0.95 * len(WORDS) * (len(WORDS) - 1 - RESERVED)
@@ -38,25 +38,29 @@ def test_every_output_is_reserved_for_equally_many_words() -> None:
     assert not any(word in reserved for word, reserved in WORLD.reserved.items())
 
 
-def test_a_document_of_pairs_has_one_mapping_and_others_have_others() -> None:
+@pytest.mark.parametrize("lines", SIZES)
+def test_a_document_of_pairs_has_one_mapping_and_others_have_others(lines: int) -> None:
     seen = set()
-    for text in texts("pairs", 50):
+    for text in texts("pairs", 80, tokens=3 * lines):
         pairs = {tuple(line.split()) for line in text.splitlines()}
-        assert len(text.splitlines()) == 66
-        assert len({w for w, _ in pairs}) == len({o for _, o in pairs}) == len(pairs) <= max(SIZES)
+        assert len(text.splitlines()) == lines
+        assert len({w for w, _ in pairs}) == len({o for _, o in pairs}) == len(pairs) <= max(SIZES[lines])
         seen.add(frozenset(pairs))
-    assert len(seen) == 50
-    assert {len(s) for s in seen} == set(SIZES)
+    assert len(seen) > 75
+    assert {len(s) for s in seen} >= set(SIZES[lines])
 
 
-def test_a_copied_passage_comes_again_and_again() -> None:
-    for text in texts("copy", 50):
+@pytest.mark.parametrize("lines", SIZES)
+def test_a_copied_document_is_a_passage_and_pieces_of_it(lines: int) -> None:
+    low, high = PASSAGE[lines]
+    for text in texts("copy", 80, tokens=3 * lines):
         words = text.split()
-        length = next(i for i in itertools.count(1) if words[i] == words[0])
-        assert PASSAGE[0] <= length <= PASSAGE[1]
-        assert all(words[i] == words[i % length] for i in range(len(words)))
-        assert len(words) == 198
-        assert len(set(words)) == length
+        assert len(words) == 3 * lines
+        length = next(i for i, word in enumerate(words) if word in words[:i])
+        assert low <= length <= high
+        assert set(words) == set(words[:length])
+        goes_on = [words[:length].index(b) - words[:length].index(a) == 1 for a, b in pairwise(words[length:])]
+        assert sum(goes_on) >= len(goes_on) / 2 - 1  # pieces have at least two words
 
 
 def test_training_outputs_say_nothing_of_the_word() -> None:
@@ -95,7 +99,7 @@ def test_shown_is_whether_the_answer_stands_there() -> None:
 
 
 def test_a_seed_is_a_world() -> None:
-    assert texts("copy", 3) == [d.text for d in World(3).documents("copy", 3, 198)]
+    assert texts("copy", 3) == [d.text for d in World(3).documents("copy", 3, 48)]
     assert World(4).reserved != WORLD.reserved
     assert WORLD.prompts(9, 4) != WORLD.prompts(9, 4, seed=1) != World(4).prompts(9, 4)
 
@@ -111,7 +115,7 @@ def test_tasks_are_read_with_the_template_as_the_prompt_is() -> None:
 
 
 @pytest.mark.parametrize(("family", "tokens", "said"), [
-    ("words", 48, "family is 'words'; wanted one of pairs, copy"), ("pairs", 50, "documents of 50 tokens; wanted a multiple of 3"),
+    ("words", 48, "family is 'words'; wanted one of pairs, copy"), ("pairs", 50, "documents of 50 tokens; wanted 18 or 48"),
     ("copy", 0, "documents of 0 tokens"),
 ])  # fmt: skip
 def test_wrong_documents_are_refused(family: Family, tokens: int, said: str) -> None:

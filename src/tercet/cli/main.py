@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tercet.cli import asking, doctor, gym, making, talking
+from tercet.cli import asking, doctor, gym, icl, making, talking
 from tercet.errors import TercetError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ gym.register(app)
 asking.register(app)
 talking.register(app)
 doctor.register(app)
+icl.register(app)
 
 
 def main() -> None:
