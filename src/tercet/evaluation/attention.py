@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tercet.errors import ConfigError
-from tercet.model.transformer import Transformer, rotate
+from tercet.model.transformer import Block, Transformer, rotate
 
 
 @torch.no_grad()
@@ -27,6 +27,7 @@ def attention_patterns(model: Transformer, tokens_BT: Tensor) -> Tensor:
     later = torch.ones(T, T, dtype=torch.bool).triu(1)
     x, out = model.model.embed_tokens(tokens_BT), []
     for number, layer in enumerate(model.model.layers):
+        assert isinstance(layer, Block)
         attention, h = layer.self_attn, layer.input_layernorm(x)
         heads = (*tokens_BT.shape, -1, c)
         q = rotate(attention.q_norm(attention.q_proj(h).view(heads)).transpose(1, 2), *rope)

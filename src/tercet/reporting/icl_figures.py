@@ -36,7 +36,7 @@ def shots(summary: Json) -> Figure:
     axes.axhline(1 / summary["words"], color=GRID, label="chance")
     axes.set_xticks(range(len(rows)), [str(r["shots"]) for r in rows])
     axes.set(xlabel="examples in the prompt", ylabel="accuracy, held-out mappings", ylim=(0, 1.02))
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
@@ -51,7 +51,7 @@ def steps(summary: Json) -> Figure:
     panels[0].set(xlabel="training steps", ylabel="accuracy, 16 examples, answer shown", ylim=(0, 1.02))
     panels[1].set(xlabel="training steps", ylabel="best prefix-matching score", ylim=(0, 1.02))
     for axes in panels:
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
@@ -77,7 +77,7 @@ def heads(summary: Json) -> Figure:
         axes.set(xlabel="training steps", ylim=(0, 1.02))
         axes.set_title(title, fontsize=9)
     figure.axes[0].set_ylabel("score")
-    figure.axes[0].legend(fontsize=8)
+    figure.axes[0].legend(fontsize=8, loc="upper left")
     return figure
 
 
@@ -100,8 +100,9 @@ def tuning(summary: Json) -> Figure:
         axes.set_xscale("log", base=2)
         axes.set_xticks(at, [str(k) for k in at])
         axes.set_xlabel("examples")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="upper left")
     right.set_yscale("log")
+    right.margins(y=0.35)  # room for the legend
     right.set_ylabel("FLOPs per answer")
     left.set(ylabel="accuracy, held-out mappings", ylim=(0, 1.02))
     return figure
