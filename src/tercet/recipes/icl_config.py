@@ -13,7 +13,7 @@ TUNED_SHOTS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT = 100
 MOST = (CONTEXT - 2) // 3  # examples that the context holds beside a question
 # Tokens of a document (6 and 16 lines) and its share of the text. With a mark before and behind each, five short ones or
-# two long ones fill a row exactly. Without the short ones nothing was learnt in the same time: few words stand in the way there.
+# two long ones fill a row exactly. Long ones alone take much longer to be learnt (docs/log.md).
 LENGTHS = {18: 0.6, 48: 0.4}
 
 
