@@ -36,7 +36,7 @@ def _size(seeds: Sequence[Measured], found: Mapping[str, Sequence[Measured]]) ->
         return out
 
     def best(row: Mapping[str, Any], score: str) -> float:
-        return max(value for layer in row[score] for value in layer)
+        return max(float(value) for layer in row[score] for value in layer)
 
     def over_steps(value: Callable[[Mapping[str, Any]], float]) -> list[dict[str, Any]]:
         return [_over([value(s["steps"][i]) for s in seeds]) for i in range(len(first["steps"]))]
