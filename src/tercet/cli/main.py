@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tercet.cli import asking, doctor, exchanging, gym, making, scaling, talking
+from tercet.cli import asking, doctor, exchanging, gym, icl, making, scaling, talking
 from tercet.errors import TercetError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ asking.register(app)
 talking.register(app)
 doctor.register(app)
 exchanging.register(app)
+icl.register(app)
 
 
 def main() -> None:

@@ -1,0 +1,123 @@
+"""Text of which nothing can be known by heart: the documents, their held-out side, and the questions."""
+
+from __future__ import annotations
+
+import collections
+from itertools import pairwise
+
+import pytest
+
+from tercet.data.mappings import FAMILIES, PASSAGE, RESERVED, SIZES, WORDS, Family, Prompt, World, neighbours
+from tercet.errors import ConfigError
+
+WORLD = World(3)
+
+
+def texts(family: Family, count: int, *, heldout: bool = False, tokens: int = 48) -> list[str]:
+    return [d.text for d in WORLD.documents(family, count, tokens, heldout=heldout)]
+
+
+def test_no_heldout_pair_stands_in_training() -> None:
+    learnt = set().union(*(neighbours(t) for family in FAMILIES for t in texts(family, 800)))
+    asked = {p for prompt in WORLD.prompts(300, 16) for p in (*prompt.examples, (prompt.question, prompt.answer))}
+    asked |= {pair for number in range(20) for pair in WORLD.drawn(number, 1)[0].items()}
+    asked |= set().union(*(neighbours(t) for t in texts("pairs", 100, heldout=True)))
+    assert len(asked) > 50
+    assert not learnt & asked
+    # ... and nearly everything else does, so that this is not because little was written
+    assert len(learnt) > 0.95 * len(WORDS) * (len(WORDS) - 1 - RESERVED)
+
+
+def test_neighbours_are_of_one_line() -> None:
+    assert neighbours(" ba ko\n di fu la\n") == {("ba", "ko"), ("di", "fu"), ("fu", "la")}
+
+
+def test_every_output_is_reserved_for_equally_many_words() -> None:
+    counts = collections.Counter(w for reserved in WORLD.reserved.values() for w in reserved)
+    assert counts == dict.fromkeys(WORDS, RESERVED)
+    assert not any(word in reserved for word, reserved in WORLD.reserved.items())
+
+
+@pytest.mark.parametrize("lines", SIZES)
+def test_a_document_of_pairs_has_one_mapping_and_others_have_others(lines: int) -> None:
+    seen = set()
+    for text in texts("pairs", 80, tokens=3 * lines):
+        pairs = {tuple(line.split()) for line in text.splitlines()}
+        assert len(text.splitlines()) == lines
+        assert len({w for w, _ in pairs}) == len({o for _, o in pairs}) == len(pairs) <= max(SIZES[lines])
+        seen.add(frozenset(pairs))
+    assert len(seen) > 75
+    assert {len(s) for s in seen} >= set(SIZES[lines])
+
+
+@pytest.mark.parametrize("lines", SIZES)
+def test_a_copied_document_is_a_passage_and_pieces_of_it(lines: int) -> None:
+    low, high = PASSAGE[lines]
+    for text in texts("copy", 80, tokens=3 * lines):
+        words = text.split()
+        assert len(words) == 3 * lines
+        length = next(i for i, word in enumerate(words) if word in words[:i])
+        assert low <= length <= high
+        assert set(words) == set(words[:length])
+        goes_on = [words[:length].index(b) - words[:length].index(a) == 1 for a, b in pairwise(words[length:])]
+        assert sum(goes_on) >= len(goes_on) / 2 - 1  # pieces have at least two words
+
+
+def test_training_outputs_say_nothing_of_the_word() -> None:
+    """Each word meets each output that is not reserved for it about equally often."""
+    counts = collections.Counter(p for t in texts("pairs", 3000, tokens=48) for p in neighbours(t))
+    expected = sum(counts.values()) / (len(WORDS) * (len(WORDS) - RESERVED))
+    assert len(counts) == len(WORDS) * (len(WORDS) - RESERVED)
+    assert max(abs(n - expected) for n in counts.values()) < 6 * expected**0.5
+
+
+def test_fewer_examples_are_the_last_of_more() -> None:
+    for none, four, sixteen in zip(*(WORLD.prompts(50, k) for k in (0, 4, 16))):
+        assert none.text == f" {none.question}"
+        assert sixteen.examples[-4:] == four.examples
+        assert sixteen.question == four.question == none.question
+        assert sixteen.text.endswith(four.text)
+        assert dict(sixteen.examples).get(four.question, four.answer) == four.answer
+
+
+@pytest.mark.parametrize("shots", [0, 1, 4, 16])
+def test_the_ceiling_is_what_a_perfect_guesser_reaches(shots: int) -> None:
+    """Look the answer up; where it is not there, take any word that is no example's output."""
+    import random
+
+    rng, right, prompts = random.Random(0), 0, WORLD.prompts(400, shots, heldout=False)
+    for prompt in prompts * 25:
+        free = [w for w in WORDS if w not in dict(prompt.examples).values()]
+        right += dict(prompt.examples).get(prompt.question, rng.choice(free)) == prompt.answer
+    assert right / len(prompts * 25) == pytest.approx(sum(p.ceiling for p in prompts) / len(prompts), abs=0.01)
+
+
+def test_shown_is_whether_the_answer_stands_there() -> None:
+    assert Prompt((("ba", "ko"), ("di", "fu")), "di", "fu").shown
+    assert not Prompt((("ba", "fu"),), "di", "fu").shown
+    assert Prompt((("ba", "fu"), ("ba", "fu")), "di", "ko").ceiling == 1 / (len(WORDS) - 1)
+
+
+def test_a_seed_is_a_world() -> None:
+    assert texts("copy", 3) == [d.text for d in World(3).documents("copy", 3, 48)]
+    assert World(4).reserved != WORLD.reserved
+    assert WORLD.prompts(9, 4) != WORLD.prompts(9, 4, seed=1) != World(4).prompts(9, 4)
+
+
+def test_tasks_are_read_with_the_template_as_the_prompt_is() -> None:
+    from tercet.data.mappings import SEPARATOR, TEMPLATE
+    from tercet.evaluation.answers import Form
+
+    form = Form("", TEMPLATE, SEPARATOR)
+    for task, prompt in zip(WORLD.tasks(20, 3), WORLD.prompts(20, 3)):
+        assert form.prompt(task, []) == prompt.text
+        assert task.answers == (prompt.answer,)
+
+
+@pytest.mark.parametrize(("family", "tokens", "said"), [
+    ("words", 48, "family is 'words'; wanted one of pairs, copy"), ("pairs", 50, "documents of 50 tokens; wanted 18 or 48"),
+    ("copy", 0, "documents of 0 tokens"),
+])  # fmt: skip
+def test_wrong_documents_are_refused(family: Family, tokens: int, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        next(WORLD.documents(family, 1, tokens))
