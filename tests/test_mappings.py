@@ -106,11 +106,11 @@ def test_a_seed_is_a_world() -> None:
 
 def test_tasks_are_read_with_the_template_as_the_prompt_is() -> None:
     from tercet.data.mappings import SEPARATOR, TEMPLATE
-    from tercet.evaluation.answers import Form
+    from tercet.evaluation.task import Form, item_of
 
     form = Form("", TEMPLATE, SEPARATOR)
     for task, prompt in zip(WORLD.tasks(20, 3), WORLD.prompts(20, 3)):
-        assert form.prompt(task, []) == prompt.text
+        assert form.prompt(item_of(task).input, []) == prompt.text
         assert task.answers == (prompt.answer,)
 
 
