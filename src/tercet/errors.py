@@ -1,9 +1,9 @@
 """Every error that tercet raises on purpose.
 
     TercetError                 exit code 1
-    ├── ConfigError             exit code 2: a setting is unknown, missing or impossible
+    ├── ConfigError             exit code 2: a setting is unknown, missing or impossible; a path is no run
     ├── DataError               exit code 2: an input file or row is not what it must be
-    ├── CheckpointError         exit code 1: a run or checkpoint is missing, damaged or of another shape
+    ├── CheckpointError         exit code 1: a run or checkpoint is damaged, incomplete or of another shape
     ├── ContextError            exit code 2: a text does not fit the model's context
     └── TrainingError           exit code 1: training cannot go on
         └── NonFiniteError      exit code 1: a loss or gradient is NaN or infinite
@@ -21,7 +21,7 @@ class TercetError(Exception):
 
 
 class ConfigError(TercetError):
-    """A setting is unknown, missing or impossible."""
+    """A setting is unknown, missing or impossible, or names a run that is none."""
 
     exit_code = 2
 
@@ -33,7 +33,7 @@ class DataError(TercetError):
 
 
 class CheckpointError(TercetError):
-    """A run directory or checkpoint is missing, damaged, or made for another model."""
+    """A run directory is damaged, or a checkpoint is missing, damaged, or made for another model."""
 
 
 class ContextError(TercetError):

@@ -30,7 +30,7 @@ def examine(path: str | Path, probe: bool = True) -> list[Finding]:
     """Everything that can be said of the run at `path`, the worst first. Nothing in the run is changed.
 
     With `probe` the newest checkpoint is loaded and measured afresh, where it and what it was made from are there. Raises
-    CheckpointError where `path` is no run, or one whose run.json or config.json is damaged.
+    ConfigError where `path` is no run, CheckpointError where its run.json or config.json is damaged.
     """
     run = Run(path)
     records, verb = Records(run), trained_by(run)

@@ -42,7 +42,8 @@ def fit(run: Run, learner: Learner[Any], batch: Callable[[int], Sequence[Any]], 
             with run.at_step(0):
                 evaluate(0)
             # what follows the last step takes about as long: the same measurement, and a checkpoint
-            run.update(**({"reserve": 1.1 * (time.monotonic() - start) + 0.3} if deadline else {}))
+            if deadline:
+                run.update(reserve=1.1 * (time.monotonic() - start) + 0.3)
         if deadline:
             deadline.reserve = run.manifest["reserve"]
             steps = max(steps, learner.step + 1)  # a resumed run may be beyond the first guess
