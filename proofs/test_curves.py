@@ -15,7 +15,9 @@ from curves_summary import fit, peak
 from curves_world import SIZES
 
 SEEDS = range(4)
-FRESH = range(8, 12)  # of curve a: its world was chosen by a look at the seeds 0 to 2, and 0 to 7 were run then
+FRESH = range(
+    16, 20
+)  # of curve a: its world was chosen by a look at the seeds 0 to 2, this test's claims by one at 0 to 15
 
 
 def found(curve: str, seeds: range = SEEDS) -> Any:
@@ -38,9 +40,11 @@ def test_gold_peaks_while_the_proxy_rises() -> None:
     top = summary["peak"][small]
     columns = ("fall", "fall_error", "rise", "rise_error", "d", "furthest")
     worlds = list(zip(*(top[name]["seeds"] for name in columns)))
-    assert all(d < furthest for *_, d, furthest in worlds)  # the peak is not where the run ends
-    # beyond what chance among the answers can do; not in every world (docs/curves.md)
-    assert sum(fall > error and rise > rise_error for fall, error, rise, rise_error, *_ in worlds) >= 2
+    # the peak is inside, and both moves from there are beyond what chance among the answers can do; not in every world (docs/curves.md)
+    fell = [
+        fall > error and rise > rise_error and d < furthest for fall, error, rise, rise_error, d, furthest in worlds
+    ]
+    assert sum(fell) >= 2
     assert above(summary["moves"]["d"])
     assert above(summary["moves"]["gold"])
     assert above(summary["fit"][small]["rl"]["beta"])  # it bends down

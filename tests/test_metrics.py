@@ -89,10 +89,10 @@ def test_student_t_matches_tables(df: int, t95: float, t99: float) -> None:
 
 def test_student_t_closed_forms_and_limit() -> None:
     for level in (0.05, 0.5, 0.9, 0.99, 0.9999):
-        assert metrics._t_quantile(1, level) == pytest.approx(math.tan(math.pi * level / 2), rel=1e-9)
-        assert metrics._t_quantile(2, level) == pytest.approx(level * math.sqrt(2 / (1 - level**2)), rel=1e-9)
-    assert metrics._t_quantile(10**9, 0.95) == pytest.approx(1.959964, rel=2e-4)
-    quantiles = [metrics._t_quantile(df, 0.95) for df in range(1, 200)]
+        assert metrics.t_quantile(1, level) == pytest.approx(math.tan(math.pi * level / 2), rel=1e-9)
+        assert metrics.t_quantile(2, level) == pytest.approx(level * math.sqrt(2 / (1 - level**2)), rel=1e-9)
+    assert metrics.t_quantile(10**9, 0.95) == pytest.approx(1.959964, rel=2e-4)
+    quantiles = [metrics.t_quantile(df, 0.95) for df in range(1, 200)]
     assert all(a > b for a, b in itertools.pairwise(quantiles))
 
 

@@ -88,7 +88,7 @@ def mean(values: Values, level: float = LEVEL, groups: Sequence[Hashable] | None
     if n < 2:
         return _unknown_interval(middle)
     standard_error = math.sqrt(n / (n - 1) * float((deviations**2).sum())) / x.size
-    half = _t_quantile(n - 1, level) * standard_error
+    half = t_quantile(n - 1, level) * standard_error
     return Estimate(middle, middle - half, middle + half, n)
 
 
@@ -231,7 +231,7 @@ def _t_inside(theta: float, df: int) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def _t_quantile(df: int, level: float) -> float:
+def t_quantile(df: int, level: float) -> float:
     """The t with P(|T| ≤ t) = level, by bisection over the angle.
 
     Above 10,000 degrees of freedom it stays at the value for 10,000: 0.01 % too wide at 95 %, and quick.

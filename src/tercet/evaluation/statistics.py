@@ -37,8 +37,8 @@ from tercet.evaluation.metrics import (
     _same_length,
     _score_interval,
     _t_inside,
-    _t_quantile,
     _values,
+    t_quantile,
 )
 
 ENUMERATED = 16  # units with a difference up to which all 2^n signs are gone through
@@ -250,7 +250,7 @@ def crossed(scores: Sequence[Values] | NDArray[np.float64], level: float = LEVEL
     if total == 0:
         return Estimate(value, value, value, s)
     df = total**2 / (ms.seeds**2 / (s - 1) + ms.items**2 / (i - 1) + ms.rest**2 / ((s - 1) * (i - 1)))
-    half = _t_quantile(max(1, int(df)), level) * math.sqrt(total / (s * i))
+    half = t_quantile(max(1, int(df)), level) * math.sqrt(total / (s * i))
     return Estimate(value, value - half, value + half, s)
 
 
@@ -280,7 +280,7 @@ def compare_seeds(
     if variance == 0:
         return Estimate(value, value, value, min(len(x), len(y))), 1.0 if value == 0 else 0.0
     df = max(1, int(variance**2 / sum(v**2 / n for v, n in parts)))
-    half = _t_quantile(df, level) * math.sqrt(variance)
+    half = t_quantile(df, level) * math.sqrt(variance)
     p = 1 - _t_inside(math.atan(abs(value) / math.sqrt(variance) / math.sqrt(min(df, 10_000))), min(df, 10_000))
     return Estimate(value, value - half, value + half, min(len(x), len(y))), max(0.0, p)
 

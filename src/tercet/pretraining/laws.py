@@ -10,8 +10,8 @@
 
 Everything is fitted to ln L. The laws in two variables are minimised from many starts at once by Levenberg and Marquardt's method,
 the parametric one for Hoffmann's Huber loss (delta = 1e-3), which is done by weighting again at every step. Intervals
-are percentiles of a bootstrap over runs, 95 % unless said otherwise: they know the noise of the runs, not whether the law is true
-beyond them.
+are percentiles of a bootstrap over runs, made wider for few runs (`interval`), 95 % unless said otherwise: they know the noise of the
+runs, not whether the law is true beyond them.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.metrics import LEVEL, Estimate
+from tercet.evaluation.metrics import LEVEL, Estimate, t_quantile
 
 Reals = NDArray[np.float64]
 # (theta [M, p], ln N [P], ln D [P]) → ln L [M, P] and its derivatives [M, P, p]
@@ -160,6 +161,21 @@ LAWS: dict[str, tuple[str, tuple[str, ...]]] = {  # name: equation, its paramete
 SCALES = {"Nc", "Dc", "Cc", "E", "A", "B"}  # kept as logarithms: they span many powers of ten
 
 
+def interval(value: float, draws: Reals, level: float, free: int) -> tuple[float, float]:
+    """Percentiles of draws [R] moved away from `value` by t / z: `free` degrees of freedom are fewer than endless ones.
+
+    With `near_fit` this is the expanded percentile interval of Hesterberg 2015 ("What teachers should know about the bootstrap").
+    """
+    wider = t_quantile(max(free, 1), level) / NormalDist().inv_cdf((1 + level) / 2)
+    low, high = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2))
+    return value + wider * min(float(low) - value, 0.0), value + wider * max(float(high) - value, 0.0)
+
+
+def near_fit(runs: int, parameters: int) -> float:
+    """√(P / (P − p)): a fit of p parameters comes nearer to its P runs than the truth does, and so do draws around it."""
+    return math.sqrt(runs / max(runs - parameters, 1))
+
+
 @dataclass(frozen=True)
 class Fit:
     """A fitted law: theta [p] (scales as logarithms), the same of every bootstrap draw [R, p], residuals of ln L [P]."""
@@ -173,8 +189,8 @@ class Fit:
         """Each parameter of the equation with its interval; n counts the runs."""
         out = {}
         for i, name in enumerate(LAWS[self.law][1]):
-            low, high = np.quantile(self.draws[:, i], ((1 - level) / 2, (1 + level) / 2))
-            value, low, high = (float(np.exp(v) if name in SCALES else v) for v in (self.theta[i], low, high))
+            ends = self.interval(float(self.theta[i]), self.draws[:, i], level)
+            value, low, high = (float(np.exp(v) if name in SCALES else v) for v in (self.theta[i], *ends))
             out[name] = Estimate(value, low, high, len(self.residuals))
         return out
 
@@ -195,18 +211,18 @@ class Fit:
         """The law's loss at points (N, D), [P]."""
         return np.exp(self.log_loss(size, tokens))
 
-    def spread(self) -> Reals:
-        """Residuals widened by √(P / (P − p)), since the fit came as near to them as it could, [P]."""
-        count, free = len(self.residuals), len(self.residuals) - len(self.theta)
-        out: Reals = self.residuals * math.sqrt(count / max(free, 1))
-        return out
+    def interval(self, value: float, draws: Reals, level: float, scatter: float | Reals = 0.0) -> tuple[float, float]:
+        """Of something that the fit says is `value` and its draws say is `draws` [R]; with the `scatter` of a run, if one is to be met."""
+        runs, count = len(self.residuals), len(self.theta)
+        around = (draws - value) * near_fit(runs, count)
+        return interval(value, value + np.add.outer(around, scatter).ravel(), level, runs - count)
 
     def predict(self, size: float, tokens: float, level: float = 0.9) -> Estimate:
         """The loss of a run that has not been made: interval of the fit's draws, each with the runs' own scatter."""
-        draws = self.log_loss(size, tokens, self.draws)[:, :1] + self.spread()[None]
-        low, high = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2))
-        value = float(self.loss(size, tokens)[0])
-        return Estimate(value, float(np.exp(low)), float(np.exp(high)), len(self.residuals))
+        value = float(self.log_loss(size, tokens)[0])
+        scatter = self.residuals * near_fit(len(self.residuals), len(self.theta))
+        low, high = self.interval(value, self.log_loss(size, tokens, self.draws)[:, 0], level, scatter)
+        return Estimate(math.exp(value), math.exp(low), math.exp(high), len(self.residuals))
 
     def to_json(self) -> dict[str, Any]:
         """For fit.json: enough to predict from."""
@@ -361,8 +377,8 @@ def exponents(fit: Fit, level: float = LEVEL) -> dict[str, Estimate]:
     both = np.maximum(theta[:, 3] + theta[:, 4], 1e-12)
     out = {}
     for name, part in (("a", theta[:, 4] / both), ("b", theta[:, 3] / both)):
-        low, high = np.quantile(part[1:], ((1 - level) / 2, (1 + level) / 2))
-        out[name] = Estimate(float(part[0]), float(low), float(high), len(fit.residuals))
+        low, high = fit.interval(float(part[0]), part[1:], level)
+        out[name] = Estimate(float(part[0]), low, high, len(fit.residuals))
     return out
 
 
@@ -426,7 +442,7 @@ def iso_flop(points: Points, budgets: Sequence[float] | Reals, draws: int = DRAW
         )
     residuals = np.concatenate([y[g] - np.polyval(p, x[g] - x[g].mean()) for g, p in zip(kept, parabolas)])
     free = len(residuals) - 3 * len(kept)
-    residuals = (residuals - residuals.mean()) * math.sqrt(len(residuals) / max(free, 1))
+    residuals = (residuals - residuals.mean()) * near_fit(len(residuals), 3 * len(kept))
     rng = np.random.Generator(np.random.PCG64(seed))
     log_c = np.log([key[g[0]] for g in kept])
     minima = np.empty((draws + 1, len(kept)))
@@ -445,8 +461,8 @@ def iso_flop(points: Points, budgets: Sequence[float] | Reals, draws: int = DRAW
     estimates = {}
     for name, values in (("a", minima), ("b", tokens)):
         slopes = np.polyfit(log_c, values.T, 1)[0]
-        low, high = np.quantile(slopes[1:], (0.025, 0.975))
-        estimates[name] = Estimate(float(slopes[0]), float(low), float(high), len(residuals))
+        low, high = interval(float(slopes[0]), slopes[1:], LEVEL, free)
+        estimates[name] = Estimate(float(slopes[0]), low, high, len(residuals))
     losses = [float(np.exp(p[2] - p[1] ** 2 / (4 * p[0]))) for p in parabolas]
     natural = [np.poly1d(p)(np.poly1d([1, -x[g].mean()])).coeffs for g, p in zip(kept, parabolas)]
     left = tuple(c for c in tried if c not in {float(key[g[0]]) for g in kept})
