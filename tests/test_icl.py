@@ -43,9 +43,9 @@ def model(words: Tokenizer) -> Transformer:
     return Transformer(ModelConfig(words.vocab_size, **SIZES[-1].shape()), seed=1)
 
 
-def test_every_word_and_every_line_end_is_a_token(words: Tokenizer) -> None:
+def test_every_word_is_a_token(words: Tokenizer) -> None:
     assert all(len(words.encode(f" {word}")) == 1 for word in WORDS)
-    assert words.encode(" ba to\n di") == [i for part in (" ba", " to", "\n", " di") for i in words.encode(part)]
+    assert words.encode(" ba to di") == [i for part in (" ba", " to", " di") for i in words.encode(part)]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,8 +60,8 @@ def test_every_row_holds_whole_documents(words: Tokenizer, family: Any, tokens: 
 
 def test_the_context_holds_what_is_asked(words: Tokenizer) -> None:
     for shots in (*SHOTS, MOST):
-        assert 1 + len(words.encode(WORLD.prompts(1, shots)[0].text)) == 3 * shots + 2 < CONTEXT
-    assert 3 * (MOST + 1) + 2 > CONTEXT - 1
+        assert 1 + len(words.encode(WORLD.prompts(1, shots)[0].text)) == 2 * shots + 2 < CONTEXT
+    assert 2 * MOST + 2 <= 1 + max(LENGTHS) < 2 * (MOST + 1) + 2  # no position is new
 
 
 def test_hits_are_right_next_tokens(words: Tokenizer, model: Transformer) -> None:
@@ -106,11 +106,11 @@ def test_flops_are_those_that_torch_counts(size: Any) -> None:
 
 def measured(shift: float) -> dict[str, Any]:
     rows = [
-        {"shots": k, "accuracy": k / 20 + shift, "ceiling": 1.0, "accuracy_shown": 0.9 if k else None}
+        {"shots": k, "shown": k, "accuracy": k / 20 + shift, "ceiling": 1.0, "accuracy_shown": 0.9 if k else None}
         for k in (0, 4, 16)
     ]
-    head = {"previous_token": [[0.1, 0.2]], "prefix_matching": [[0.0, 0.1]], "in_lines": [[0.0, 0.3]]}
-    late = {"previous_token": [[0.1, 0.9]], "prefix_matching": [[0.8, 0.1]], "in_lines": [[0.7, 0.2]]}
+    head = {"previous_token": [[0.1, 0.2]], "prefix_matching": [[0.0, 0.1]]}
+    late = {"previous_token": [[0.1, 0.9]], "prefix_matching": [[0.8, 0.1]]}
     steps = [{"step": 0, "accuracy_shown": 0.0, **head}, {"step": 5, "accuracy_shown": 0.4, **late}]
     return {
         "parameters": 9, "without_embeddings": 4, "loss": 1.0, "shots": {"heldout": rows, "train": rows}, "steps": steps, "tuning": [],
@@ -140,7 +140,7 @@ def test_the_recipe_from_end_to_end_and_again(tmp_path: Path) -> None:
         assert size["steps"] == [0, 2, 4]
     rows = summary["sizes"][SIZES[-1].name]["tuning"]
     assert [row["shots"] for row in rows] == list(TUNED_SHOTS)
-    assert [row["asking"]["answer_tokens"]["value"] for row in rows] == [3 * min(k, MOST) + 2 for k in TUNED_SHOTS]
+    assert [row["asking"]["answer_tokens"]["value"] for row in rows] == [2 * min(k, MOST) + 2 for k in TUNED_SHOTS]
     runs = sorted(p.parent for p in out.rglob("run.json"))
     assert len(runs) == 2 * len(SIZES)
     assert all(Run(run).manifest["status"] == "finished" for run in runs)

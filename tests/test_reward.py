@@ -177,6 +177,11 @@ def texts_of(count: int, seed: int) -> list[list[int]]:
     return [[*text, 3] if i % 3 == 0 else text for i, text in enumerate(texts)]
 
 
+def test_an_answer_that_is_ranked_twice_is_no_pair_with_itself() -> None:
+    twice = Ranked((1,), ((5, 3), (6, 3), (5, 3)), (1, 1, 1), (1, 2, 3), ())
+    assert twice.pairs == ((0, 1), (1, 2))
+
+
 def test_scores_come_back_in_order_as_if_alone(judge: ScalarModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read at the last token of the text, however much of whatever follows it in the row."""
     texts = texts_of(20, 0)

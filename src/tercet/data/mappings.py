@@ -1,12 +1,13 @@
 """Text in which what comes next can only be known from the context, and questions about it. No torch here.
 
-    pairs    lines " ba to" of a mapping that is drawn anew for every document: each word goes with another word
+    pairs    " ba to di ku ba to …" of a mapping that is drawn anew for every document: each word goes with another word
     copy     a passage of words that is drawn anew, then pieces of it, from anywhere
 
 In neither does anything follow from the words themselves: who has not seen the document's beginning can only guess.
 
 Every word has outputs that are reserved: in training they never stand behind it, in any kind of document. Held-out
-mappings are made of those alone, so that no weight can know any of their pairs.
+mappings are made of those alone, so that no weight can know any of their pairs. Words are many, so that which outputs are missing
+is not worth learning either.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from tercet.errors import ConfigError
 
 Family = Literal["pairs", "copy"]
 FAMILIES: tuple[Family, ...] = ("pairs", "copy")
-WORDS = tuple(consonant + vowel for consonant in "bdklmt" for vowel in "aeiou")
-SIZES = {6: (2, 3), 16: (4, 8)}  # pairs of a mapping in training, for documents of so many lines
+WORDS = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
+SIZES = {18: (2, 3), 48: (4, 8), 98: (6, 12)}  # pairs of a mapping in training, for documents of so many tokens
 ASKED = 8  # pairs of a mapping that is asked about
 RESERVED = 2  # outputs of each word that training does not put behind it
-PASSAGE = {6: (3, 5), 16: (4, 10)}  # words of a passage, for documents as long as so many lines
+PASSAGE = {18: (3, 5), 48: (4, 10), 98: (6, 16)}  # words of a passage, for documents of so many tokens
 PIECE = (2, 5)  # words of a piece of it
-TEMPLATE, SEPARATOR = " {input} {output}", "\n"  # as `tercet prompt` wants them; every word has its space before it
+TEMPLATE, SEPARATOR = " {input} {output}", ""  # as `tercet prompt` wants them; every word has its space before it
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Prompt:
     @property
     def text(self) -> str:
         """What a model continues."""
-        return "".join(f" {word} {output}\n" for word, output in self.examples) + f" {self.question}"
+        return "".join(f" {word} {output}" for word, output in self.examples) + f" {self.question}"
 
     @property
     def shown(self) -> bool:
@@ -51,8 +52,9 @@ class Prompt:
 
     @property
     def ceiling(self) -> float:
-        """The chance of being right for one who knows nothing of the mapping but the examples: its outputs differ."""
-        return 1.0 if self.shown else 1.0 / (len(WORDS) - len({output for _, output in self.examples}))
+        """The chance of being right for one who knows of the mapping that its words are all different, and the examples."""
+        seen = {word for pair in self.examples for word in pair} | {self.question}
+        return 1.0 if self.shown else 1.0 / (len(WORDS) - len(seen))
 
 
 class World:
@@ -66,11 +68,11 @@ class World:
         self.reserved = {w: tuple((order * 2)[i + 1 : i + 1 + RESERVED]) for i, w in enumerate(order)}
 
     def mapping(self, size: int, heldout: bool, rng: Random) -> dict[str, str]:
-        """`size` words, each with another output: a reserved one where `heldout`, else one that is not."""
-        while True:  # reserved outputs of two words may be the same: then all are drawn again
+        """`size` words, each with another output: a reserved one where `heldout`, else one that is not. All are different."""
+        while True:  # outputs of two words may be the same, or among the words: then all are drawn again
             words = rng.sample(WORDS, size)
             outputs = [self._follower(word, heldout, rng) for word in words]
-            if len(set(outputs)) == size:
+            if len({*words, *outputs}) == 2 * size:
                 return dict(zip(words, outputs))
 
     def _follower(self, word: str, heldout: bool, rng: Random) -> str:
@@ -84,28 +86,38 @@ class World:
                 return words
 
     def documents(self, family: Family, count: int, tokens: int, *, heldout: bool = False) -> Iterator[Document]:
-        """`count` documents of `tokens` tokens, of which each word is one and each line end is one.
+        """`count` documents of `tokens` words, each of which is a token.
 
-        Raises ConfigError for an unknown family, or a length that is neither of the two that are written.
+        Raises ConfigError for an unknown family, or a length that is none of those that are written.
         """
         if family not in FAMILIES:
             raise ConfigError(f"family is {family!r}; wanted one of {', '.join(FAMILIES)}")
-        if tokens % 3 or tokens // 3 not in SIZES:
-            wanted = " or ".join(str(3 * lines) for lines in SIZES)
-            raise ConfigError(f"documents of {tokens} tokens; wanted {wanted}: a line is two words and its end")
+        if tokens not in SIZES:
+            raise ConfigError(f"documents of {tokens} tokens; wanted one of {', '.join(map(str, SIZES))}")
         side = "heldout" if heldout else "train"
         for number in range(count):
             rng = Random(f"{self.seed}/{side}/{family}/{tokens}/{number}")
             if family == "pairs":
-                pairs = list(self.mapping(rng.choice(SIZES[tokens // 3]), heldout, rng).items())
-                text = "".join(f" {w} {o}\n" for w, o in rng.choices(pairs, k=tokens // 3))
+                words = self._paired(tokens, heldout, rng)
             else:
-                text = "".join(f" {word}" for word in self._copied(tokens, rng))
-            yield Document(text, family, f"{family}/{side}/{tokens}/{number}")
+                words = self._copied(tokens, rng)
+            yield Document("".join(f" {word}" for word in words), family, f"{family}/{side}/{tokens}/{number}")
+
+    def _paired(self, count: int, heldout: bool, rng: Random) -> list[str]:
+        """Pairs of a mapping in any order, but no word behind an output that it is reserved for."""
+        pairs = self.mapping(rng.choice(SIZES[count]), heldout, rng)
+        words: list[str] = []
+        while len(words) < count:
+            free = [w for w in pairs if not words or w not in self.reserved[words[-1]]]
+            if not free:  # of two words both may be reserved for an output
+                return self._paired(count, heldout, rng)
+            word = rng.choice(free)
+            words += (word, pairs[word])
+        return words
 
     def _copied(self, count: int, rng: Random) -> list[str]:
         """A passage and then pieces of it, so that the place says nothing: only the words before say how it goes on."""
-        passage = self._passage(rng.randint(*PASSAGE[count // 3]), rng)
+        passage = self._passage(rng.randint(*PASSAGE[count]), rng)
         words = list(passage)
         while len(words) < count:
             starts = [i for i, word in enumerate(passage[:-1]) if word not in self.reserved[words[-1]]]
@@ -143,6 +155,5 @@ class World:
 
 
 def neighbours(text: str) -> set[tuple[str, str]]:
-    """Every (word, next word of the same line) of a text: what a model trained on it can have learnt by heart."""
-    lines = (line.split() for line in text.split("\n"))
-    return {pair for line in lines for pair in pairwise(line)}
+    """Every (word, next word) of a text: what a model trained on it can have learnt by heart."""
+    return set(pairwise(text.split()))

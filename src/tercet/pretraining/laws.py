@@ -190,7 +190,7 @@ class Fit:
         out = {}
         for i, name in enumerate(LAWS[self.law][1]):
             ends = self.interval(float(self.theta[i]), self.draws[:, i], level)
-            value, low, high = (float(np.exp(v) if name in SCALES else v) for v in (self.theta[i], *ends))
+            value, low, high = (math.exp(min(v, 700.0)) if name in SCALES else float(v) for v in (self.theta[i], *ends))
             out[name] = Estimate(value, low, high, len(self.residuals))
         return out
 

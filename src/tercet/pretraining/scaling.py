@@ -29,7 +29,7 @@ from tercet.pretraining.scaling_config import shape_of
 
 FORMAT = 1
 SAME_BUDGET = 1.1  # runs whose FLOPs differ by less than this factor are of one budget: steps are whole
-WIDTHS = (*range(8, 64, 8), *range(64, 256, 16), *range(256, 1024, 64), *range(1024, 4097, 256))
+WIDTHS = (*range(16, 256, 16), *range(256, 1024, 64), *range(1024, 4097, 256))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +10,22 @@ from tercet.model.config import ModelConfig
 from tercet.pretraining.config import PretrainConfig
 from tercet.training.settings import PRECISION, Settings, setting
 
-BATCH_TOKENS, BATCH_AT = 512, 65_536  # tokens of a step in a run of so many tokens
-BATCH_POWER = 0.5
-TRIED_TOKENS = 2048  # of a step, up to which the rates were tried (docs/scaling.md)
+AT = 65_536  # training tokens at which a ladder's batch and rates are given
+BATCH_TOKENS, BATCH_POWER = 512, 0.5  # of a step there, and how it grows with the tokens
+RATE_POWER = -0.25
 WARMUP = 0.05
 
 
 def shape_of(width: int) -> dict[str, Any]:
     """The model of a width: everything else grows with it, so that a ladder has one dimension.
 
-    Layers are width / 48 and at least 2: loss hardly depends on the ratio (Kaplan et al. 2020, section 3.1). Heads have 8 to 64
+    Layers are width / 48 and at least 2: loss hardly depends on the ratio (Kaplan et al. 2020, section 3.1). Heads have 16 to 64
     dimensions; the feed-forward layer is 8/3 as wide (Shazeer 2020), rounded up to 16. Raises ConfigError unless the
-    width is a multiple of 16 (of 8 below 64).
+    width is a multiple of 16.
     """
-    if width < 8 or width % (8 if width < 64 else 16):
-        raise ConfigError(f"--widths has {width}; wanted a multiple of 16, or of 8 below 64")
-    head = next(h for h in (64, 32, 16, 24, 8) if width % h == 0 and (width >= 3 * h or h < 32))
+    if width < 16 or width % 16:
+        raise ConfigError(f"--widths has {width}; wanted a multiple of 16")
+    head = next(h for h in (64, 32, 16) if width % h == 0 and (width >= 3 * h or h == 16))
     return {
         "hidden_size": width,
         "num_layers": max(2, round(width / 48)),
@@ -38,23 +37,23 @@ def shape_of(width: int) -> dict[str, Any]:
 
 
 def rows_of(tokens: float, context_length: int) -> int:
-    """Rows of a step: a power of two near 512 · √(tokens / 65,536) tokens.
+    """Rows of a step, near 512 · √(tokens / 65,536) tokens.
 
     The batch beyond which more rows buy no fewer steps grows with the tokens of a run, by about their square root, and
     not with the size of the model (Zhang et al. 2024, "How does critical batch size scale in pre-training?").
     """
-    wanted = BATCH_TOKENS * (tokens / BATCH_AT) ** BATCH_POWER / context_length
-    return 1 << max(0, round(math.log2(wanted)))
+    return max(1, round(BATCH_TOKENS * (tokens / AT) ** BATCH_POWER / context_length))
 
 
-def rate_of(lr: float, rows: int, context_length: int) -> float:
-    """The learning rate at `rows`: that of 512 tokens a step times √(batch / 512) (Malladi et al. 2022, for Adam).
+def rate_of(lr: float, tokens: float) -> float:
+    """The learning rate of a run of so many tokens: that of 65,536 times (tokens / 65,536)^−1/4, with the batch of `rows_of`.
 
-    Beyond 2,048 tokens a step it stays: nothing larger was tried. It does not depend on the width. Muon's updates have a given spectral norm, and the weights' change of what a layer
-    gives is then the same at every width (Yang, Simon and Bernstein 2023); Adam's rate for embeddings stays
-    too (Yang et al. 2022, table 3).
+    Longer runs want a lower rate (Bjorck et al. 2024, "Scaling optimal LR across token horizons": a power −.32 at one batch);
+    the batch that grows takes a part of that back. The rate does not depend on the width: Muon's updates have a given spectral
+    norm, and the weights' change of what a layer gives is then the same at every width (Yang, Simon and
+    Bernstein 2023); Adam's rate for embeddings stays too (Yang et al. 2022, table 3).
     """
-    return float(f"{lr * math.sqrt(min(rows * context_length, TRIED_TOKENS) / BATCH_TOKENS):.4g}")
+    return float(f"{lr * (tokens / AT) ** RATE_POWER:.4g}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +68,13 @@ class LadderConfig(Settings):
     data: tuple[str, ...] = setting(..., "training text: .txt and .jsonl(.gz) files, folders or globs")
     tokenizer: str = setting(..., "tokenizer.json, or a run or folder that has one")
     heldout: tuple[str, ...] = setting((), "held-out text; where none is named, a part of the documents is kept aside")
-    widths: tuple[int, ...] = setting((16, 24, 32, 48, 64), "sizes, as widths of the residual stream")
+    widths: tuple[int, ...] = setting((16, 32, 48, 64), "sizes, as widths of the residual stream")
     tokens: tuple[int, ...] = setting((), "training tokens of each size")
     flops: tuple[float, ...] = setting((), "FLOPs of each size, instead of tokens (iso-FLOP)")
     max_flops: float = setting(0.0, "leave out runs of more FLOPs than this (0: none)", minimum=0)
     seeds: tuple[int, ...] = setting((0,), "each run once with every seed")
-    lr: float = setting(0.012, "AdamW learning rate at 512 tokens a step", minimum=0, maximum=1e37)
-    muon_lr: float = setting(0.04, "Muon learning rate at 512 tokens a step", minimum=0, maximum=1e37)
+    lr: float = setting(0.012, "AdamW learning rate of a run of 65,536 tokens", minimum=0, maximum=1e37)
+    muon_lr: float = setting(0.04, "Muon learning rate of a run of 65,536 tokens", minimum=0, maximum=1e37)
     context_length: int = setting(128, "tokens that the models see at once", minimum=8)
     heldout_bytes: int = setting(60_000, "at most so many held-out bytes per source are measured", minimum=1)
     precision: str = PRECISION
@@ -120,6 +119,6 @@ class LadderConfig(Settings):
         }
         return PretrainConfig(
             **shared, **shape_of(width), steps=steps, batch_size=rows, warmup=max(1, round(WARMUP * steps)),
-            lr=rate_of(self.lr, rows, self.context_length), muon_lr=rate_of(self.muon_lr, rows, self.context_length),
+            lr=rate_of(self.lr, tokens), muon_lr=rate_of(self.muon_lr, tokens),
             checkpoint_every=1000, keep=1, seed=seed,
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """In-context learning, shown: it emerges in small models, from text in which nothing but the context helps.
 
 OUT/plan.json                       settings and the number of steps
-OUT/seed-0/text/{train,heldout}/    {pairs,copy}-{18,48}.jsonl.gz
+OUT/seed-0/text/{train,heldout}/    {pairs,copy}-{18,48,98}.jsonl.gz
 OUT/seed-0/tasks.jsonl              held-out questions, for `tercet prompt`
 OUT/seed-0/SIZE/                    a run of `tercet pretrain`; measured.json in it is what was measured of it
 OUT/icl.json, icl.md, icl-*.png      everything over the seeds, with intervals; tables; figures
@@ -43,7 +43,7 @@ from tercet.training.progress import Progress, clock
 from tercet.training.run import Run, load_tensors, new_folder, threads, write_text
 
 HELDOUT_ROWS = 40
-VOCABULARY = 512  # at most; the words take 297
+VOCABULARY = 512  # at most: bytes, marks and words are fewer
 
 
 def run_icl(config: ICLConfig, out: Path, progress: Progress) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def run_icl(config: ICLConfig, out: Path, progress: Progress) -> dict[str, Any]:
     best = out / f"seed-{config.seed}" / slug(SIZES[-1])
     progress.say(
         f"\n{clock(time.monotonic() - began)} minutes; numbers: {out / 'icl.json'}; figures: {', '.join(map(str, figures))}\n"
-        f"ask it: tercet prompt {best} --tasks {best.parent / 'tasks.jsonl'} --shots 0 --template ' {{input}} {{output}}' --max-new-tokens 2"
+        f"ask it: tercet prompt {best} --tasks {best.parent / 'tasks.jsonl'} --shots 0 --template ' {{input}} {{output}}' --max-new-tokens 1"
     )
     return summary
 

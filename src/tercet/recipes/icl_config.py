@@ -8,13 +8,13 @@ from typing import Any
 from tercet.errors import ConfigError
 from tercet.training.settings import Settings, setting
 
-SHOTS = (0, 1, 2, 4, 8, 16)
+SHOTS = (0, 1, 2, 4, 8, 16, 32)
 TUNED_SHOTS = (1, 2, 4, 8, 16, 32, 64)
 CONTEXT = 100
-MOST = (CONTEXT - 2) // 3  # examples that the context holds beside a question
-# Tokens of a document (6 and 16 lines) and its share of the text. With a mark before and behind each, five short ones or
-# two long ones fill a row exactly. Long ones alone take much longer to be learnt (docs/log.md).
-LENGTHS = {18: 0.6, 48: 0.4}
+MOST = (CONTEXT - 3) // 2  # examples beside a question, as long as the longest documents: beyond, positions are new
+# Tokens of a document and its share of the text. With a mark before and behind each, five, two or one of them fill a row
+# exactly. Long ones alone take much longer to be learnt (docs/log.md).
+LENGTHS = {18: 0.5, 48: 0.25, 98: 0.25}
 
 
 @dataclass(frozen=True)

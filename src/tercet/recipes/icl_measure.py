@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from tercet.data.mappings import WORDS, Prompt, World
 from tercet.evaluation.attention import attention_patterns, prefix_matching, previous_token, repeated_tokens
 from tercet.generation.sampler import SamplingParams, generate
@@ -22,12 +20,7 @@ from tercet.training.learner import Learner
 from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig
 
-PASSAGE, LINES, COPIES, PASSAGES = (
-    24,
-    8,
-    2,
-    24,
-)  # random words that heads are scored on: longer than any passage in training
+PASSAGE, COPIES, PASSAGES = 24, 2, 24  # random words that heads are scored on: longer than any passage in training
 
 
 def hits(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[bool]:
@@ -54,21 +47,12 @@ def by_shots(
 
 
 def heads(model: Transformer, tokenizer: Tokenizer, seed: int) -> dict[str, list[list[float]]]:
-    """Scores of each head [layers][heads]: prefix matching on random words repeated, on random lines repeated (at their
-    first words), and attention to the token before.
-    """
+    """Scores of each head [layers][heads]: prefix matching on random words repeated, and attention to the token before."""
     ids = [tokenizer.encode(f" {word}")[0] for word in WORDS]
     words = repeated_tokens(ids, tokenizer.endoftext, PASSAGE, COPIES, PASSAGES, seed)
     patterns = attention_patterns(model, words)
-    drawn = repeated_tokens(ids, tokenizer.endoftext, 2 * LINES, COPIES, PASSAGES, seed)[:, 1:].view(PASSAGES, -1, 2)
-    (end,) = tokenizer.encode("\n")
-    lines = torch.cat([drawn, torch.full((*drawn.shape[:2], 1), end)], dim=2).flatten(1)
-    lines = torch.cat([words[:, :1], lines], dim=1)
-    first = (torch.arange(lines.shape[1]) % 3 == 1).expand(lines.shape)
-    in_lines = prefix_matching(attention_patterns(model, lines), lines, first)
     return {
-        "prefix_matching": prefix_matching(patterns, words).tolist(), "in_lines": in_lines.tolist(),
-        "previous_token": previous_token(patterns).tolist(),
+        "prefix_matching": prefix_matching(patterns, words).tolist(), "previous_token": previous_token(patterns).tolist(),
     }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def _size(seeds: Sequence[Measured], found: Mapping[str, Sequence[Measured]]) ->
             below = [s["shots"][side][i]["accuracy"] for s in smallest]
             out.append({
                 "shots": row["shots"], "accuracy": _over([r["accuracy"] for r in here]), "ceiling": _over([r["ceiling"] for r in here]),
-                "accuracy_shown": _over([r["accuracy_shown"] for r in here]) if row["shots"] else None,
+                "accuracy_shown": _over([r["accuracy_shown"] for r in here]) if all(r["shown"] for r in here) else None,
                 "above_smallest": _over([r["accuracy"] - b for r, b in zip(here, below)]),
             })  # fmt: skip
         return out
@@ -51,12 +51,10 @@ def _size(seeds: Sequence[Measured], found: Mapping[str, Sequence[Measured]]) ->
         "steps": [row["step"] for row in first["steps"]],
         "accuracy_by_step": over_steps(lambda r: float(r["accuracy_shown"])),
         "prefix_matching_by_step": over_steps(lambda r: best(r, "prefix_matching")),
-        "in_lines_by_step": over_steps(lambda r: best(r, "in_lines")),
         "previous_token_by_step": over_steps(lambda r: best(r, "previous_token")),
         "accuracy_emerged": emergence(lambda r: float(r["accuracy_shown"])),
         "induction_emerged": emergence(lambda r: best(r, "prefix_matching")),
-        "lines_emerged": emergence(lambda r: best(r, "in_lines")),
-        "heads": [{"step": r["step"], **{k: r[k] for k in ("prefix_matching", "in_lines", "previous_token")}} for r in first["steps"]],
+        "heads": [{"step": r["step"], **{k: r[k] for k in ("prefix_matching", "previous_token")}} for r in first["steps"]],
         "tuning": [_tuning(i, seeds) for i in range(len(first["tuning"]))],
     }  # fmt: skip
 
@@ -92,12 +90,11 @@ def claims(sizes: Mapping[str, Any]) -> list[Claim]:
               f"{_text(zero['accuracy'])}, chance {chance:.3f}"),
         Claim("examples in the prompt teach it, with no gradient", most["accuracy"]["low"] > zero["accuracy"]["high"],
               f"{zero['shots']} examples {_text(zero['accuracy'])} → {most['shots']} examples {_text(most['accuracy'])} (ceiling {most['ceiling']['value']:.3f})"),
-        Claim("what it has never seen side by side it learns as well as other pairs (16 examples, answer shown)",
+        Claim(f"what it has never seen side by side it learns as well as other pairs ({most['shots']} examples, answer shown)",
               most["accuracy_shown"]["value"] > largest["shots"]["train"][-1]["accuracy_shown"]["value"] - 0.05,
               f"held-out {_text(most['accuracy_shown'])}, not held out {_text(largest['shots']['train'][-1]['accuracy_shown'])}"),
-        _forming("induction heads form: the best prefix-matching score on random lines", largest, "in_lines_by_step", "lines_emerged"),
-        _forming("they are general: the same score on random words without lines", largest, "prefix_matching_by_step", "induction_emerged"),
-        Claim(f"the larger model's curve is above the smaller one's ({large} − {small}, 1 to 16 examples)",
+        _forming("induction heads form: the best prefix-matching score on random words", largest, "prefix_matching_by_step", "induction_emerged"),
+        Claim(f"the larger model's curve is above the smaller one's ({large} − {small}, 1 to {most['shots']} examples)",
               all(row["above_smallest"]["low"] > 0 for row in rows[1:]),
               ", ".join(f"{row['shots']}: {_text(row['above_smallest'])}" for row in rows)),
     ]  # fmt: skip
@@ -143,10 +140,10 @@ def tables(summary: Mapping[str, Any]) -> str:
         *rows,
         "",
     ]
-    scores = {"on lines": "in_lines", "on words": "prefix_matching", "token before": "previous_token"}
+    scores = {"prefix matching": "prefix_matching", "token before": "previous_token"}
     out += [
         "| size | parameters (without embeddings) | accuracy at the end | " + " | ".join(scores) + " |",
-        "|---" * 6 + "|",
+        "|---" * 5 + "|",
     ]
     for name, size in sizes.items():
         last = [cell(size[f"{key}_by_step"][-1]) for key in ("accuracy", *scores.values())]
