@@ -29,8 +29,9 @@ DATA: dict[str, Callable[[], Iterator[Document]]] = {
     "bible": sources.bible, "code": sources.python_code, "docs": sources.python_docs,
 }  # fmt: skip
 BYTES, VOCABULARY = 8_000_000, 512  # at most; the Bible has 4.0, the docstrings 2.2 million
+CONTEXT = 32
 WIDTHS = (16, 32, 48, 64)
-FLOPS = (4e10, 8e10, 1.6e11, 3.2e11)
+FLOPS = (2e10, 4e10, 8e10, 1.6e11)
 FACTOR = 8.2  # a little above 8: steps are whole
 
 
@@ -54,7 +55,7 @@ def one(out: Path, name: str, jobs: int) -> dict[str, Any]:
     data, ladder = out / name / "data", out / name / "ladder"
     prepare(data, name)
     config = LadderConfig(
-        data=(str(data / f"{name}.jsonl"),), tokenizer=str(data / "tokenizer.json"), widths=WIDTHS, flops=FLOPS, heldout_bytes=40_000,
+        data=(str(data / f"{name}.jsonl"),), tokenizer=str(data / "tokenizer.json"), widths=WIDTHS, flops=FLOPS, context_length=CONTEXT, heldout_bytes=40_000,
     )  # fmt: skip
     run_ladder(config, ladder, jobs=jobs, progress=Plain())
     found = fit_ladder(read_runs([ladder]))

@@ -15,9 +15,8 @@ from curves_summary import fit, peak
 from curves_world import SIZES
 
 SEEDS = range(4)
-FRESH = range(
-    16, 20
-)  # of curve a: its world was chosen by a look at the seeds 0 to 2, this test's claims by one at 0 to 15
+# of curve a: its world was chosen by a look at the seeds 0 to 2, and what is asserted of it by one at 0 to 19
+FRESH = range(16, 24)
 
 
 def found(curve: str, seeds: range = SEEDS) -> Any:
@@ -44,7 +43,7 @@ def test_gold_peaks_while_the_proxy_rises() -> None:
     fell = [
         fall > error and rise > rise_error and d < furthest for fall, error, rise, rise_error, d, furthest in worlds
     ]
-    assert sum(fell) >= 2
+    assert sum(fell) >= 4
     assert above(summary["moves"]["d"])
     assert above(summary["moves"]["gold"])
     assert above(summary["fit"][small]["rl"]["beta"])  # it bends down

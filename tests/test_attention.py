@@ -33,7 +33,7 @@ def test_patterns_give_the_outputs_of_the_attention_layers(make_model: Callable[
     assert not patterns.triu(1).any()
 
 
-def naive_prefix_matching(patterns: Tensor, tokens: Tensor, only: Tensor) -> list[list[float]]:
+def naive_prefix_matching(patterns: Tensor, tokens: Tensor, offset: int) -> list[list[float]]:
     out = []
     for layer in patterns.tolist():
         row = []
@@ -41,8 +41,9 @@ def naive_prefix_matching(patterns: Tensor, tokens: Tensor, only: Tensor) -> lis
             scores = []
             for b, text in enumerate(tokens.tolist()):
                 for t, token in enumerate(text):
-                    if token in text[:t] and only[b, t]:
-                        scores.append(sum(layer[b][head][t][s] for s in range(1, t + 1) if text[s - 1] == token))
+                    if token in text[:t]:
+                        behind = [s for s in range(offset, t + 1) if text[s - offset] == token]
+                        scores.append(sum(layer[b][head][t][s] for s in behind))
             row.append(sum(scores) / len(scores))
         out.append(row)
     return out
@@ -54,10 +55,10 @@ def test_prefix_matching_is_the_naive_loop(vocabulary: int) -> None:
     tokens = torch.randint(vocabulary, (4, 15), generator=generator)
     patterns = torch.rand(2, 4, 3, 15, 15, generator=generator, dtype=torch.float64).tril()
     patterns /= patterns.sum(-1, keepdim=True)
-    for only in (torch.ones(4, 15, dtype=torch.bool), torch.rand(4, 15, generator=generator) < 0.4):
-        found = prefix_matching(patterns, tokens, None if only.all() else only)
-        expected = torch.tensor(naive_prefix_matching(patterns, tokens, only), dtype=torch.float64)
-        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(prefix_matching(patterns, tokens), prefix_matching(patterns, tokens, offset=1))
+    for offset in (1, 2):
+        expected = torch.tensor(naive_prefix_matching(patterns, tokens, offset), dtype=torch.float64)
+        torch.testing.assert_close(prefix_matching(patterns, tokens, offset), expected)
     before = [
         [sum(patterns[layer, b, head, t, t - 1] for b in range(4) for t in range(1, 15)) / 56 for head in range(3)]
         for layer in range(2)

@@ -109,11 +109,12 @@ def measured(shift: float) -> dict[str, Any]:
         {"shots": k, "shown": k, "accuracy": k / 20 + shift, "ceiling": 1.0, "accuracy_shown": 0.9 if k else None}
         for k in (0, 4, 16)
     ]
-    head = {"previous_token": [[0.1, 0.2]], "prefix_matching": [[0.0, 0.1]]}
-    late = {"previous_token": [[0.1, 0.9]], "prefix_matching": [[0.8, 0.1]]}
+    head = {"previous_token": [[0.1, 0.2]], "prefix_matching": [[0.0, 0.1]], "one_further": [[0.1, 0.0]]}
+    late = {"previous_token": [[0.1, 0.9]], "prefix_matching": [[0.8, 0.1]], "one_further": [[0.1, 0.7]]}
     steps = [{"step": 0, "accuracy_shown": 0.0, **head}, {"step": 5, "accuracy_shown": 0.4, **late}]
     return {
         "parameters": 9, "without_embeddings": 4, "loss": 1.0, "shots": {"heldout": rows, "train": rows}, "steps": steps, "tuning": [],
+        "without_head": [[0.1, 0.3]],
     }  # fmt: skip
 
 
@@ -126,6 +127,7 @@ def test_the_summary_over_seeds() -> None:
     assert [e["value"] for e in found["large"]["prefix_matching_by_step"]] == pytest.approx([0.1, 0.8])
     assert [e["value"] for e in found["large"]["previous_token_by_step"]] == pytest.approx([0.2, 0.9])
     assert found["large"]["induction_emerged"] == [5, 5]
+    assert (found["large"]["without_induction"]["value"], found["large"]["without_another"]["value"]) == (0.1, 0.3)
     assert found["large"]["accuracy_emerged"] == [None, None]
 
 

@@ -53,21 +53,19 @@ def repeated_tokens(ids: Sequence[int], begin: int, length: int, copies: int, ro
     return torch.cat([torch.full((rows, 1), begin), passage.repeat(1, copies)], dim=1)
 
 
-def prefix_matching(patterns_LBHTT: Tensor, tokens_BT: Tensor, only_BT: Tensor | None = None) -> Tensor:
+def prefix_matching(patterns_LBHTT: Tensor, tokens_BT: Tensor, offset: int = 1) -> Tensor:
     """Each head's prefix-matching score [L, H]: how much it attends to tokens that follow an earlier copy of its own.
 
     The attention from a token to all earlier places whose previous token is the same, summed, then averaged over all
     tokens that came before (Olsson et al. 2022, "prefix matching score"; with two copies there is one such place). 1 is a
-    perfect induction head. `only_BT` (bool) takes the average over some tokens: in text with line ends those would match
-    trivially. Raises ConfigError where no token comes twice.
+    perfect induction head. With `offset` 2 it is the place one further: what came after the token can be read there too,
+    where a layer below has brought it along. Raises ConfigError where no token comes twice.
     """
     same = tokens_BT[:, :, None] == tokens_BT[:, None, :]  # [B, from, at]
     target = torch.zeros_like(same)
-    target[:, :, 1:] = same[:, :, :-1]  # the place after it
-    target = target.tril()  # the copy must be earlier than the token; its successor may be the token itself
+    target[:, :, offset:] = same[:, :, :-offset]  # so far behind an earlier copy
+    target = target.tril()  # the copy must be earlier than the token; the place may be the token itself
     asked = same.tril(-1).any(-1)  # [B, from]
-    if only_BT is not None:
-        asked = asked & only_BT
     if not asked.any():
         raise ConfigError(
             "prefix matching needs sequences in which a token comes twice; make them with repeated_tokens"

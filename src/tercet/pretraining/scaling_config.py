@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from tercet.pretraining.config import PretrainConfig
 from tercet.training.settings import PRECISION, Settings, setting
 
 AT = 65_536  # training tokens at which a ladder's batch and rates are given
-BATCH_TOKENS, BATCH_POWER = 512, 0.5  # of a step there, and how it grows with the tokens
+BATCH_TOKENS = 512  # of a step there
 RATE_POWER = -0.25
 WARMUP = 0.05
 
@@ -42,7 +43,7 @@ def rows_of(tokens: float, context_length: int) -> int:
     The batch beyond which more rows buy no fewer steps grows with the tokens of a run, by about their square root, and
     not with the size of the model (Zhang et al. 2024, "How does critical batch size scale in pre-training?").
     """
-    return max(1, round(BATCH_TOKENS * (tokens / AT) ** BATCH_POWER / context_length))
+    return max(1, round(BATCH_TOKENS * math.sqrt(tokens / AT) / context_length))
 
 
 def rate_of(lr: float, tokens: float) -> float:

@@ -31,7 +31,7 @@ from tercet.model.transformer import Transformer
 from tercet.pretraining.clm import pretrain
 from tercet.pretraining.config import PretrainConfig
 from tercet.recipes.icl_config import CONTEXT, LENGTHS, SHOTS, SIZES, ICLConfig, Size
-from tercet.recipes.icl_measure import by_shots, heads, hits, tuning_against_asking
+from tercet.recipes.icl_measure import by_shots, heads, hits, tuning_against_asking, without_each_head
 from tercet.recipes.icl_summary import claims, summarise, tables
 from tercet.reporting.icl_figures import draw
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
@@ -181,7 +181,7 @@ def _measured(config: ICLConfig, run: Run, tokenizer: Tokenizer, world: World, *
         "parameters": model.config.parameters(), "without_embeddings": model.config.parameters(embeddings=False),
         "heldout": run.metrics("heldout")[-1], "loss": sum(losses[-20:]) / len(losses[-20:]),
         "shots": {side: by_shots(model, tokenizer, world, config.questions, heldout=side == "heldout") for side in ("heldout", "train")},
-        "steps": over_steps, "tuning": tuning_against_asking(model, tokenizer, world, config) if last else [],
+        "steps": over_steps, "without_head": without_each_head(model, tokenizer, prompts), "tuning": tuning_against_asking(model, tokenizer, world, config) if last else [],
     }  # fmt: skip
     write_text(file, json.dumps(measured, indent=1) + "\n")
     return measured

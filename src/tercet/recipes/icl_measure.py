@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from tercet.data.mappings import WORDS, Prompt, World
 from tercet.evaluation.attention import attention_patterns, prefix_matching, previous_token, repeated_tokens
 from tercet.generation.sampler import SamplingParams, generate
@@ -47,13 +49,32 @@ def by_shots(
 
 
 def heads(model: Transformer, tokenizer: Tokenizer, seed: int) -> dict[str, list[list[float]]]:
-    """Scores of each head [layers][heads]: prefix matching on random words repeated, and attention to the token before."""
+    """Scores of each head [layers][heads]: prefix matching on random words repeated, at the place behind the earlier copy and
+    at the one after that, and attention to the token before.
+    """
     ids = [tokenizer.encode(f" {word}")[0] for word in WORDS]
     words = repeated_tokens(ids, tokenizer.endoftext, PASSAGE, COPIES, PASSAGES, seed)
     patterns = attention_patterns(model, words)
     return {
-        "prefix_matching": prefix_matching(patterns, words).tolist(), "previous_token": previous_token(patterns).tolist(),
+        "prefix_matching": prefix_matching(patterns, words).tolist(),
+        "one_further": prefix_matching(patterns, words, offset=2).tolist(), "previous_token": previous_token(patterns).tolist(),
     }  # fmt: skip
+
+
+def without_each_head(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[float]]:
+    """Accuracy [layers][heads] when one head at a time says nothing: its columns of the output projection are 0."""
+    out: list[list[float]] = []
+    c = model.config.head_dim
+    for layer in range(model.config.num_layers):
+        out.append([])
+        for head in range(model.config.num_heads):
+            cut = copy.deepcopy(model)
+            projection = cut.get_submodule(f"model.layers.{layer}.self_attn.o_proj")
+            with torch.no_grad():
+                projection.get_parameter("weight")[:, head * c : (head + 1) * c] = 0.0
+            right = hits(cut, tokenizer, prompts)
+            out[-1].append(sum(right) / len(right))
+    return out
 
 
 def forward_flops(shape: ModelConfig, tokens: int, answers: int = 1) -> float:

@@ -11,6 +11,10 @@ from tercet.recipes.claims import Claim
 
 Measured = Mapping[str, Any]
 COSTS = ("accuracy", "training_flops", "training_seconds", "answer_flops", "answer_seconds", "answer_tokens")
+INDUCTION = (
+    "prefix_matching",
+    "one_further",
+)  # the places behind an earlier copy at which a head can find what came next
 EMERGED = 0.5  # accuracy, or prefix-matching score, from which we say that it has emerged
 
 
@@ -50,13 +54,27 @@ def _size(seeds: Sequence[Measured], found: Mapping[str, Sequence[Measured]]) ->
         "loss": _over([s["loss"] for s in seeds]), "shots": {side: shots(side) for side in ("heldout", "train")},
         "steps": [row["step"] for row in first["steps"]],
         "accuracy_by_step": over_steps(lambda r: float(r["accuracy_shown"])),
+        "induction_by_step": over_steps(lambda r: max(best(r, place) for place in INDUCTION)),
         "prefix_matching_by_step": over_steps(lambda r: best(r, "prefix_matching")),
+        "one_further_by_step": over_steps(lambda r: best(r, "one_further")),
         "previous_token_by_step": over_steps(lambda r: best(r, "previous_token")),
         "accuracy_emerged": emergence(lambda r: float(r["accuracy_shown"])),
-        "induction_emerged": emergence(lambda r: best(r, "prefix_matching")),
-        "heads": [{"step": r["step"], **{k: r[k] for k in ("prefix_matching", "previous_token")}} for r in first["steps"]],
+        "induction_emerged": emergence(lambda r: max(best(r, place) for place in INDUCTION)),
+        "without_induction": _over([_without(s, True) for s in seeds]), "without_another": _over([_without(s, False) for s in seeds]),
+        "heads": [{"step": r["step"], **{k: r[k] for k in (*INDUCTION, "previous_token")}} for r in first["steps"]],
         "tuning": [_tuning(i, seeds) for i in range(len(first["tuning"]))],
     }  # fmt: skip
+
+
+def _without(seed: Measured, induction: bool) -> float:
+    """Accuracy without the best induction head of a seed, or the mean without each other head of its layer."""
+    last = seed["steps"][-1]
+    heads = range(len(last["previous_token"][0]))
+    scores = {(layer, head): max(last[place][layer][head] for place in INDUCTION)
+              for layer in range(len(last["previous_token"])) for head in heads}  # fmt: skip
+    layer, head = max(scores, key=lambda place: scores[place])
+    row: list[float] = seed["without_head"][layer]
+    return row[head] if induction else sum(row[h] for h in heads if h != head) / (len(row) - 1)
 
 
 def _tuning(i: int, seeds: Sequence[Measured]) -> dict[str, Any]:
@@ -93,7 +111,10 @@ def claims(sizes: Mapping[str, Any]) -> list[Claim]:
         Claim(f"what it has never seen side by side it learns as well as other pairs ({most['shots']} examples, answer shown)",
               most["accuracy_shown"]["value"] > largest["shots"]["train"][-1]["accuracy_shown"]["value"] - 0.05,
               f"held-out {_text(most['accuracy_shown'])}, not held out {_text(largest['shots']['train'][-1]['accuracy_shown'])}"),
-        _forming("induction heads form: the best prefix-matching score on random words", largest, "prefix_matching_by_step", "induction_emerged"),
+        _forming("induction heads form: the best prefix-matching score on random words, at either place", largest, "induction_by_step", "induction_emerged"),
+        Claim("they do it: accuracy falls without the head that scores best, and falls less without another of its layer",
+              largest["without_induction"]["high"] < largest["without_another"]["low"],
+              f"without it {_text(largest['without_induction'])}, without another {_text(largest['without_another'])}, with all {_text(largest['accuracy_by_step'][-1])}"),
         Claim(f"the larger model's curve is above the smaller one's ({large} − {small}, 1 to {most['shots']} examples)",
               all(row["above_smallest"]["low"] > 0 for row in rows[1:]),
               ", ".join(f"{row['shots']}: {_text(row['above_smallest'])}" for row in rows)),
@@ -140,10 +161,14 @@ def tables(summary: Mapping[str, Any]) -> str:
         *rows,
         "",
     ]
-    scores = {"prefix matching": "prefix_matching", "token before": "previous_token"}
+    scores = {
+        "prefix matching": "prefix_matching",
+        "one place further": "one_further",
+        "token before": "previous_token",
+    }
     out += [
         "| size | parameters (without embeddings) | accuracy at the end | " + " | ".join(scores) + " |",
-        "|---" * 5 + "|",
+        "|---" * 6 + "|",
     ]
     for name, size in sizes.items():
         last = [cell(size[f"{key}_by_step"][-1]) for key in ("accuracy", *scores.values())]

@@ -46,10 +46,10 @@ def steps(summary: Json) -> Figure:
     panels = figure.subplots(1, 2)
     for number, (name, size) in enumerate(summary["sizes"].items()):
         _band(panels[0], size["steps"], size["accuracy_by_step"], number, name, False)
-        _band(panels[1], size["steps"], size["prefix_matching_by_step"], number, name, False)
+        _band(panels[1], size["steps"], size["induction_by_step"], number, name, False)
     most = next(iter(summary["sizes"].values()))["shots"]["heldout"][-1]["shots"]
     panels[0].set(xlabel="training steps", ylabel=f"accuracy, {most} examples, answer shown", ylim=(0, 1.02))
-    panels[1].set(xlabel="training steps", ylabel="best prefix-matching score", ylim=(0, 1.02))
+    panels[1].set(xlabel="training steps", ylabel="best prefix-matching score, either place", ylim=(0, 1.02))
     for axes in panels:
         axes.legend(fontsize=8, loc="upper left")
     return figure
@@ -59,8 +59,12 @@ def heads(summary: Json) -> Figure:
     """Every head of the largest model of the first seed: prefix matching (left) and attention to the token before."""
     figure = Figure(figsize=(8.0, 2.8), layout="constrained")
     rows = list(summary["sizes"].values())[-1]["heads"]
-    titles = (("prefix_matching", "prefix matching"), ("previous_token", "attention to the token before"))
-    for axes, (key, title) in zip(figure.subplots(1, 2, sharey=True), titles):
+    titles = (
+        ("prefix_matching", "prefix matching"),
+        ("one_further", "prefix matching, one place further"),
+        ("previous_token", "attention to the token before"),
+    )
+    for axes, (key, title) in zip(figure.subplots(1, 3, sharey=True), titles):
         for layer in range(len(rows[0][key])):
             for head in range(len(rows[0][key][0])):
                 look = {"color": COLOURS[layer], "linestyle": DASHES[head % len(DASHES)]}
