@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -179,8 +180,14 @@ def law_table(found: LadderFit) -> Table:
 
     for name, fit in found.laws.items():
         parameters = {**fit.parameters(), **(exponents(fit) if name.startswith("parametric") else {})}
-        count = "" if name in ("parametric", "tokens") else ", N without embeddings"
+        count = "" if name in ("parametric", "simple", "tokens") else ", N without embeddings"
         shown = "\n".join(f"{k} = {line(e)}" for k, e in parameters.items())
+        if math.isfinite(fit.largest):
+            shown += (
+                f"\nfrom the smaller runs to the largest: off by {100 * fit.strayed:+.1f} % for each factor e of FLOPs"
+            )
+        if fit is found.law():
+            shown += "\n(predictions are by this law)"
         table.add_row(name, LAWS[fit.law][0] + count, str(len(fit.residuals)), shown)
     if found.iso is not None:
         shown = "\n".join(f"{k} = {line(e)}" for k, e in found.iso.exponents.items())

@@ -104,12 +104,10 @@ def tokens_within(seconds: float, context_length: int, cost: tuple[float, float]
 
 def least_flops(law: Law, target: float, vocab_size: int, context_length: int) -> Choice:
     """The cheapest run that the law expects to reach `target` bits per byte. Raises ConfigError where none would."""
-    floor = law.law().parameters()["E"]
     low, high = math.log(1e8), math.log(1e24)
-    if best_for_flops(law, math.exp(high), vocab_size, context_length).loss > target:
+    if (best := best_for_flops(law, math.exp(high), vocab_size, context_length).loss) > target:
         raise ConfigError(
-            f"--target-bpb is {target:g}, but by the law nothing up to 1e24 FLOPs gets there: its floor E is {floor.value:.3f} "
-            f"[{floor.low:.3f}, {floor.high:.3f}]; ask for more bits, or give a --law of your own data"
+            f"--target-bpb is {target:g}, but by the law 1e24 FLOPs give {best:.3f}; ask for more bits, or give a --law of your own data"
         )
     for _ in range(60):
         middle = (low + high) / 2

@@ -6,6 +6,7 @@
     compute     L(C) = (Cc / C)^aC                          Kaplan et al. 2020, eq. 1.3
     kaplan      L(N, D) = [(Nc / N)^(aN / aD) + Dc / D]^aD  Kaplan et al. 2020, eq. 1.5
     parametric  L(N, D) = E + A / N^alpha + B / D^beta      Hoffmann et al. 2022, approach 3
+    simple      L(N, D) = A / N^a + B / D^a                 the same with E = 0 and one exponent, for short ladders
     iso-FLOP    N* = k C^a, the minima of parabolas in ln N Hoffmann et al. 2022, approach 2
 
 Everything is fitted to ln L. The laws in two variables are minimised from many starts at once by Levenberg and Marquardt's method,
@@ -16,6 +17,7 @@ runs, not whether the law is true beyond them.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -92,6 +94,15 @@ def kaplan(theta: Reals, x: Reals, y: Reals) -> tuple[Reals, Reals]:
     return power * both, np.stack([power * w1, power * w2, -power * w1 * x, both], axis=-1)
 
 
+def simple(theta: Reals, x: Reals, y: Reals) -> tuple[Reals, Reals]:
+    """ln(e^(a − p·x) + e^(b − p·y)), theta = (a, b, p)."""
+    a, b, p = (theta[:, i, None] for i in range(3))
+    first, second = np.broadcast_arrays(a - p * x, b - p * y)
+    both = np.logaddexp(first, second)
+    w1, w2 = np.exp(first - both), np.exp(second - both)
+    return both, np.stack([w1, w2, -w1 * x - w2 * y], axis=-1)
+
+
 def _huber(r: Reals, delta: float) -> Reals:
     size = np.abs(r)
     return np.where(size <= delta, r * r / 2, delta * (size - delta / 2)) if math.isfinite(delta) else r * r / 2
@@ -157,6 +168,7 @@ LAWS: dict[str, tuple[str, tuple[str, ...]]] = {  # name: equation, its paramete
     "compute": ("L(C) = (Cc / C)^aC", ("Cc", "aC")),
     "kaplan": ("L(N, D) = [(Nc / N)^(aN / aD) + Dc / D]^aD", ("Nc", "Dc", "aN", "aD")),
     "parametric": ("L(N, D) = E + A / N^alpha + B / D^beta", ("E", "A", "B", "alpha", "beta")),
+    "simple": ("L(N, D) = A / N^a + B / D^a", ("A", "B", "a")),
 }
 SCALES = {"Nc", "Dc", "Cc", "E", "A", "B"}  # kept as logarithms: they span many powers of ten
 
@@ -178,12 +190,18 @@ def near_fit(runs: int, parameters: int) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law: theta [p] (scales as logarithms), the same of every bootstrap draw [R, p], residuals of ln L [P]."""
+    """A fitted law: theta [p] (scales as logarithms), the same of every bootstrap draw [R, p], residuals of ln L [P].
+
+    `strayed` is how far the law of the smaller runs is off at the largest, in ln L per unit of ln C (`backtest`), and `largest` is
+    the largest N · D that it was fitted to.
+    """
 
     law: str
     theta: Reals
     draws: Reals
     residuals: Reals
+    strayed: float = 0.0
+    largest: float = math.inf
 
     def parameters(self, level: float = LEVEL) -> dict[str, Estimate]:
         """Each parameter of the equation with its interval; n counts the runs."""
@@ -198,8 +216,8 @@ class Fit:
         """ln L of points (N, D), [P], or with `theta` [M, p] for each of them, [M, P]. Laws in one variable read theirs."""
         x, y = (np.log(np.atleast_1d(np.asarray(v, np.float64))) for v in (size, tokens))
         t = self.theta[None] if theta is None else theta
-        if self.law == "parametric":
-            out = parametric(t, x, y)[0]
+        if self.law in ("parametric", "simple"):
+            out = (parametric if self.law == "parametric" else simple)(t, x, y)[0]
         elif self.law == "kaplan":
             ratio = t[:, 2] / t[:, 3]
             out = kaplan(np.stack([ratio * t[:, 0], t[:, 1], ratio, t[:, 3]], axis=1), x, y)[0]
@@ -218,11 +236,15 @@ class Fit:
         return interval(value, value + np.add.outer(around, scatter).ravel(), level, runs - count)
 
     def predict(self, size: float, tokens: float, level: float = 0.9) -> Estimate:
-        """The loss of a run that has not been made: interval of the fit's draws, each with the runs' own scatter."""
+        """The loss of a run that has not been made: interval of the fit's draws, each with the runs' own scatter.
+
+        Beyond the largest run the interval is widened by as much as the law would be off if it strayed on as it did.
+        """
         value = float(self.log_loss(size, tokens)[0])
         scatter = self.residuals * near_fit(len(self.residuals), len(self.theta))
         low, high = self.interval(value, self.log_loss(size, tokens, self.draws)[:, 0], level, scatter)
-        return Estimate(math.exp(value), math.exp(low), math.exp(high), len(self.residuals))
+        beyond = abs(self.strayed) * math.log(max(1.0, size * tokens / self.largest))
+        return Estimate(math.exp(value), math.exp(low - beyond), math.exp(high + beyond), len(self.residuals))
 
     def to_json(self) -> dict[str, Any]:
         """For fit.json: enough to predict from."""
@@ -233,6 +255,7 @@ class Fit:
             "theta": [float(v) for v in self.theta],
             "draws": [[float(f"{v:.7g}") for v in row] for row in self.draws],
             "residuals": [float(f"{v:.5g}") for v in self.residuals],
+            **({"strayed": self.strayed, "largest": self.largest} if math.isfinite(self.largest) else {}),
         }
 
     @classmethod
@@ -241,13 +264,14 @@ class Fit:
         try:
             law = value["law"]
             theta, draws, residuals = (np.array(value[k], np.float64) for k in ("theta", "draws", "residuals"))
+            strayed, largest = float(value.get("strayed", 0.0)), float(value.get("largest", math.inf))
             count = len(LAWS[law][1])
             good = theta.shape == (count,) and draws.ndim == 2 and draws.shape[1] == count and residuals.ndim == 1
         except (KeyError, TypeError, ValueError):
             good = False
         if not good or not all(np.isfinite(v).all() and v.size for v in (theta, draws, residuals)):
             raise DataError(f"{where}: not a fitted law; wanted what `tercet scaling fit` writes into fit.json")
-        return cls(law, theta, draws, residuals)
+        return cls(law, theta, draws, residuals, strayed, largest)
 
 
 def resamples(count: int, draws: int, seed: int, distinct: int) -> Reals:
@@ -349,6 +373,38 @@ def fit_parametric(points: Points, draws: int = DRAWS, seed: int = 0, delta: flo
     theta[:, 2] += theta[:, 4] * my
     residuals = np.log(points.loss) - parametric(theta[:1], np.log(points.size), np.log(points.tokens))[0][0]
     return Fit("parametric", theta[0], theta[1:], residuals)
+
+
+def fit_simple(points: Points, draws: int = DRAWS, seed: int = 0, delta: float = HUBER) -> Fit:
+    """A / N^a + B / D^a by the loss of approach 3. Raises DataError below 4 runs or 3 sizes or 3 numbers of tokens.
+
+    A ladder of one or two powers of ten in FLOPs hardly tells a floor E from a smaller exponent, nor two exponents from each
+    other; whoever fits all five parameters to it extrapolates their noise.
+    """
+    middle = float(np.log(points.loss).mean())
+    starts = np.array([
+        (middle + math.log(s), middle + math.log(1 - s), p) for s in (0.1, 0.3, 0.5, 0.7, 0.9) for p in (0.05, 0.15, 0.3, 0.6)
+    ])  # fmt: skip
+    bounds = np.array([-1e3, -1e3, 0]), np.array([1e3, 1e3, 3])
+    best, many = _best_and_draws(simple, points, starts, bounds, delta, draws, seed)
+    _, _, mx, my = _centred(points)
+    theta = np.concatenate([best[None], many])
+    theta[:, 0] += theta[:, 2] * mx
+    theta[:, 1] += theta[:, 2] * my
+    residuals = np.log(points.loss) - simple(theta[:1], np.log(points.size), np.log(points.tokens))[0][0]
+    return Fit("simple", theta[0], theta[1:], residuals)
+
+
+def backtest(fit: Callable[[Points], Fit], points: Points) -> Fit:
+    """The law of all points, with how far that of the smaller ones is off at the largest: those of more than .7 of the most FLOPs.
+
+    Its mean error there in ln L, divided by ln of the factor between the largest FLOPs of both. Raises DataError where the smaller ones are too few for the law.
+    """
+    top = points.flops > 0.7 * points.flops.max()
+    before, after = fit(points.take(~top)), points.take(top)
+    error = float((before.log_loss(after.size, after.tokens) - np.log(after.loss)).mean())
+    strayed = error / math.log(points.flops.max() / points.flops[~top].max())
+    return dataclasses.replace(fit(points), strayed=strayed, largest=float((points.size * points.tokens).max()))
 
 
 def fit_kaplan(points: Points, draws: int = DRAWS, seed: int = 0) -> Fit:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from tercet.pretraining.laws import (
     DRAWS,
     Fit,
     IsoFlop,
+    Points,
     Reals,
+    backtest,
     exponents,
     fit_kaplan,
     fit_parametric,
     fit_power,
+    fit_simple,
     frontier,
     iso_flop,
 )
@@ -41,8 +45,9 @@ class LadderFit:
     iso: IsoFlop | None
     missing: dict[str, str]
 
-    def law(self, name: str = "parametric") -> Fit:
-        """Raises DataError where it could not be fitted."""
+    def law(self, name: str = "") -> Fit:
+        """The law of a name, or the one to predict with. Raises DataError where it could not be fitted."""
+        name = name or chosen(self.laws)
         if name not in self.laws:
             raise DataError(f"the law {name!r} is not in this fit: {self.missing.get(name, 'it was not fitted')}")
         return self.laws[name]
@@ -76,6 +81,24 @@ def budgets(flops: Reals) -> Reals:
     return out
 
 
+def chosen(laws: Mapping[str, Fit]) -> str:
+    """The law of N and D, all parameters counted, to predict with.
+
+    Where both were held against the largest runs the simple one, unless it strayed from them twice as far as the parametric one:
+    a difference below that is mostly noise, and two parameters more have more of it to extrapolate. Else the parametric one.
+    """
+    tested = {n: abs(laws[n].strayed) for n in ("parametric", "simple") if n in laws and math.isfinite(laws[n].largest)}
+    return "simple" if len(tested) == 2 and tested["simple"] <= 2 * tested["parametric"] else "parametric"
+
+
+def _tested(fit: Callable[[Points], Fit], points: Points) -> Fit:
+    """With a backtest where the smaller runs are enough for one."""
+    try:
+        return backtest(fit, points)
+    except DataError:
+        return fit(points)
+
+
 def fit_ladder(runs: Runs, draws: int = DRAWS, seed: int = 0) -> LadderFit:
     """Fit every law that the runs allow. Raises DataError where they allow none.
 
@@ -87,7 +110,8 @@ def fit_ladder(runs: Runs, draws: int = DRAWS, seed: int = 0) -> LadderFit:
         "tokens": lambda: fit_power("tokens", frontier(kaplans, "tokens"), draws, seed),
         "compute": lambda: fit_power("compute", frontier(kaplans, "flops"), draws, seed),
         "kaplan": lambda: fit_kaplan(kaplans, draws, seed),
-        "parametric": lambda: fit_parametric(ours, draws, seed),
+        "parametric": lambda: _tested(lambda p: fit_parametric(p, draws, seed), ours),
+        "simple": lambda: _tested(lambda p: fit_simple(p, draws, seed), ours),
         "parametric_hidden": lambda: fit_parametric(kaplans, draws, seed),
     }
     laws: dict[str, Fit] = {}
@@ -116,8 +140,9 @@ class Law:
     context_length: int
     flops: float  # of the largest run behind the law
 
-    def law(self, name: str = "parametric") -> Fit:
-        """Raises DataError where fit.json lacks it."""
+    def law(self, name: str = "") -> Fit:
+        """The law of a name, or the one to predict with. Raises DataError where fit.json lacks it."""
+        name = name or chosen(self.laws)
         if name not in self.laws:
             raise DataError(f"fit.json has no law {name!r}; it has {', '.join(self.laws)}")
         return self.laws[name]

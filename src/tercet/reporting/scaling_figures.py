@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from tercet.pretraining.counting import HOFFMANN, KAPLAN_SIZES, OMEGA, fitted_exponents, local_exponents
-from tercet.pretraining.laws import IsoFlop
+from tercet.pretraining.laws import LAWS, IsoFlop
 from tercet.pretraining.scaling import LadderFit, budgets
 from tercet.reporting.figures import COLOURS, DASHES, INK, MARKERS, STYLE
 
@@ -52,7 +52,7 @@ def loss_figure(found: LadderFit) -> Figure:
     left.legend(fontsize=7)
     ends = [runs.loss.min(), runs.loss.max()]
     right.plot(ends, ends, color=INK, linewidth=0.8)
-    right.set_xlabel("E + A / Nᵅ + B / Dᵝ, fitted")
+    right.set_xlabel(f"fitted: {LAWS[fit.law][0]}", fontsize=8)
     right.set_ylabel("measured")
     return figure
 
