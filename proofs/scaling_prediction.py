@@ -33,7 +33,7 @@ CONTEXT = 32  # with longer ones the law has a step where copying from the conte
 WIDTHS = (16, 32, 48, 64)
 FLOPS = (2e10, 4e10, 8e10, 1.6e11)
 FACTOR = 8.2  # a little above 8: steps are whole
-SEEDS, TARGET_SEED = (1, 2), 3  # of the ladder and of the run that is predicted; the script was worked out on seed 0
+SEEDS, TARGET_SEED = (1, 2), 4  # of the ladder and of the run that is predicted; the script was worked out on others
 
 
 def prepare(folder: Path, name: str) -> None:
@@ -69,7 +69,7 @@ def one(
         choice = best_for_flops(law, FACTOR * max(flops))
         rung = config.rung(choice.width, choice.tokens, TARGET_SEED)
         tokens = rung.steps * rung.batch_size * rung.context_length
-        expected = law.law().predict(choice.shape.parameters(), tokens)
+        expected = law.predict(choice.shape.parameters(), tokens)
         write_text(before, json.dumps({"width": choice.width, "tokens": tokens, "loss": expected.to_json()}) + "\n")
     said = json.loads(before.read_text())
     target = str(out / name / "target")
@@ -79,21 +79,20 @@ def one(
     return {
         "data": name, "width": said["width"], "tokens": said["tokens"], "factor": truth.flops[0] / law.flops,
         "predicted": expected, "measured": truth.loss[0], "error": expected["value"] / truth.loss[0] - 1,
-        "inside": expected["low"] <= truth.loss[0] <= expected["high"], "seconds": Run(target).manifest["seconds"],
-        "law": law.law().law, "strayed": law.law().strayed, "parameters": {k: e.to_json() for k, e in law.law().parameters().items()},
+        "inside": expected["low"] <= truth.loss[0] <= expected["high"], "seconds": Run(target).manifest["seconds"], "parameters": {k: e.to_json() for k, e in law.law().parameters().items()},
     }  # fmt: skip
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
     """What docs/scaling.md shows."""
     lines = [
-        "| data | law | width | tokens | times C | predicted, 90 % | measured | error |",
-        "|---|---|---|---|---|---|---|---|",
+        "| data | width | tokens | times C | predicted, 90 % | measured | error |",
+        "|---|---|---|---|---|---|---|",
     ]
     for r in rows:
         p = r["predicted"]
         lines.append(
-            f"| {r['data']} | {r['law']} | {r['width']} | {r['tokens']:,} | {r['factor']:.1f} | {p['value']:.3f} [{p['low']:.3f}, {p['high']:.3f}] "
+            f"| {r['data']} | {r['width']} | {r['tokens']:,} | {r['factor']:.1f} | {p['value']:.3f} [{p['low']:.3f}, {p['high']:.3f}] "
             f"| {r['measured']:.3f}{'' if r['inside'] else ' (outside)'} | {100 * r['error']:+.1f} % |"
         )
     return "\n".join(lines)

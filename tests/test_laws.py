@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import itertools
 import math
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from tercet.errors import ConfigError, DataError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.pretraining import counting, laws, scaling
+from tercet.pretraining import counting, laws
 from tercet.pretraining.laws import Points
 
 TRUE = {"E": 1.0, "A": 60.0, "B": 120.0, "alpha": 0.36, "beta": 0.32}
@@ -69,33 +67,21 @@ def test_the_simple_law_comes_back() -> None:
     assert {k: e.value for k, e in found.items()} == pytest.approx({"A": 20, "B": 35, "a": 0.21}, rel=1e-3)
 
 
-def test_the_backtest_is_the_error_at_the_largest_runs() -> None:
-    """By hand: fitted to what has at most half of the FLOPs, asked about the rest, per unit of ln C."""
-    points, budget = iso(0, 0.0)
-    found = laws.backtest(lambda p: laws.fit_simple(p, draws=20), points)
-    small, top = points.take(budget < 9e17), points.take(budget > 9e17)
-    off = np.log(laws.fit_simple(small, draws=20).loss(top.size, top.tokens) / top.loss).mean()
-    assert found.strayed == pytest.approx(off / math.log(10), rel=1e-9)
-    assert found.largest == pytest.approx((points.size * points.tokens).max())
-    assert (found.theta == laws.fit_simple(points, draws=20).theta).all()
-    # the floor, which it does not know, makes it expect too little
-    assert found.strayed < -0.001
-    near, far = found.predict(top.size[0], top.tokens[0]), found.predict(10 * top.size[0], 10 * top.tokens[0])
-    unknown = dataclasses.replace(found, strayed=0.0).predict(10 * top.size[0], 10 * top.tokens[0])
-    assert far.low == pytest.approx(unknown.low * math.exp(-abs(found.strayed) * math.log(100)), rel=1e-9)
-    assert near == dataclasses.replace(found, strayed=0.0).predict(top.size[0], top.tokens[0])
-
-
-@pytest.mark.parametrize(("floor", "name"), [(1.0, "parametric"), (0.0, "simple")])
-def test_the_law_to_predict_with_is_the_simple_one_unless_it_strays(floor: float, name: str) -> None:
-    c = np.repeat(np.geomspace(1e14, 1e18, 5), 6)
-    n = 0.22 * c**0.5 * np.tile(np.geomspace(0.2, 5, 6), 5)
-    noise = np.exp(0.003 * np.random.default_rng(0).standard_normal(n.size))
-    points = Points.of(n, c / 6 / n, (floor + 60 / n**0.34 + 90 / (c / 6 / n) ** 0.34) * noise)
-    fits = {"parametric": laws.fit_parametric, "simple": laws.fit_simple}
-    found = {k: laws.backtest(functools.partial(fit, draws=20), points) for k, fit in fits.items()}
-    assert scaling.chosen(found) == name
-    assert scaling.chosen({"parametric": found["parametric"]}) == "parametric"
+def test_a_forecast_is_the_mean_of_laws_and_holds_all_of_them() -> None:
+    """By hand: two laws without noise, whose draws are themselves."""
+    first, second = (
+        laws.Fit("simple", np.array([a, a, 0.3]), np.array([[a, a, 0.3]] * 20), np.zeros(9)) for a in (1.0, 1.2)
+    )
+    each = [float(f.loss(1e5, 1e6)[0]) for f in (first, second)]
+    e = laws.forecast([first, second], 1e5, 1e6, 0.9)
+    assert e.value == pytest.approx(math.sqrt(each[0] * each[1]))
+    wider = 1.9432 / 1.6449  # t with 9 − 3 degrees of freedom over z
+    assert (e.low, e.high) == pytest.approx(
+        (e.value * math.exp(-0.1 * wider), e.value * math.exp(0.1 * wider)), rel=1e-4
+    )
+    alone = laws.forecast([first], 1e5, 1e6)
+    assert alone == first.predict(1e5, 1e6)
+    assert alone.low == pytest.approx(each[0]) == pytest.approx(alone.high)
 
 
 @pytest.mark.parametrize("law", ["size", "tokens", "compute"])

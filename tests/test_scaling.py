@@ -192,8 +192,8 @@ def test_fit_and_predict(
     assert (tmp_path / "loss.png").stat().st_size > 5_000
     assert tercet(monkeypatch, "scaling", "predict", str(tmp_path), "--size", "20000", "--tokens", "8192") == 0
     said = capsys.readouterr().out
-    law = scaling.Law.load(tmp_path).law()
-    assert f"expected loss: {law.loss(20000, 8192)[0]:.3f}" in said
+    law = scaling.Law.load(tmp_path)
+    assert f"expected loss: {law.loss(20000, 8192):.3f}" in said
     assert tercet(monkeypatch, "scaling", "predict", str(tmp_path), "--flops", "1e9") == 0
     assert "best size" in capsys.readouterr().out
     assert tercet(monkeypatch, "scaling", "predict", str(tmp_path), "--size", "20000") == 2

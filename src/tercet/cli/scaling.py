@@ -87,11 +87,10 @@ def predict(
     tokens: Annotated[float, typer.Option(help="training tokens; with --size")] = 0.0,
     level: Annotated[float, typer.Option(help="of the interval", min=0.01, max=0.999)] = 0.9,
 ) -> None:
-    """What a run that has not been made will reach, by the law that held best from the smaller runs to the largest.
+    """What a run that has not been made will reach, by the parametric and the simple law together.
 
     Example: tercet scaling predict ladder --flops 1e13
     """
-    from tercet.pretraining.laws import LAWS
     from tercet.pretraining.scaling import Law, best_for_flops
 
     if (flops > 0) == (size > 0 and tokens > 0) or (size > 0) != (tokens > 0):
@@ -103,10 +102,9 @@ def predict(
         typer.echo(
             f"best size: width {choice.width}, {size:,.0f} parameters, {tokens:,.0f} tokens ({tokens / size:.1f} each)"
         )
-    by = law.law()
-    expected = by.predict(size, tokens, level)
+    expected = law.predict(size, tokens, level)
     typer.echo(
-        f"by {LAWS[by.law][0]}, expected loss: {expected.value:.3f} bits per byte, {100 * level:g} % interval [{expected.low:.3f}, {expected.high:.3f}]"
+        f"expected loss: {expected.value:.3f} bits per byte, {100 * level:g} % interval [{expected.low:.3f}, {expected.high:.3f}]"
     )
     if 6 * size * tokens > 30 * law.flops:
         typer.echo(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -182,12 +181,6 @@ def law_table(found: LadderFit) -> Table:
         parameters = {**fit.parameters(), **(exponents(fit) if name.startswith("parametric") else {})}
         count = "" if name in ("parametric", "simple", "tokens") else ", N without embeddings"
         shown = "\n".join(f"{k} = {line(e)}" for k, e in parameters.items())
-        if math.isfinite(fit.largest):
-            shown += (
-                f"\nfrom the smaller runs to the largest: off by {100 * fit.strayed:+.1f} % for each factor e of FLOPs"
-            )
-        if fit is found.law():
-            shown += "\n(predictions are by this law)"
         table.add_row(name, LAWS[fit.law][0] + count, str(len(fit.residuals)), shown)
     if found.iso is not None:
         shown = "\n".join(f"{k} = {line(e)}" for k, e in found.iso.exponents.items())

@@ -140,9 +140,7 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
         return costs[shape]
 
     if seconds:
-        choice = best_choice(
-            laws.law(), vocab, context, lambda s: tokens_within(seconds * (1 - BESIDES), context, cost(s))
-        )
+        choice = best_choice(laws, vocab, context, lambda s: tokens_within(seconds * (1 - BESIDES), context, cost(s)))
     elif flops:
         choice = best_for_flops(laws, flops, vocab, context)
     else:
@@ -154,7 +152,7 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
             raise ConfigError(f"--budget {budget}: planning alone took longer; give more time")
     new = dataclasses.replace(config, **values)
     tokens = new.steps * new.batch_size * context
-    expected = laws.law().predict(choice.shape.parameters(), tokens)
+    expected = laws.predict(choice.shape.parameters(), tokens)
     return Plan(new, choice.shape, tokens, seconds_for(tokens, context, cost(choice.shape)), expected)
 
 

@@ -17,7 +17,6 @@ runs, not whether the law is true beyond them.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -190,18 +189,12 @@ def near_fit(runs: int, parameters: int) -> float:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law: theta [p] (scales as logarithms), the same of every bootstrap draw [R, p], residuals of ln L [P].
-
-    `strayed` is how far the law of the smaller runs is off at the largest, in ln L per unit of ln C (`backtest`), and `largest` is
-    the largest N · D that it was fitted to.
-    """
+    """A fitted law: theta [p] (scales as logarithms), the same of every bootstrap draw [R, p], residuals of ln L [P]."""
 
     law: str
     theta: Reals
     draws: Reals
     residuals: Reals
-    strayed: float = 0.0
-    largest: float = math.inf
 
     def parameters(self, level: float = LEVEL) -> dict[str, Estimate]:
         """Each parameter of the equation with its interval; n counts the runs."""
@@ -229,22 +222,23 @@ class Fit:
         """The law's loss at points (N, D), [P]."""
         return np.exp(self.log_loss(size, tokens))
 
-    def interval(self, value: float, draws: Reals, level: float, scatter: float | Reals = 0.0) -> tuple[float, float]:
-        """Of something that the fit says is `value` and its draws say is `draws` [R]; with the `scatter` of a run, if one is to be met."""
-        runs, count = len(self.residuals), len(self.theta)
-        around = (draws - value) * near_fit(runs, count)
-        return interval(value, value + np.add.outer(around, scatter).ravel(), level, runs - count)
+    def around(self, value: float, draws: Reals) -> Reals:
+        """Draws [R] of something that the fit says is `value`, as far from it as the truth may be."""
+        return value + (draws - value) * near_fit(len(self.residuals), len(self.theta))
+
+    def interval(self, value: float, draws: Reals, level: float) -> tuple[float, float]:
+        """Of something that the fit says is `value` and its draws say is `draws` [R]."""
+        return interval(value, self.around(value, draws), level, len(self.residuals) - len(self.theta))
+
+    def runs(self, size: float, tokens: float) -> tuple[float, Reals]:
+        """ln L of a run that has not been made, and [R · P] draws of it: each of the fit's with the scatter of each run."""
+        value = float(self.log_loss(size, tokens)[0])
+        scatter = self.around(0.0, self.residuals)
+        return value, np.add.outer(self.around(value, self.log_loss(size, tokens, self.draws)[:, 0]), scatter).ravel()
 
     def predict(self, size: float, tokens: float, level: float = 0.9) -> Estimate:
-        """The loss of a run that has not been made: interval of the fit's draws, each with the runs' own scatter.
-
-        Beyond the largest run the interval is widened by as much as the law would be off if it strayed on as it did.
-        """
-        value = float(self.log_loss(size, tokens)[0])
-        scatter = self.residuals * near_fit(len(self.residuals), len(self.theta))
-        low, high = self.interval(value, self.log_loss(size, tokens, self.draws)[:, 0], level, scatter)
-        beyond = abs(self.strayed) * math.log(max(1.0, size * tokens / self.largest))
-        return Estimate(math.exp(value), math.exp(low - beyond), math.exp(high + beyond), len(self.residuals))
+        """The loss of a run that has not been made, by this law alone."""
+        return forecast([self], size, tokens, level)
 
     def to_json(self) -> dict[str, Any]:
         """For fit.json: enough to predict from."""
@@ -255,7 +249,6 @@ class Fit:
             "theta": [float(v) for v in self.theta],
             "draws": [[float(f"{v:.7g}") for v in row] for row in self.draws],
             "residuals": [float(f"{v:.5g}") for v in self.residuals],
-            **({"strayed": self.strayed, "largest": self.largest} if math.isfinite(self.largest) else {}),
         }
 
     @classmethod
@@ -264,14 +257,13 @@ class Fit:
         try:
             law = value["law"]
             theta, draws, residuals = (np.array(value[k], np.float64) for k in ("theta", "draws", "residuals"))
-            strayed, largest = float(value.get("strayed", 0.0)), float(value.get("largest", math.inf))
             count = len(LAWS[law][1])
             good = theta.shape == (count,) and draws.ndim == 2 and draws.shape[1] == count and residuals.ndim == 1
         except (KeyError, TypeError, ValueError):
             good = False
         if not good or not all(np.isfinite(v).all() and v.size for v in (theta, draws, residuals)):
             raise DataError(f"{where}: not a fitted law; wanted what `tercet scaling fit` writes into fit.json")
-        return cls(law, theta, draws, residuals, strayed, largest)
+        return cls(law, theta, draws, residuals)
 
 
 def resamples(count: int, draws: int, seed: int, distinct: int) -> Reals:
@@ -288,6 +280,19 @@ def resamples(count: int, draws: int, seed: int, distinct: int) -> Reals:
         if (row > 0).sum() >= distinct or count < distinct + 2:
             rows.append(row)
     return np.stack(rows) if rows else np.zeros((0, count))
+
+
+def forecast(fits: Sequence[Fit], size: float, tokens: float, level: float = 0.9) -> Estimate:
+    """The loss of a run that has not been made: the geometric mean of several laws, with an interval of the draws of all.
+
+    Laws that describe a ladder equally well can disagree about what lies beyond; their mean is right more often than the one that
+    happens to fit best (Bates and Granger 1969, "The combination of forecasts"), and the interval has to hold all of them.
+    """
+    found = [fit.runs(size, tokens) for fit in fits]
+    value = sum(v for v, _ in found) / len(found)
+    free = min(len(fit.residuals) - len(fit.theta) for fit in fits)
+    low, high = interval(value, np.concatenate([draws for _, draws in found]), level, free)
+    return Estimate(math.exp(value), math.exp(low), math.exp(high), len(fits[0].residuals))
 
 
 # -- the fits -----------------------------------------------------------------------------------------------------
@@ -393,18 +398,6 @@ def fit_simple(points: Points, draws: int = DRAWS, seed: int = 0, delta: float =
     theta[:, 1] += theta[:, 2] * my
     residuals = np.log(points.loss) - simple(theta[:1], np.log(points.size), np.log(points.tokens))[0][0]
     return Fit("simple", theta[0], theta[1:], residuals)
-
-
-def backtest(fit: Callable[[Points], Fit], points: Points) -> Fit:
-    """The law of all points, with how far that of the smaller ones is off at the largest: those of more than .7 of the most FLOPs.
-
-    Its mean error there in ln L, divided by ln of the factor between the largest FLOPs of both. Raises DataError where the smaller ones are too few for the law.
-    """
-    top = points.flops > 0.7 * points.flops.max()
-    before, after = fit(points.take(~top)), points.take(top)
-    error = float((before.log_loss(after.size, after.tokens) - np.log(after.loss)).mean())
-    strayed = error / math.log(points.flops.max() / points.flops[~top].max())
-    return dataclasses.replace(fit(points), strayed=strayed, largest=float((points.size * points.tokens).max()))
 
 
 def fit_kaplan(points: Points, draws: int = DRAWS, seed: int = 0) -> Fit:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,26 +12,27 @@ from typing import Any
 import numpy as np
 
 from tercet.errors import ConfigError, DataError
+from tercet.evaluation.metrics import Estimate
 from tercet.model.config import ModelConfig
 from tercet.pretraining.ladder import Runs
 from tercet.pretraining.laws import (
     DRAWS,
     Fit,
     IsoFlop,
-    Points,
     Reals,
-    backtest,
     exponents,
     fit_kaplan,
     fit_parametric,
     fit_power,
     fit_simple,
+    forecast,
     frontier,
     iso_flop,
 )
 from tercet.pretraining.scaling_config import shape_of
 
 FORMAT = 1
+FORECAST = ("parametric", "simple")  # laws of N and D, all parameters counted, that predict together
 SAME_BUDGET = 1.1  # runs whose FLOPs differ by less than this factor are of one budget: steps are whole
 WIDTHS = (*range(16, 256, 16), *range(256, 1024, 64), *range(1024, 4097, 256))
 
@@ -45,9 +46,8 @@ class LadderFit:
     iso: IsoFlop | None
     missing: dict[str, str]
 
-    def law(self, name: str = "") -> Fit:
-        """The law of a name, or the one to predict with. Raises DataError where it could not be fitted."""
-        name = name or chosen(self.laws)
+    def law(self, name: str = "parametric") -> Fit:
+        """Raises DataError where it could not be fitted."""
         if name not in self.laws:
             raise DataError(f"the law {name!r} is not in this fit: {self.missing.get(name, 'it was not fitted')}")
         return self.laws[name]
@@ -81,24 +81,6 @@ def budgets(flops: Reals) -> Reals:
     return out
 
 
-def chosen(laws: Mapping[str, Fit]) -> str:
-    """The law of N and D, all parameters counted, to predict with.
-
-    Where both were held against the largest runs the simple one, unless it strayed from them twice as far as the parametric one:
-    a difference below that is mostly noise, and two parameters more have more of it to extrapolate. Else the parametric one.
-    """
-    tested = {n: abs(laws[n].strayed) for n in ("parametric", "simple") if n in laws and math.isfinite(laws[n].largest)}
-    return "simple" if len(tested) == 2 and tested["simple"] <= 2 * tested["parametric"] else "parametric"
-
-
-def _tested(fit: Callable[[Points], Fit], points: Points) -> Fit:
-    """With a backtest where the smaller runs are enough for one."""
-    try:
-        return backtest(fit, points)
-    except DataError:
-        return fit(points)
-
-
 def fit_ladder(runs: Runs, draws: int = DRAWS, seed: int = 0) -> LadderFit:
     """Fit every law that the runs allow. Raises DataError where they allow none.
 
@@ -110,8 +92,8 @@ def fit_ladder(runs: Runs, draws: int = DRAWS, seed: int = 0) -> LadderFit:
         "tokens": lambda: fit_power("tokens", frontier(kaplans, "tokens"), draws, seed),
         "compute": lambda: fit_power("compute", frontier(kaplans, "flops"), draws, seed),
         "kaplan": lambda: fit_kaplan(kaplans, draws, seed),
-        "parametric": lambda: _tested(lambda p: fit_parametric(p, draws, seed), ours),
-        "simple": lambda: _tested(lambda p: fit_simple(p, draws, seed), ours),
+        "parametric": lambda: fit_parametric(ours, draws, seed),
+        "simple": lambda: fit_simple(ours, draws, seed),
         "parametric_hidden": lambda: fit_parametric(kaplans, draws, seed),
     }
     laws: dict[str, Fit] = {}
@@ -140,12 +122,25 @@ class Law:
     context_length: int
     flops: float  # of the largest run behind the law
 
-    def law(self, name: str = "") -> Fit:
-        """The law of a name, or the one to predict with. Raises DataError where fit.json lacks it."""
-        name = name or chosen(self.laws)
+    def law(self, name: str = "parametric") -> Fit:
+        """Raises DataError where fit.json lacks it."""
         if name not in self.laws:
             raise DataError(f"fit.json has no law {name!r}; it has {', '.join(self.laws)}")
         return self.laws[name]
+
+    def forecasters(self) -> list[Fit]:
+        """The laws to predict with. Raises DataError where there is none."""
+        return [self.laws[name] for name in FORECAST if name in self.laws] or [self.law()]
+
+    def loss(self, size: float, tokens: float) -> float:
+        """What they expect: their geometric mean."""
+        return math.exp(
+            sum(float(fit.log_loss(size, tokens)[0]) for fit in self.forecasters()) / len(self.forecasters())
+        )
+
+    def predict(self, size: float, tokens: float, level: float = 0.9) -> Estimate:
+        """The same with an interval."""
+        return forecast(self.forecasters(), size, tokens, level)
 
     @classmethod
     def load(cls, path: str | Path) -> Law:
@@ -172,7 +167,7 @@ class Choice:
     loss: float
 
 
-def best_choice(fit: Fit, vocab_size: int, context_length: int, tokens_of: Callable[[ModelConfig], float],
+def best_choice(law: Law, vocab_size: int, context_length: int, tokens_of: Callable[[ModelConfig], float],
                 widths: Sequence[int] = WIDTHS) -> Choice:  # fmt: skip
     """The width of least expected loss, where `tokens_of(shape)` says how many tokens that size can have.
 
@@ -186,7 +181,7 @@ def best_choice(fit: Fit, vocab_size: int, context_length: int, tokens_of: Calla
         tokens = tokens_of(shape)
         if tokens < context_length:
             break
-        loss = float(fit.loss(shape.parameters(), tokens)[0])
+        loss = law.loss(shape.parameters(), tokens)
         if best is None or loss < best.loss:
             best, worse = Choice(width, shape, tokens, loss), 0
         else:
@@ -201,7 +196,7 @@ def best_choice(fit: Fit, vocab_size: int, context_length: int, tokens_of: Calla
 def best_for_flops(law: Law, flops: float, vocab_size: int = 0, context_length: int = 0) -> Choice:
     """The best size for a number of training FLOPs, every matrix product counted."""
     return best_choice(
-        law.law(),
+        law,
         vocab_size or law.vocab_size,
         context_length or law.context_length,
         lambda s: flops / s.flops_per_token(),
