@@ -57,13 +57,6 @@ def measure(tool: str, task: str, folder: Path, threads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def products(folder: Path, threads: int) -> float:
-    """Seconds of the matrix products of a step of SFT alone, in a process of its own (`floor.py`)."""
-    command = [sys.executable, str(Path(__file__).with_name("floor.py")), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-    return float(subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout)
-
-
 def spread(values: list[float]) -> dict[str, float]:
     """Median, smallest and largest."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
@@ -106,13 +99,6 @@ def line(found: dict[str, Any]) -> str:
         f"{found['task']:<16}{ms('tercet')}{ms('trl')}  {ratio('speed'):<19} {cpu:<8}{both('start', '.1f'):<12}{ratio('start'):<19}"
         f" {both('memory', ',.0f'):<14}{ratio('memory'):<19} {same}"
     )
-
-
-def out_of_reach(found: dict[str, Any]) -> str:
-    """The most that is to be had for SFT in float32: what a step's matrix products alone take."""
-    alone = found["products"]["median"]
-    text = f"{'  its products':<16}{1000 * alone:8,.0f}"
-    return text + (f"{'':8}  {found['trl']['step']['median'] / alone:.2f} would be all of TRL's step over the products alone" if "trl" in found else "")  # fmt: skip
 
 
 def verdicts(results: list[dict[str, Any]]) -> list[str]:
@@ -163,7 +149,6 @@ def main() -> None:
     shutil.rmtree(folder, ignore_errors=True)
     make(folder, shape, with_trl)
     tools, results, machine = ("tercet", "trl")[: 1 + with_trl], [], about()
-    floor: list[float] = []
     print("  ".join(f"{k} {v}" for k, v in machine.items()))
     print(f"{'':<16}{'ms per step':^16}  {'':<19} {'':<8}{'seconds to the 1st step':<31} {'peak MB':<33} {'loss'}")
     print(
@@ -174,13 +159,8 @@ def main() -> None:
         for number in range(options.rounds):
             order = tools if number % 2 == 0 else tools[::-1]
             rounds.append({tool: measure(tool, task, folder, shape.threads) for tool in order})
-            if task == "sft":
-                floor.append(products(folder, shape.threads))
         results.append(summary(task, rounds))
         print(line(results[-1]), flush=True)
-        if task == "sft":
-            results[-1]["products"] = spread(floor)
-            print(out_of_reach(results[-1]), flush=True)
     print("\n".join(["", *verdicts(results)]))
     report = {"machine": machine, "shape": vars(shape), "results": results}
     (folder / "bench.json").write_text(json.dumps(report, indent=1), encoding="utf-8")

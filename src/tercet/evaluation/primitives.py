@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError, DataError, NonFiniteError
 from tercet.evaluation.journal import Journal, fingerprint
 from tercet.generation.sampler import SamplingParams, generate
+from tercet.model.products import linear
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import language_model_run, load_language_model
@@ -275,7 +275,7 @@ def predict(model: Transformer, hidden_MD: Tensor, where_A: Tensor, targets_A: T
     best = torch.empty(len(targets_A), dtype=torch.bool)
     step = max(64, (1 << 22) // model.config.vocab_size)  # at most about 4 million logits in memory
     for a in range(0, len(hidden_MD), step):
-        logits = F.linear(hidden_MD[a : a + step], model.output_weight)
+        logits = linear(hidden_MD[a : a + step], model.output_weight)
         mine = ((where_A >= a) & (where_A < a + step)).nonzero()[:, 0]
         rows, wanted = where_A[mine] - a, targets_A[mine]
         logprob[mine] = logits[rows, wanted].double() - logits.logsumexp(-1).double()[rows]

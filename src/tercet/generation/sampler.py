@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError, NonFiniteError
+from tercet.model.products import linear
 from tercet.model.transformer import KVCache, Transformer
 
 _COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
@@ -117,7 +118,7 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
     rows = torch.arange(len(which))  # which of the batch are still in the cache
     alive = torch.ones(len(which), dtype=torch.bool)
     for step in range(params.max_new_tokens):
-        chosen, logp = pick(F.linear(hidden, model.output_weight), params, uniform[rows, step])
+        chosen, logp = pick(linear(hidden, model.output_weight), params, uniform[rows, step])
         for row, token, value in zip(rows.tolist(), chosen.tolist(), logp.tolist()):
             if not alive[row]:
                 continue

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LoRAConfig
+from tercet.model.products import Linear, linear
 from tercet.model.transformer import ScalarModel, Transformer
 
 PREFIX = "base_model.model."  # what PEFT writes before the names of the model that it wraps
@@ -44,13 +44,13 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         update: Tensor = self.lora_B(self.lora_A(x))
-        return F.linear(x, self.weight) + self.config.alpha / self.config.rank * update
+        return linear(x, self.weight) + self.config.alpha / self.config.rank * update
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The one plain layer that does the same."""
         a, b = self.lora_A.weight.double(), self.lora_B.weight.double()
-        plain = nn.Linear(a.shape[1], b.shape[0], bias=False, device="meta")
+        plain = Linear(a.shape[1], b.shape[0], device="meta")
         weight = self.weight.double() + self.config.alpha / self.config.rank * (b @ a)
         plain.weight = nn.Parameter(weight.to(self.weight.dtype))
         return plain

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
 
+from tercet.model.products import linear, product, weight_gradient
 from tercet.model.transformer import Transformer
 from tercet.training.batch import Batch, Rows
 
@@ -34,7 +35,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         d_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None  # not with adapters: it is frozen
         for a in range(0, len(hidden), CHUNK):
             h, y, w = hidden[a : a + CHUNK], targets_N[a : a + CHUNK], weights_N[a : a + CHUNK].to(weight_VD.dtype)
-            logits = (h @ weight.T).to(weight_VD.dtype)
+            logits = product(h, weight).to(weight_VD.dtype)
             logp = F.log_softmax(logits, dim=-1)
             chosen = logp.gather(1, y[:, None])[:, 0]
             total -= (chosen.double() * w.double()).sum()
@@ -42,9 +43,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 d_logits = logp.exp_()  # softmax − onehot, times the weight
                 d_logits.scatter_add_(1, y[:, None], torch.full_like(chosen, -1.0)[:, None])
                 d_logits = d_logits.mul_(w[:, None]).to(kind)
-                d_hidden[a : a + CHUNK] = (d_logits @ weight).to(d_hidden.dtype)
+                d_hidden[a : a + CHUNK] = product(d_logits, weight.T).to(d_hidden.dtype)
                 if d_weight is not None:
-                    d_weight += (d_logits.T @ h).to(d_weight.dtype)
+                    d_weight += weight_gradient(d_logits, h).to(d_weight.dtype)
         ctx.save_for_backward(d_hidden, d_weight)
         return total.to(torch.float64)
 
@@ -98,16 +99,16 @@ class _TokenLogprobs(torch.autograd.Function):
             g = (grad_N[a : a + CHUNK] / ctx.temperature)[:, None].to(weight.dtype)
             p = (kept if kept is not None else _log_softmax(h, weight, ctx.temperature, ctx.low)).exp()
             d_logits = p.mul_(-g).scatter_add_(1, y, g).to(kind)  # (onehot − softmax), times the gradient
-            d_hidden[a : a + CHUNK] = (d_logits @ matrix).to(hidden.dtype)
+            d_hidden[a : a + CHUNK] = product(d_logits, matrix.T).to(hidden.dtype)
             if d_weight is not None:
-                d_weight += (d_logits.T @ h.to(kind)).to(weight.dtype)
+                d_weight += weight_gradient(d_logits, h.to(kind)).to(weight.dtype)
         return d_hidden, d_weight, None, None, None
 
 
 def _log_softmax(hidden_ND: Tensor, weight_VD: Tensor, temperature: float, low: bool) -> Tensor:
     """[N, V]. Only the product is in bfloat16 where `low`: its steps at −5 nats are .03."""
     kind = torch.bfloat16 if low else weight_VD.dtype
-    logits = (hidden_ND.to(kind) @ weight_VD.to(kind).T).to(weight_VD.dtype)
+    logits = product(hidden_ND.to(kind), weight_VD.to(kind)).to(weight_VD.dtype)
     return F.log_softmax(logits / temperature, dim=-1)
 
 
@@ -142,9 +143,9 @@ def token_kl(
     """KL(π ‖ π_ref) over the whole vocabulary at each position, [N], in nats; with gradients into `model` only."""
 
     def chunk(hidden: Tensor, ref_hidden: Tensor) -> Tensor:
-        logp = F.log_softmax(F.linear(hidden, model.output_weight) / temperature, dim=-1)
+        logp = F.log_softmax(linear(hidden, model.output_weight) / temperature, dim=-1)
         with torch.no_grad():
-            ref = F.log_softmax(F.linear(ref_hidden, reference.output_weight) / temperature, dim=-1)
+            ref = F.log_softmax(linear(ref_hidden, reference.output_weight) / temperature, dim=-1)
         return (logp.exp() * (logp - ref)).sum(-1)
 
     out = []

@@ -1,0 +1,82 @@
+"""Matrix products in float32 on the CPU by oneDNN, in place of the library that PyTorch asks (MKL).
+
+MKL does not use the widest vectors of every processor that has them: on an AMD EPYC with AVX-512 oneDNN's products were 2 to 2.7 times
+as fast (benchmarks/products.py). The numbers are the same up to rounding. Other types, other devices and small
+products go to PyTorch as ever.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# oneDNN's set-up costs more than it saves below so many multiplications
+WORTH = 1 << 22
+
+
+def _had() -> bool:
+    """Whether oneDNN is there and the processor has vectors that MKL may leave idle; decided once, so that results repeat."""
+    built = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+    return built and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+
+
+ONEDNN = _had()
+
+
+def _by_onednn(a: Tensor, b: Tensor) -> bool:
+    plain = ONEDNN and a.dtype == b.dtype == torch.float32 and a.device.type == b.device.type == "cpu"
+    return plain and a.numel() * b.shape[0] >= WORTH
+
+
+def product(a_NK: Tensor, b_MK: Tensor) -> Tensor:
+    """a bᵀ, [N, M], of two matrices; no gradient flows through it."""
+    if _by_onednn(a_NK, b_MK):
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(a_NK, b_MK, None, "none", [], "")
+        return out
+    return a_NK @ b_MK.T
+
+
+def weight_gradient(grad_NO: Tensor, x_NI: Tensor) -> Tensor:
+    """gradᵀ x, [O, I]. oneDNN is up to a half faster where the longer side is that of the second matrix."""
+    if grad_NO.shape[1] > x_NI.shape[1]:
+        return product(x_NI.T, grad_NO.T).T
+    return product(grad_NO.T, x_NI.T)
+
+
+class _Linear(torch.autograd.Function):
+    """x Wᵀ: three products, one forward and two backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
+        ctx.save_for_backward(x_NI, weight_OI)
+        return product(x_NI, weight_OI)
+
+    @staticmethod
+    def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        d_x = product(grad_NO, weight.T) if ctx.needs_input_grad[0] else None
+        return d_x, weight_gradient(grad_NO, x) if ctx.needs_input_grad[1] else None  # not with adapters: it is frozen
+
+
+def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
+    """x Wᵀ, [..., in] to [..., out], as `torch.nn.functional.linear`."""
+    if not _by_onednn(x, weight_OI) or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight_OI)
+    x_NI = x.reshape(-1, x.shape[-1])
+    needed = torch.is_grad_enabled() and (x.requires_grad or weight_OI.requires_grad)
+    out: Tensor = _Linear.apply(x_NI, weight_OI) if needed else product(x_NI, weight_OI)  # type: ignore[no-untyped-call]
+    return out.view(*x.shape[:-1], weight_OI.shape[0])
+
+
+class Linear(nn.Linear):
+    """A linear layer without bias that multiplies by `linear`."""
+
+    def __init__(self, inputs: int, outputs: int, **kind: Any) -> None:
+        super().__init__(inputs, outputs, bias=False, **kind)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """[..., in] to [..., out]."""
+        return linear(input, self.weight)
