@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError, NonFiniteError
+from tercet.model.packed import packed
 from tercet.model.transformer import KVCache, Transformer
 
 _COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
@@ -100,8 +101,9 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
             )
     out = [Completion() for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
-    for a in range(0, len(prompts), batch_size):
-        _generate_batch(model, prompts, params, seeds, by_length[a : a + batch_size], out, on_token, until)
+    with packed(model):
+        for a in range(0, len(prompts), batch_size):
+            _generate_batch(model, prompts, params, seeds, by_length[a : a + batch_size], out, on_token, until)
     return out
 
 
@@ -117,7 +119,7 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
     rows = torch.arange(len(which))  # which of the batch are still in the cache
     alive = torch.ones(len(which), dtype=torch.bool)
     for step in range(params.max_new_tokens):
-        chosen, logp = pick(F.linear(hidden, model.output_weight), params, uniform[rows, step])
+        chosen, logp = pick(model.logits(hidden), params, uniform[rows, step])
         for row, token, value in zip(rows.tolist(), chosen.tolist(), logp.tolist()):
             if not alive[row]:
                 continue
