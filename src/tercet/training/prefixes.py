@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tercet.model.transformer import Branches, Part, Transformer
+from tercet.model.transformer import Branches, KVCache, Part, Transformer
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,12 @@ class Layout:
         np.int64
     ]  # [N, S]: the place of each sequence's tokens; behind a sequence's end there is no meaning
 
-    def hidden(self, model: Transformer, at: Tensor | None = None) -> Tensor:
-        """Hidden states of all places, [T, D], or of the places `at` alone, [A, D]."""
-        hidden = model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches, at=at)
+    def hidden(self, model: Transformer, at: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Hidden states of all places, [T, D], or of the places `at` alone, [A, D].
+
+        An empty `cache` (batch 1, capacity T) is filled by place.
+        """
+        hidden = model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches, cache=cache, at=at)
         return hidden[0] if at is None else hidden
 
 
