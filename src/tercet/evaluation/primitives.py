@@ -21,14 +21,13 @@ from torch import Tensor
 from tercet.errors import ConfigError, ContextError, DataError, NonFiniteError
 from tercet.evaluation.journal import Journal, fingerprint
 from tercet.generation.sampler import SamplingParams, generate
-from tercet.model.products import linear
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import language_model_run, load_language_model
-from tercet.training.prefixes import lay_out
+from tercet.training.prefixes import lay_out, shared_length
 
-PASS_TOKENS = 4096  # of a forward pass, counted as sequences × their longest
-BUCKET = 32  # sequences whose contexts differ by fewer tokens may share a pass
+PASS_TOKENS = 4096  # of a forward pass; a beginning that several sequences share counts once
+READ = 8  # times as many may be read by attention, where it counts for each of them
 ROWS = 64  # texts that are generated at once
 
 Progress = Callable[[int, int], None]  # (requests done, of how many)
@@ -171,28 +170,27 @@ class Primitives:
 
         Yields the results of each pass, by index.
         """
-        order = sorted(range(len(work)), key=lambda i: ((len(work[i][0]) - work[i][1]) // BUCKET, work[i][0]))
-        at = 0
-        while at < len(order):
-            part, longest = list[int](), 0
-            while at < len(order):
-                longer = max(longest, len(work[order[at]][0]) - 1)
-                if part and longer * (len(part) + 1) > PASS_TOKENS:
-                    break
-                part.append(order[at])
-                longest, at = longer, at + 1
-            yield dict(zip(part, self._score_pass([work[i] for i in part])))
+        part, new, read, previous = list[int](), 0, 0, np.zeros(0, dtype=np.int64)
+        for i in sorted(range(len(work)), key=lambda i: work[i][0]):  # what begins alike side by side
+            ids = np.array(work[i][0][:-1])
+            own = len(ids) - shared_length(previous, ids)
+            if part and (new + own > PASS_TOKENS or read + len(ids) > READ * PASS_TOKENS):
+                yield dict(zip(part, self._score_pass([work[i] for i in part])))
+                part, new, read, own = [], 0, 0, len(ids)
+            part.append(i)
+            new, read, previous = new + own, read + len(ids), ids
+        yield dict(zip(part, self._score_pass([work[i] for i in part])))
 
     def _score_pass(self, work: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
         row_of: dict[tuple[int, ...], int] = {}  # what differs only in the last id has the same inputs
         rows = [row_of.setdefault(tuple(ids[:-1]), len(row_of)) for ids, _ in work]
         layout = lay_out(list(row_of))
-        hidden = layout.hidden(self.model)
         counts = np.array([count for _, count in work])
         places = np.concatenate([layout.places[r, len(ids) - 1 - n : len(ids) - 1] for r, (ids, n) in zip(rows, work)])
         targets = torch.tensor([i for ids, n in work for i in ids[len(ids) - n :]])
         needed, where = np.unique(places, return_inverse=True)
-        logprob, best = predict(self.model, hidden[torch.from_numpy(needed)], torch.from_numpy(where), targets)
+        hidden = layout.hidden(self.model, torch.from_numpy(needed))
+        logprob, best = predict(self.model, hidden, torch.from_numpy(where), targets)
         if not torch.isfinite(logprob).all():
             raise NonFiniteError("log-probabilities are not finite: the model's weights have diverged")
         ends = np.cumsum(counts)
@@ -275,7 +273,7 @@ def predict(model: Transformer, hidden_MD: Tensor, where_A: Tensor, targets_A: T
     best = torch.empty(len(targets_A), dtype=torch.bool)
     step = max(64, (1 << 22) // model.config.vocab_size)  # at most about 4 million logits in memory
     for a in range(0, len(hidden_MD), step):
-        logits = linear(hidden_MD[a : a + step], model.output_weight)
+        logits = model.logits(hidden_MD[a : a + step])
         mine = ((where_A >= a) & (where_A < a + step)).nonzero()[:, 0]
         rows, wanted = where_A[mine] - a, targets_A[mine]
         logprob[mine] = logits[rows, wanted].double() - logits.logsumexp(-1).double()[rows]

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError, NonFiniteError
-from tercet.model.products import linear
 from tercet.model.transformer import KVCache, Transformer
+from tercet.training.prefixes import lay_out
 
 _COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
 
@@ -118,7 +118,7 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
     rows = torch.arange(len(which))  # which of the batch are still in the cache
     alive = torch.ones(len(which), dtype=torch.bool)
     for step in range(params.max_new_tokens):
-        chosen, logp = pick(linear(hidden, model.output_weight), params, uniform[rows, step])
+        chosen, logp = pick(model.logits(hidden), params, uniform[rows, step])
         for row, token, value in zip(rows.tolist(), chosen.tolist(), logp.tolist()):
             if not alive[row]:
                 continue
@@ -148,26 +148,20 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
 def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: int) -> tuple[Tensor, KVCache, Tensor]:
     """(hidden state of each prompt's last token [B, D], the filled cache, columns of filling before each prompt [B]).
 
-    A prompt that comes several times is read once. Filling on the left lines the prompts' ends up, so that each later
-    step writes one column of the cache.
+    What prompts begin with alike is read once. Filling on the left of the cache lines the prompts' ends up, so that each
+    later step writes one column of it.
     """
-    distinct = list(dict.fromkeys(prompts))
-    longest = max(map(len, distinct))
-    tokens = torch.zeros(len(distinct), longest, dtype=torch.long)
-    for row, prompt in enumerate(distinct):
-        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
-    start = torch.tensor([longest - len(p) for p in distinct])
-    column, mask = torch.arange(longest), None
-    if start.any():  # filling may see itself, or its softmax would be empty
-        seen = (column[None] >= start[:, None])[:, None, :] | (column[None, :] == column[:, None])[None]
-        mask = ((column[None, :] <= column[:, None])[None] & seen)[:, None]
-    cache = KVCache(model.config, len(distinct), capacity, model.output_weight.dtype)
-    positions = (column[None] - start[:, None]).clamp(min=0)
-    last = (torch.arange(len(distinct)) + 1) * longest - 1
-    hidden = model.hidden(tokens, positions_BT=positions, mask=mask, cache=cache, at=last)
-    if len(distinct) < len(prompts):
-        number = {p: n for n, p in enumerate(distinct)}
-        same = torch.tensor([number[p] for p in prompts])
-        cache.keep(same)
-        hidden, start = hidden[same], start[same]
-    return hidden, cache, start
+    distinct = {p: n for n, p in enumerate(dict.fromkeys(prompts))}
+    layout, longest, length = lay_out(list(distinct)), max(map(len, prompts)), len(prompts)
+    read = KVCache(model.config, 1, layout.tokens.shape[1], model.output_weight.dtype)
+    last = torch.tensor([layout.places[n, len(p) - 1] for p, n in distinct.items()])
+    hidden = layout.hidden(model, last, read)
+    places = torch.zeros(length, longest, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        places[row, longest - len(prompt) :] = torch.from_numpy(layout.places[distinct[prompt], : len(prompt)])
+    cache = KVCache(model.config, length, capacity, model.output_weight.dtype)
+    for layer in range(model.config.num_layers):
+        for into, out in ((cache.keys, read.keys), (cache.values, read.values)):
+            into[layer, :, :, :longest] = out[layer, 0].transpose(0, 1)[places].transpose(1, 2)
+    cache.advance(longest)
+    return hidden[[distinct[p] for p in prompts]], cache, torch.tensor([longest - len(p) for p in prompts])

@@ -43,23 +43,36 @@ class KVCache:
 
 
 @dataclass(frozen=True)
+class Part:
+    """Some of the sequences of `Branches`, side by side, filled up on the right."""
+
+    rows: Tensor  # [N, S] i64: the places of each sequence's tokens
+    asked: Tensor | None = None  # [N, Q] i64: the places among them whose output is wanted; None: all, causally
+    mask: Tensor | None = None  # [N, 1, Q, S] bool: what these see
+
+
+@dataclass(frozen=True)
 class Branches:
     """Sequences that share a beginning, laid out so that each token of it is computed once, in one batch row of T places.
 
     Only attention mixes tokens: it alone sees whole sequences, one row for each; everything else sees the T places.
+    Sequences of like lengths are a part, so that little is filled up.
     """
 
-    rows: Tensor  # [N, S] i64: the places of each sequence's tokens; filled up on the right, which causal attention ignores
-    home: Tensor  # [T] i64: the place in `rows`, row after row, at which attention's output for a place is read
+    parts: tuple[Part, ...]
+    home: Tensor  # [T] i64: the row of the parts' outputs, one under the other, that is a place's
 
-    def spread(self, x_1HTC: Tensor) -> Tensor:
-        """Places to sequences, [N, H, S, C]."""
-        x = x_1HTC[0].transpose(0, 1).index_select(0, self.rows.flatten())
-        return x.view(*self.rows.shape, *x.shape[1:]).transpose(1, 2)
-
-    def collect(self, x_NHSC: Tensor) -> Tensor:
-        """Sequences to places, [1, H, T, C]."""
-        return x_NHSC.transpose(1, 2).flatten(0, 1).index_select(0, self.home).transpose(0, 1)[None]
+    def attend(self, q_1HTC: Tensor, k_1KTC: Tensor, v_1KTC: Tensor) -> Tensor:
+        """Attention's output at every place, [1, H, T, C]."""
+        q, k, v = (x[0].transpose(0, 1) for x in (q_1HTC, k_1KTC, v_1KTC))
+        out = [
+            attend(spread(q, p.rows if p.asked is None else p.asked), spread(k, p.rows), spread(v, p.rows), p.mask)
+            .transpose(1, 2)
+            .flatten(0, 1)
+            for p in self.parts
+        ]
+        every = out[0] if len(out) == 1 else torch.cat(out)
+        return every.index_select(0, self.home).transpose(0, 1)[None]
 
 
 Mask = Tensor | Branches | None
@@ -131,6 +144,11 @@ def rotate(x_BHTC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
     return turned
 
 
+def spread(x_THC: Tensor, rows_NS: Tensor) -> Tensor:
+    """Places to sequences, [N, H, S, C]."""
+    return x_THC.index_select(0, rows_NS.flatten()).view(*rows_NS.shape, *x_THC.shape[1:]).transpose(1, 2)
+
+
 def attend(q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention, [B, H, T, C]; H / K queries share a key and value. Without `mask`, causal."""
     if (share := q_BHTC.shape[1] // k_BKSC.shape[1]) > 1:
@@ -169,7 +187,7 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.append(layer, k, v)
         if isinstance(mask, Branches):
-            out = mask.collect(attend(mask.spread(q), mask.spread(k), mask.spread(v), None))
+            out = mask.attend(q, k, v)
         else:
             out = attend(q, k, v, mask)
         return self.o_proj(chosen(out.transpose(1, 2).reshape(B, T, -1), at))  # type: ignore[no-any-return]
@@ -281,7 +299,11 @@ class Transformer(nn.Module):
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Logits [B, T, V]."""
-        return linear(self.hidden(tokens_BT, segments_BT), self.output_weight)
+        return self.logits(self.hidden(tokens_BT, segments_BT))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The output layer: [..., D] to [..., V]."""
+        return linear(hidden, self.output_weight)
 
 
 def segment_mask(segments_BT: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tercet.model.transformer import Branches, ScalarModel, Transformer
+from tercet.model.transformer import Branches, Part, ScalarModel, Transformer
 from tercet.training.objectives import token_logprobs
 
 
@@ -92,6 +92,6 @@ def group(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[
     return Grouped(
         torch.from_numpy(tokens)[None],
         torch.from_numpy(positions)[None],
-        Branches(torch.from_numpy(rows), torch.from_numpy(home)),
+        Branches((Part(torch.from_numpy(rows)),), torch.from_numpy(home)),
         *map(torch.from_numpy, arrays),
     )

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from torch import Tensor
 
-from tercet.model.products import linear, product, weight_gradient
+from tercet.model.products import product, weight_gradient
 from tercet.model.transformer import Transformer
 from tercet.training.batch import Batch, Rows
 
@@ -143,9 +143,9 @@ def token_kl(
     """KL(π ‖ π_ref) over the whole vocabulary at each position, [N], in nats; with gradients into `model` only."""
 
     def chunk(hidden: Tensor, ref_hidden: Tensor) -> Tensor:
-        logp = F.log_softmax(linear(hidden, model.output_weight) / temperature, dim=-1)
+        logp = F.log_softmax(model.logits(hidden) / temperature, dim=-1)
         with torch.no_grad():
-            ref = F.log_softmax(linear(ref_hidden, reference.output_weight) / temperature, dim=-1)
+            ref = F.log_softmax(reference.logits(ref_hidden) / temperature, dim=-1)
         return (logp.exp() * (logp - ref)).sum(-1)
 
     out = []

@@ -7,6 +7,7 @@ sequences  a b c d      places     a b c d e f g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tercet.model.transformer import Branches, KVCache, Transformer
+from tercet.model.transformer import Branches, KVCache, Part, Transformer
 
 
 @dataclass(frozen=True)
@@ -25,15 +26,17 @@ class Layout:
     tokens: Tensor  # [1, T] i64
     positions: Tensor  # [1, T] i64
     branches: Branches  # which places make up each sequence
+    places: NDArray[
+        np.int64
+    ]  # [N, S]: the place of each sequence's tokens; behind a sequence's end there is no meaning
 
-    @property
-    def places(self) -> NDArray[np.int64]:
-        """[N, S]: the place of each sequence's tokens; behind a sequence's end there is no meaning."""
-        return self.branches.rows.numpy()
+    def hidden(self, model: Transformer, at: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+        """Hidden states of all places, [T, D], or of the places `at` alone, [A, D].
 
-    def hidden(self, model: Transformer, cache: KVCache | None = None) -> Tensor:
-        """Hidden states of all places, [T, D]; an empty `cache` (batch 1, capacity T) is filled by place."""
-        return model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches, cache=cache)[0]
+        An empty `cache` (batch 1, capacity T) is filled by place.
+        """
+        hidden = model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches, cache=cache, at=at)
+        return hidden[0] if at is None else hidden
 
 
 def shared_length(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
@@ -51,23 +54,51 @@ def lay_out(sequences: Sequence[Sequence[int]]) -> Layout:
     """
     if not sequences or not all(sequences):
         raise ValueError("a layout needs at least one sequence, and every sequence at least one token")
-    longest = max(map(len, sequences))
-    rows = np.zeros((len(sequences), longest), dtype=np.int64)
-    tokens, positions, home = list[NDArray[np.int64]](), list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+    lengths = np.array([len(ids) for ids in sequences])
+    shared = np.zeros_like(lengths)
+    rows = np.zeros((len(sequences), lengths.max()), dtype=np.int64)
+    tokens, positions = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
     at, before, previous = 0, -1, np.zeros(0, dtype=np.int64)
     for number in sorted(range(len(sequences)), key=lambda i: tuple(sequences[i])):
         ids = np.array(sequences[number], dtype=np.int64)
-        shared = shared_length(previous, ids)
-        if shared:
-            rows[number, :shared] = rows[before, :shared]
-        rows[number, shared : len(ids)] = np.arange(at, at + len(ids) - shared)
-        steps = np.arange(shared, len(ids))
-        tokens.append(ids[shared:])
-        positions.append(steps)
-        home.append(number * longest + steps)
-        at, before, previous = at + len(ids) - shared, number, ids
+        same = shared[number] = shared_length(previous, ids)
+        if same:
+            rows[number, :same] = rows[before, :same]
+        rows[number, same : len(ids)] = np.arange(at, at + len(ids) - same)
+        tokens.append(ids[same:])
+        positions.append(np.arange(same, len(ids)))
+        at, before, previous = at + len(ids) - same, number, ids
     return Layout(
-        torch.from_numpy(np.concatenate(tokens))[None],
-        torch.from_numpy(np.concatenate(positions))[None],
-        Branches(torch.from_numpy(rows), torch.from_numpy(np.concatenate(home))),
-    )
+        torch.from_numpy(np.concatenate(tokens))[None], torch.from_numpy(np.concatenate(positions))[None],
+        _branches(rows, lengths, shared, at), rows,
+    )  # fmt: skip
+
+
+def _branches(rows: NDArray[np.int64], lengths: NDArray[np.int64], shared: NDArray[np.int64], total: int) -> Branches:
+    """Sequences by length, in steps of a quarter; where most is shared, only what is new asks.
+
+    Causal attention passes over what is later, half of its work, so asking for less than half of a sequence needs a mask.
+    """
+    first = np.where(2 * shared > lengths, shared, 0)  # the first token that asks
+    kinds = {
+        int(i): (first[i] > 0, math.ceil(3 * math.log2(lengths[i] - first[i])), math.ceil(3 * math.log2(lengths[i])))
+        for i in np.flatnonzero(shared < lengths)  # the others say nothing new
+    }
+    parts, home, outputs = list[Part](), np.zeros(total, dtype=np.int64), 0
+    for kind in sorted(set(kinds.values())):
+        mine = np.array([i for i, k in kinds.items() if k == kind])
+        wide, asking = lengths[mine].max(), (lengths - first)[mine].max()
+        keys = rows[mine, :wide]
+        steps = first[mine, None] + np.arange(asking)  # [N, Q]: which token of its sequence asks
+        there = (steps < lengths[mine, None]) & (
+            steps >= shared[mine, None]
+        )  # the others are another sequence's, or filling
+        places = np.take_along_axis(keys, np.minimum(steps, wide - 1), 1)
+        home[places[there]] = outputs + np.flatnonzero(there)
+        asked = mask = None
+        if kind[0]:
+            asked = torch.from_numpy(places)
+            mask = torch.from_numpy(np.arange(wide) <= steps[:, :, None])[:, None]
+        parts.append(Part(torch.from_numpy(keys), asked, mask))
+        outputs += steps.size
+    return Branches(tuple(parts), torch.from_numpy(home))
