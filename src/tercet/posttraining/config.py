@@ -105,6 +105,18 @@ class EvalConfig(Settings):
     threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
     seed: int = setting(0, "seed of the sampled answers", minimum=0, maximum=2**31 - 1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for needed, names in {
+            "suite": ("imports", "training_text", "journal"),
+            "tasks": ("reward", "reference"),
+        }.items():
+            given = [name for name in names if getattr(self, name)]
+            if given and not getattr(self, needed):
+                raise ConfigError(
+                    f"EvalConfig.{given[0]} is {getattr(self, given[0])!r}, but no {needed} is named, which it is for; name --{needed}"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class WinRateConfig(Settings):

@@ -152,8 +152,13 @@ def person_judge(seed: int, read: Callable[[str], str] = input, write: Callable[
             shown = pair.turned() if turned else pair
             write(f"\n{number + 1} of {len(pairs)}: " + "\n".join(m.content for m in pair.task.prompt))
             write(f"  1: {shown.answers[0]}\n  2: {shown.answers[1]}")
-            while (said := read("better (1, 2, =): ").strip()) not in ("1", "2", "="):
-                write("type 1, 2 or =")
+            try:
+                while (said := read("better (1, 2, =): ").strip()) not in ("1", "2", "="):
+                    write("type 1, 2 or =")
+            except EOFError:
+                raise DataError(
+                    f"the input ended after {number} of {len(pairs)} judgements; judge all, or fewer with --limit"
+                ) from None
             value = {"1": 1.0, "2": 0.0, "=": 0.5}[said]
             out.append(1 - value if turned else value)
         return out
@@ -194,11 +199,13 @@ def win_rates(config: WinRateConfig, judge: tuple[Judge, bool] | None = None) ->
     Raises ConfigError for a run or judge that cannot be had, DataError for questions that are not what they must be.
     """
     questions = [q for _, q in tasks(config.tasks, BadRows(skip=config.skip_bad_rows))][: config.limit or None]
+    runs = [language_model_run(path) for path in config.models]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ConfigError(f"winrate: a run is named twice in {', '.join(config.models)}; name each once")
     with threads(config.threads):
         decide, both = judge or open_judge(config)
         said = []
-        for path in config.models:
-            run = language_model_run(path)
+        for run in runs:
             model, tokenizer = load_language_model(run), Tokenizer.load(run.path)
             params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
             said.append(ask_all(model, tokenizer, questions, params, config.seed))
