@@ -257,6 +257,23 @@ def test_a_person_judges(here: Path) -> None:
     assert sorted(json.loads(Path("won.json").read_text())["pairs"][0]["wins"])[:1] in ([0.0], [0.5])
 
 
+def test_what_a_person_has_judged_is_not_asked_again(here: Path) -> None:
+    line = f"winrate runs/base runs/sft {QUESTIONS} --limit 3 --judge person"
+    whole = type_in(f"{line} --out whole.json", stdin="1\n2\n2\n")
+    assert whole.code == 0
+    stopped = type_in(f"{line} --journal judged.jsonl --out parts.json", stdin="1\n2\n")
+    assert (stopped.code, "after 2 of 3" in stopped.err, Path("parts.json").exists()) == (2, True, False)
+    again = type_in(f"{line} --journal judged.jsonl --out parts.json", stdin="1\n" * 9)
+    assert (again.code, again.out.count("better (1, 2, =)")) == (0, 1)
+    before, after = (json.loads(Path(f"{n}.json").read_text())["pairs"][0]["wins"] for n in ("whole", "parts"))
+    assert before[:2] == after[:2]
+    third = type_in(f"{line} --journal judged.jsonl --out parts.json")
+    assert (third.code, "better" in third.out) == (0, False)
+    assert json.loads(Path("parts.json").read_text())["pairs"][0]["wins"] == after
+    refused = type_in(f"winrate runs/base runs/sft {QUESTIONS} --judge rubric --journal judged.jsonl")
+    assert (refused.code, "leave out --journal" in refused.err) == (2, True)
+
+
 # -- prompt --------------------------------------------------------------------------------------------------------------
 
 TRANSLATE = "Translate English to French:"

@@ -131,6 +131,9 @@ class WinRateConfig(Settings):
     limit: int = setting(0, "at most so many questions (0: all)", minimum=0)
     temperature: float = setting(1.0, "of the answers (0: the likeliest)", minimum=0)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)
+    journal: str = setting(
+        "", "file in which judgements of a person, model or address are kept, so that a stopped command goes on"
+    )
     timeout: float = setting(60.0, "seconds until an address must have answered", minimum=0.001)
     retries: int = setting(3, "further tries after a failure that may pass", minimum=0)
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
