@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -110,6 +112,22 @@ def test_nothing_is_left_behind_in_the_kernel():
             f"import ctypes\nc = ctypes.CDLL(None, use_errno=True)\nassert c.{call} == -1\nprint(ctypes.get_errno())"
         )
         assert found == Ran(True, f"{errno.EPERM}\n"), call
+
+
+@pytest.mark.parametrize(
+    ("header", "column"),
+    [("x86_64-linux-gnu/asm/unistd_64.h", 0), ("asm-generic/unistd.h", 1)],
+    ids=["x86_64", "aarch64"],
+)
+def test_numbers_are_those_of_the_kernels_headers(header, column):
+    file = Path("/usr/include") / header
+    if not file.exists():
+        pytest.skip(f"no {file}; it comes with linux-libc-dev")
+    known = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", file.read_text()))
+    known.setdefault("newfstatat", known.get("fstatat"))  # its name where there is no other
+    for name, numbers in {**sandbox._CALLS, **sandbox._MISSING}.items():
+        assert numbers[column] in (-1, int(known.get(name, -1))), name
+        assert (numbers[column] == -1) is (name not in known), name
 
 
 def test_threads_end_with_the_program():

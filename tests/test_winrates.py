@@ -156,10 +156,13 @@ def test_a_judge_of_length_alone_gives_one_half_with_difficulties_too():
 def test_difficulty_takes_back_what_length_was_blamed_for():
     """Where a model writes more on what it is good at, the model without the third term takes its wins for bought."""
     with_term, without = [], []
-    for seed in range(8):
+    for seed in range(20):
         wins, deltas, truth, _ = world(seed, difficulty=4.0, longer=14.0)
         with_term.append(rates(wins, deltas, difficulties(wins, deltas)) - truth)
         without.append(rates(wins, deltas, [None] * 6) - truth)
+    for name, off in (("without", without), ("with", with_term)):
+        each = np.mean(off, axis=1)
+        print(f"off by {each.mean():.3f} {name} the third term, standard error {each.std(ddof=1) / math.sqrt(20):.3f}")
     assert np.mean(without) < -0.05  # better models come out too low
     assert np.mean(without) < np.mean(with_term) - 0.01
     assert np.mean(np.square(with_term)) < np.mean(np.square(without))
