@@ -37,8 +37,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "same": {"name": "same", "id": "{id}", **OWN, "data": ["same.jsonl"]},
         "unknown": {"name": "unknown", "shosts": 2, **OWN},
         "metric": {"name": "metric", **OWN, "metric": "blue"},
+        "blank": {"name": "blank", **choice, "choices": ["", "even"], "answers": "even"},
+        "right": {"name": "right", **choice, "choices": ["odd", "odd"], "answers": "odd"},
     }.items():
         (folder / f"{name}.json").write_text(json.dumps(task))
+    for name, said in {
+        "leaves": "raise SystemExit(0)",
+        "breaks": "register(Task('broken', 'free', lambda: 1 / 0))",
+        "empties": "register(Task('zero', 'choice', lambda: []))",
+        "generates": "register(Task('generated', 'free', lambda: (Item(str(n), 'a', ('b',)) for n in range(3)), max_new_tokens=2))",
+    }.items():
+        (folder / f"{name}.py").write_text(f"from tercet.evaluation.task import Item, Task, register\n{said}\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in ("tokenizer", "pretrain", "sft", "reward"):
@@ -80,6 +89,12 @@ def test_a_suite_prints_and_writes_every_task_with_intervals_and_contamination(h
         assert bigger["groups"] == [f"d{n // 4}" for n in range(24)]
         assert (sums["score"]["n"], bigger["score"]["n"]) == (24, 6)  # items, and documents
         assert bigger["contamination"]["too_short"] == 24
+
+
+def test_a_task_in_python_may_make_its_items_one_by_one(here: Path) -> None:
+    done = type_in("eval runs/base --suite generated --import generates.py --threads 1 --out generated.json")
+    assert (done.code, done.err) == (0, "")
+    assert models("generated.json")["runs/base"]["suite"]["tasks"]["generated"]["items"] == 3
 
 
 def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +142,13 @@ def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(here: Path, mo
         ("eval runs/base --suite metric.json --limit 2", r"task 'metric': no metric 'blue'"),
         ("eval runs/base --suite same.json", r"task 'same' \(same\.json\): 32 items have the id 'same'; give each its own"),
         ("eval runs/base --suite sums.json --suite sums.json", r"'sums' is in two of the suites"),
+        ("eval runs/base --suite blank.json", r"sums\.jsonl:1: the choices are \['', 'even'\]; wanted texts"),
+        ("eval runs/base --suite right.json", r"sums\.jsonl:1: the choices are \['odd', 'odd'\]; wanted texts of which one at least is wrong"),
+        ("eval runs/base --suite x --import leaves.py", r"--import leaves\.py: cannot be imported: SystemExit: 0"),
+        ("eval runs/base --suite broken --import breaks.py", r"task 'broken': its items cannot be made: ZeroDivisionError"),
+        ("eval runs/base --suite zero --import empties.py", r"task 'zero': no items"),
+        ("prompt runs/base --task zero --import empties.py --shots 0", r"task 'zero': no items"),
+        ("prompt runs/base --task sums.json --shots 0,1,0", r"shots is \(0, 1, 0\); wanted each once"),
         ("eval runs/base --suite sums.json --import nowhere.py", r"--import nowhere\.py: cannot be imported"),
         ("eval runs/base --suite sums.json --training-text nowhere.txt", r"nowhere\.txt: there is no such file"),
         ("eval runs/base --text heldout.jsonl --training-text text.jsonl", r"training_text is .* no suite is named.*--suite"),
@@ -145,6 +167,7 @@ def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(here: Path, mo
         ("compare runs/base runs/sft --scores tasks.jsonl", r"tasks\.jsonl: is not what"),
         ("compare runs/base,runs/sft runs/base,runs/sft --scores scores.json", r"a run is named twice"),
         ("compare runs/base, runs/sft --scores scores.json", r"no scores of a run without a name"),
+        ("compare runs/base runs/sft --scores scores.json --out ./scores.json", r"is what is compared, and would be written over"),
         ("compare runs/base runs/sft --scores scores.json --out runs", r"--out runs: cannot be written: it is a folder"),
         (f"winrate runs/base {QUESTIONS}", r"wanted two runs or more"),
         (f"winrate runs/base runs/base-0/../base {QUESTIONS}", r"a run is named twice"),

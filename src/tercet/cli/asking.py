@@ -156,6 +156,10 @@ def compare(
     Example: tercet compare runs/base runs/sft --scores scores.json
     """
     check_writable(out, "--out")
+    if out is not None and out.resolve() in {
+        Path(p).resolve() for p in (*a.split(","), *b.split(","), *(scores or []))
+    }:
+        raise ConfigError(f"--out {out}: is what is compared, and would be written over; choose another --out")
     from tercet.cli.show import comparison_table, console
     from tercet.evaluation.comparing import compare as compared
 

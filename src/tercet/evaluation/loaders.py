@@ -53,7 +53,7 @@ def import_tasks(places: Sequence[str]) -> None:
                 raise
         except ConfigError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"--import {place}: cannot be imported: {type(error).__name__}: {error}") from error
 
 

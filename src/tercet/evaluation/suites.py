@@ -30,10 +30,10 @@ def open_suites(
         if task.name in seen:
             raise ConfigError(f"the task {task.name!r} is in two of the suites {', '.join(names)}; name it once")
         seen.add(task.name)
-        id, count = Counter(i.id for i in task.items).most_common(1)[0] if task.items else ("", 0)
-        if count != 1:
-            what = f"{count} items have the id {id!r}; give each its own" if count else "no items; wanted one or more"
-            raise DataError(f"task {task.name!r}{f' ({task.source})' if task.source else ''}: {what}")
+        id, count = Counter(i.id for i in task.items).most_common(1)[0]
+        if count > 1:
+            source = f" ({task.source})" if task.source else ""
+            raise DataError(f"task {task.name!r}{source}: {count} items have the id {id!r}; give each its own")
     return found
 
 
