@@ -134,6 +134,10 @@ def test_difficulty_is_found_from_the_other_pairs():
     # the sign is free, but one for all
     assert all(np.corrcoef(g, found[0])[0, 1] > 0.3 for g in found)
     assert all(abs(np.corrcoef(g, gamma)[0, 1]) > 0.5 for g in found)
+    # of coins that know nothing of one another no pair is explained by its own fall
+    coins = np.random.default_rng(1).integers(0, 2, (3, 400)).astype(float)
+    told = difficulties(coins, np.zeros((3, 400)))
+    assert all(abs(np.corrcoef(g, w)[0, 1]) < 0.15 for g, w in zip(told, coins))
     for few in (1, 2):
         with pytest.raises(ConfigError, match="three or more"):
             difficulties(wins[:few], deltas[:few])
