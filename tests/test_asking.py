@@ -217,6 +217,9 @@ def test_combined_numbers():
         1.959964**2 / (10 + 1.959964**2)
     )  # never right is not "never"
     assert combined([[1.0, 0.0], [1.0, 1.0]]).value == 0.75
+    few = combined([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
+    assert (few.low, few.high) == (0.0, 1.0)  # and not beyond what an accuracy can be
+    assert combined([[-4.0, -1.0, -2.0], [-3.0, -1.0, -2.5]]).low < -2.25  # which other measures can
 
 
 def test_wrong_requests_are_errors():

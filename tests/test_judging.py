@@ -54,7 +54,7 @@ def test_a_model_is_asked_in_both_orders():
 def test_a_person_sees_no_names_and_random_sides():
     shown, typed = [], iter(["x", "1"] + ["1"] * 39)
     pairs = [PAIRS[0]] * 40
-    found = person_judge(0, lambda _: next(typed), shown.append)(pairs)
+    found = list(person_judge(0, lambda _: next(typed), shown.append)(pairs))
     assert 8 < sum(found) < 32  # always "1": whichever stood first, turned back
     for value, text in zip(found, [t for t in shown if t.startswith("  1:")]):
         assert text.startswith(f"  1: {GOOD if value == 1.0 else BAD}")
@@ -94,16 +94,16 @@ def test_an_endpoint_judges(endpoint, monkeypatch):
     judge = endpoint_judge(url, "m", 10, 0)
     for text, value in (("A", 1.0), (" **B** is better", 0.0), ("TIE", 0.5)):
         said[:] = [text]
-        assert judge(PAIRS[:1]) == [value]
+        assert list(judge(PAIRS[:1])) == [value]
     path, key, body = seen[0]
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer k", "m")
     assert f"Answer A: {GOOD}\nAnswer B: {BAD}" in body["messages"][0]["content"]
     said[:] = ["I cannot say"]
     with pytest.raises(DataError, match="wanted A, B or TIE"):
-        judge(PAIRS[:1])
+        list(judge(PAIRS[:1]))
     said[:] = []
     with pytest.raises(DataError, match="choices"):
-        judge(PAIRS[:1])
+        list(judge(PAIRS[:1]))
 
 
 def test_judges_that_cannot_be_had():

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import os
+import errno
+import re
 import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 
 from tercet.errors import ConfigError
 from tercet.evaluation import sandbox
-from tercet.evaluation.sandbox import OUTPUT, run_code
+from tercet.evaluation.sandbox import OUTPUT, Ran, run_code
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 
@@ -28,6 +30,8 @@ def test_wrong_code_says_why():
     assert run_code("assert 2 == 3, 'no'").why == "AssertionError: no"
     assert "SyntaxError" in run_code("def f(:").why
     assert not run_code("raise SystemExit(3)").ok
+    for left in ("raise SystemExit(0)", "import sys; sys.exit()", "import os; os._exit(0)"):
+        assert run_code(f"{left}\nassert False") == Ran(False, "", "it ended before its last line"), left
     assert run_code("import os; os._exit(4)").why == "it ended with exit code 4"
 
 
@@ -83,11 +87,87 @@ def test_no_processes_and_no_signals():
         "import os; os.kill(os.getppid(), 0)",
         "import os; os.killpg(0, 9)",
         "import resource; resource.setrlimit(resource.RLIMIT_CPU, (-1, -1))",
+        "import os; os.setsid()",
+        "import os; os.sched_setaffinity(os.getppid(), {0})",
+        "import os; os.sched_setscheduler(os.getppid(), os.SCHED_IDLE, os.sched_param(0))",
+        "import os; os.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+        # whoever owns a pipe is sent a signal when it can be read: SIGIO ends a process
+        "import fcntl, os; fcntl.fcntl(os.pipe()[0], fcntl.F_SETOWN, os.getppid())",
+        "import fcntl, os, struct; fcntl.ioctl(os.pipe()[0], 0x8901, struct.pack('i', os.getppid()))",
     ):
         found = run_code(code)
         assert not found.ok, code
         assert "not permitted" in found.why or "not allowed" in found.why, (code, found)
-    assert os.getppid() > 0
+
+
+def test_nothing_is_left_behind_in_the_kernel():
+    """Memory, semaphores and queues of System V outlive their process; `ctypes` asks for them directly."""
+    for call in (
+        "shmget(4711, 4096, 0o1666)",
+        "semget(4711, 1, 0o1666)",
+        "msgget(4711, 0o1666)",
+        "memfd_create(b'x', 0)",
+    ):
+        found = run_code(
+            f"import ctypes\nc = ctypes.CDLL(None, use_errno=True)\nassert c.{call} == -1\nprint(ctypes.get_errno())"
+        )
+        assert found == Ran(True, f"{errno.EPERM}\n"), call
+
+
+@pytest.mark.parametrize(
+    ("header", "column"),
+    [("x86_64-linux-gnu/asm/unistd_64.h", 0), ("asm-generic/unistd.h", 1)],
+    ids=["x86_64", "aarch64"],
+)
+def test_numbers_are_those_of_the_kernels_headers(header, column):
+    file = Path("/usr/include") / header
+    if not file.exists():
+        pytest.skip(f"no {file}; it comes with linux-libc-dev")
+    known = dict(re.findall(r"#define __NR(?:3264)?_(\w+)\s+(\d+)", file.read_text()))
+    known.setdefault("newfstatat", known.get("fstatat"))  # its name where there is no other
+    for name, numbers in {**sandbox._CALLS, **sandbox._MISSING}.items():
+        assert numbers[column] in (-1, int(known.get(name, -1))), name
+        assert (numbers[column] == -1) is (name not in known), name
+
+
+def test_threads_end_with_the_program():
+    begun = time.monotonic()
+    bomb = "import threading, time\ntry:\n    while True: threading.Thread(target=time.sleep, args=(60,)).start()\nfinally: print('full')"
+    found = run_code(bomb, seconds=2)
+    assert (found.ok, "full" in found.output) == (False, True)  # memory, of which each takes some, is at its end
+    assert time.monotonic() - begun < 10
+
+
+def landlock() -> bool:
+    with sandbox._ruleset() as rules:
+        return rules is not None
+
+
+def test_only_pythons_own_files_are_read(tmp_path, monkeypatch):
+    if not landlock():
+        pytest.skip("this kernel has no Landlock")
+    monkeypatch.setenv("SECRET_TOKEN", "abc")
+    (tmp_path / "secret.txt").write_text("abc")
+    for code in (
+        f"print(open({str(tmp_path / 'secret.txt')!r}).read())",
+        f"import os; print(os.listdir({str(tmp_path)!r}))",
+        "import os; print(open(f'/proc/{os.getppid()}/environ').read())",
+        "import os; open(f'/proc/{os.getppid()}/mem', 'rb')",
+        "print(open('/etc/passwd').read())",
+        "import os; os.execv('/bin/sh', ['sh', '-c', 'echo abc'])",
+    ):
+        found = run_code(code)
+        assert not found.ok, code
+        assert "Permission denied" in found.why, (code, found)
+        assert "abc" not in found.output.replace(code, "")
+    assert run_code("import decimal, sqlite3, ssl, zoneinfo, ctypes, hashlib, concurrent.futures").ok
+
+
+def test_without_landlock_the_rest_holds(monkeypatch, tmp_path):
+    monkeypatch.setattr(sandbox, "_CREATE_RULESET", 100_000)  # a call that no kernel has
+    assert not landlock()
+    assert run_code("print(1)") == Ran(True, "1\n")
+    assert "not permitted" in run_code(f"open({str(tmp_path / 'new')!r}, 'x')").why
 
 
 def test_time_memory_and_output_are_limited():

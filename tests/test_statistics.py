@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from fractions import Fraction
 from statistics import NormalDist
 
@@ -13,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.metrics import mean, paired_difference
+from tercet.evaluation.metrics import mean
 from tercet.evaluation.statistics import (
     Paired,
+    advice,
     check_scores,
     clustered,
     compare_seeds,
@@ -26,7 +28,6 @@ from tercet.evaluation.statistics import (
     mcnemar,
     paired_test,
     sign_flips,
-    spread_of,
     verdict,
 )
 
@@ -63,7 +64,12 @@ def test_paired_test_takes_the_right_test():
     found = paired_test(a, b)
     assert found.test.startswith("McNemar")
     assert (found.a_wins, found.b_wins) == (int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum()))
-    assert found.difference == paired_difference(b, a)
+    # the bootstrap of a mean is normal at this size: its standard error by the formula
+    half = 1.959964 * float((b - a).std()) / math.sqrt(80)
+    assert found.difference.value == pytest.approx(b.mean() - a.mean())
+    assert (found.difference.low, found.difference.high) == pytest.approx(
+        (b.mean() - a.mean() - half, b.mean() - a.mean() + half), abs=0.015
+    )
     assert paired_test(a + 0.5, b + 0.5).test == "randomisation test"
     twice = paired_test(np.repeat(a, 2), np.repeat(b, 2), groups=np.repeat(np.arange(80), 2).tolist())
     # the same item counted twice is one item: neither the interval nor p may shrink
@@ -192,7 +198,48 @@ def test_the_sentence_says_who_is_better():
     assert verdict("b", "a", paired_test([1.0] * 20, [0.0] * 20)).startswith("a is worse than b")
     assert verdict("a", "b", paired_test([0.0, 1.0], [1.0, 0.0])).startswith("No difference between b and a")
     assert verdict("a", "b", better, p=0.3).startswith("No difference")
-    assert spread_of([0.0, 0.0], [1.0, -1.0]) == pytest.approx(math.sqrt(2))
+
+
+def test_no_difference_on_a_few_items_is_not_certainty():
+    z2 = NormalDist().inv_cdf(0.975) ** 2
+    same, all_b, all_a = (
+        paired_test([1.0] * 20, [1.0] * 20),
+        paired_test([0.0] * 20, [1.0] * 20),
+        paired_test([1.0] * 20, [0.0] * 20),
+    )
+    # what was never seen in n has Wilson's upper end z² / (n + z²)
+    assert (same.difference.low, same.difference.high) == pytest.approx((-z2 / (20 + z2), z2 / (20 + z2)))
+    assert (all_b.difference.low, all_b.difference.high) == pytest.approx((20 / (20 + z2), 1.0))
+    assert (all_a.difference.low, all_a.difference.high) == pytest.approx((-1.0, -20 / (20 + z2)))
+    grouped = paired_test([1.0] * 20, [1.0] * 20, groups=[i // 4 for i in range(20)])
+    assert grouped.difference.high == pytest.approx(z2 / (5 + z2))  # five documents
+    macro = macro_test([Paired([1.0] * 20, [1.0] * 20)] * 2)
+    assert macro.difference.high == pytest.approx(z2 / (40 + z2))
+    assert (
+        paired_test([0.25] * 9, [0.5] * 9).difference.low == 0.25
+    )  # of real values nothing is known beyond what is seen
+
+
+def test_rounding_is_no_difference_between_seeds():
+    a = np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]])
+    found, p = compare_seeds(a, a + 1e-17 + np.array([[0], [1e-16]]))
+    assert (found.value, found.low, found.high, p) == (0.0, 0.0, 0.0, 1.0)
+
+
+def test_the_advice_counts_documents_and_not_items():
+    rng = np.random.default_rng(6)
+    a = (rng.random(100) < 0.5).astype(float)
+    b = np.where(rng.random(100) < 0.1, 1 - a, a)
+    plain = int(re.search(r"about ([\d,]+) items", advice(paired_test(a, b)))[1].replace(",", ""))
+    d = abs((b - a).mean())
+    assert plain == pytest.approx(((1.959964 + 0.841621) * (b - a).std() / (d if d >= 0.001 else 0.01)) ** 2, rel=0.1)
+    # every item ten times, in one document: ten times as many items are needed
+    many = paired_test(np.repeat(a, 10), np.repeat(b, 10), groups=np.repeat(np.arange(100), 10).tolist())
+    assert int(re.search(r"about ([\d,]+) items", advice(many))[1].replace(",", "")) == pytest.approx(
+        10 * plain, rel=0.1
+    )
+    assert advice(paired_test([1.0], [0.0])) == "Of a single item, or document, nothing can be said."
+    assert advice(paired_test([1.0, 0.0], [1.0, 0.0])) == "Both give the same score on every item."
 
 
 def test_scores_of_a_file_are_checked():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.comparing import compare
 from tercet.evaluation.contamination import contamination, ngram_length, words
-from tercet.evaluation.statistics import paired_test
 from tercet.evaluation.suites import measure, open_suites, overlaps
 from tercet.evaluation.task import Form, Item, Task
 from test_asking import Fake
@@ -39,18 +39,41 @@ def test_contamination_agrees_with_its_definition():
     items = {str(i): text(rng.integers(3, 12)) for i in range(60)}
     training = [text(30) for _ in range(30)]
     for n in (3, 4, 5):
-        found = contamination(items, iter(training), n)
+        found = contamination({"t": items}, iter(training), n)["t"]
         assert found.dirty == naive(items, training, n)
         assert found.short == {i for i, t in items.items() if len(t.split()) < n}
-    assert 0 < len(contamination(items, training, 5).dirty) < 60
+    assert 0 < len(contamination({"t": items}, training, 5)["t"].dirty) < 60
+
+
+def test_the_training_text_is_read_once_for_all_tasks():
+    rng = np.random.default_rng(1)
+    vocabulary = [f"w{i}" for i in range(4)]
+    text = lambda n: " ".join(rng.choice(vocabulary, n))  # noqa: E731
+    # of other lengths, so that each task has n-grams of its own
+    tasks = {str(size): {f"{size}/{i}": text(size + i % 3) for i in range(40)} for size in (8, 10, 13, 10_0)}
+    training = [text(400) for _ in range(12)]
+    training += [items[next(iter(items))] for items in tasks.values()]  # each has an item that is surely held
+    begun = []
+
+    def read():
+        begun.append(1)
+        yield from training
+
+    found = contamination(tasks, read())
+    assert begun == [1]
+    assert [found[name].n for name in tasks] == [8, 10, 13, 13]
+    for name, items in tasks.items():
+        assert found[name].dirty == naive(items, training, found[name].n)
+        assert found[name] == contamination({name: items}, training)[name]
+        assert found[name].dirty
 
 
 def test_planted_items_are_found_whatever_their_case_and_punctuation():
     said = "The quick brown fox jumps over the lazy dog, and then it sleeps all day."
     items = {"a": said, "b": said.replace("fox", "cat"), "c": "too short"}
-    found = contamination(items, [f"Once: {said.upper().replace(',', ' -')} The end."], 8)
+    found = contamination({"t": items}, [f"Once: {said.upper().replace(',', ' -')} The end."], 8)["t"]
     assert (found.dirty, found.short) == ({"a", "b"}, {"c"})  # b shares "jumps over … then it"
-    assert contamination(items, [said] * 11, 8).dirty == frozenset()  # a common phrase
+    assert contamination({"t": items}, [said] * 11, 8)["t"].dirty == frozenset()  # a common phrase
     split = found.split(["a", "b", "c"], [1.0, 0.0, 0.0])
     assert split["share"]["value"] == 1.0  # of the two that can be told
     assert (split["clean"]["value"], split["dirty"]["value"], split["too_short"]) == (0.0, 0.5, 1)
@@ -75,7 +98,7 @@ def test_a_suite_of_a_model_that_is_always_right():
         for i in t.items
     }
     model = Fake(lambda c, t: 0.0 if t.strip() == gold[c].answers[0] else -9.0, lambda p, n: f" {gold[p].answers[0]}")
-    found = measure(model, tasks, dirty=overlaps(tasks, lambda: ["nothing of this"]))
+    found = measure(model, tasks, dirty=overlaps(tasks, ["nothing of this"]))
     assert found["core"] == pytest.approx(1.0)
     assert found["abilities"] == {"knowledge": pytest.approx(1.0), "languages": pytest.approx(1.0)}
     row = found["tasks"]["cloze"]
@@ -101,6 +124,43 @@ def test_a_task_in_two_suites_is_refused():
 # -- compare -------------------------------------------------------------------------------------------------------------
 
 
+def test_measures_of_the_same_items_are_not_independent_of_one_another(tmp_path):
+    rng = np.random.default_rng(3)
+    ps = []
+    for trial in range(200):  # two models without a difference; both measures say the same of each item
+        a, b = rng.random((2, 40)).round(2)
+        row = lambda v: {"ids": [f"q{i}" for i in range(40)], "each": {"x": v.tolist(), "y": v.tolist()}}  # noqa: E731
+        file = tmp_path / f"{trial}.json"
+        file.write_text(json.dumps({"models": {"a": row(a), "b": row(b)}}))
+        found = compare("a", "b", [str(file)])
+        ps.append(found["overall"]["p"])
+        if trial == 0:
+            assert found["measures"]["x"]["p"] == found["overall"]["p"]
+            assert "over 2 measures, those of the same items counting together as one" in found["sentence"]
+    assert np.mean(np.array(ps) < 0.05) <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
+    seeds = {f"{m}{s}": row(rng.random(40)) for m in "ab" for s in range(3)}
+    (tmp_path / "s.json").write_text(json.dumps({"models": seeds}))
+    found = compare("a0,a1,a2", "b0,b1,b2", [str(tmp_path / "s.json")])
+    assert found["overall"]["p"] == pytest.approx(found["measures"]["x"]["p"])
+    assert "the same 40 items" in found["sentence"]
+
+
+def test_documents_count_as_units_over_seeds_too(tmp_path):
+    rng, rejected = np.random.default_rng(4), {"items": [], "documents": []}
+    groups = [f"d{i // 10}" for i in range(80)]
+    for _ in range(60):  # no difference but by document, the same for every seed: 8 documents, not 80 items
+        luck = np.repeat(rng.normal(0, 1, 8), 10)
+        models = {f"{m}{s}": luck * (m == "b") + rng.normal(0, 0.3, 80) for m in "ab" for s in range(3)}
+        for name, of in (("items", None), ("documents", groups)):
+            rows = {k: {"suite": {"tasks": {"t": {"metric": "m", "each": {"m": v.tolist()}, "ids": list(range(80)), "groups": of}}}}
+                    for k, v in models.items()}  # fmt: skip
+            (tmp_path / "s.json").write_text(json.dumps({"models": rows}))
+            found = compare("a0,a1,a2", "b0,b1,b2", [str(tmp_path / "s.json")])
+            rejected[name].append(found["overall"]["p"] < 0.05)
+    assert np.mean(rejected["documents"]) <= 0.05 + 3 * (0.05 * 0.95 / 60) ** 0.5
+    assert np.mean(rejected["items"]) > 0.3
+
+
 def scores_file(path, models):
     def row(tasks):
         return {"suite": {"tasks": {
@@ -121,7 +181,8 @@ def test_compare_says_who_is_better(tmp_path):
     assert found["sentence"].startswith(
         f"runs/b/ is better than runs/a: {b.mean():.3f} against {a.mean():.3f} on 200 items"
     )
-    assert found["overall"]["p"] == paired_test(a, b).p
+    wins = int((b > a).sum())  # A never wins: the exact test of a fair coin that fell on one side every time
+    assert found["overall"]["p"] == pytest.approx(2 / 2**wins)
     assert compare("runs/b", "runs/a", [file])["sentence"].startswith("runs/a is worse than runs/b")
     same = compare("runs/a", "runs/a", [file])
     assert same["sentence"].startswith("No difference")
@@ -157,6 +218,9 @@ def test_several_seeds_are_compared_as_seeds(tmp_path):
     assert "another seed of the same training may differ" in single["sentence"]
     with pytest.raises(ConfigError, match="two runs or more"):
         compare("a0", "b0,b1", [file])
+    for twice in (("a0,a0", "b0,b1"), ("a0,a1", "b0,a0"), ("a0,./a0", "b0,b1")):
+        with pytest.raises(ConfigError, match="named twice"):
+            compare(*twice, [file])
 
 
 def test_what_cannot_be_compared_is_said(tmp_path):
@@ -180,3 +244,28 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     )
     with pytest.raises(DataError, match="score 0 is '1'"):
         compare(str(tmp_path / "n.json"), "a", [file])
+    with pytest.raises(ConfigError, match="no scores of a; no file of scores is named"):
+        compare("a", "b", [])
+    damaged = json.loads(Path(file).read_text())
+    damaged["models"]["a"]["suite"]["tasks"]["t"]["ids"].append(7)
+    Path(file).write_text(json.dumps(damaged))
+    with pytest.raises(DataError, match="3 ids and 2 scores"):
+        compare("a", "c", [file])
+
+
+def test_scores_of_another_version_are_not_compared(tmp_path):
+    rows = {}
+    for name, version, shots in (("a", 1, 4), ("b", 2, 4), ("c", 1, 0)):
+        task = {
+            "metric": "acc",
+            "version": version,
+            "shots": shots,
+            "each": {"acc": [1.0, 0.0]},
+            "ids": ["x", "y"],
+            "groups": None,
+        }
+        rows[name] = {"suite": {"tasks": {"t": task}}}
+    (tmp_path / "s.json").write_text(json.dumps({"models": rows}))
+    for other in "bc":
+        with pytest.raises(ConfigError, match=r"asked in different ways \(acc, version 1, "):
+            compare("a", other, [str(tmp_path / "s.json")])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.winrates import Game, both_orders, bradley_terry, length_controlled, strengths
+from tercet.evaluation.winrates import Game, both_orders, bradley_terry, difficulties, length_controlled, strengths
 
 
 def test_a_judge_that_prefers_the_first_gives_ties():
@@ -85,6 +85,96 @@ def test_length_bought_wins_are_taken_back():
     assert found.low < 0.5 < found.high
     better = (rng.random(n) < 1 / (1 + np.exp(-1.0 - 1.5 * np.tanh(delta / delta.std())))).astype(float)
     assert length_controlled(better, lengths, others, draws=20).value == pytest.approx(1 / (1 + math.exp(-1)), abs=0.03)
+
+
+def naive_rate(wins, delta, gamma, ridge=0.01):
+    """The same maximum by plain gradient ascent."""
+    x = np.stack([np.ones_like(delta), np.tanh(delta / delta.std()), gamma], axis=1)
+    c = np.zeros(3)
+    for _ in range(6000):
+        c += 4 / len(wins) * (x.T @ (wins - 1 / (1 + np.exp(-x @ c))) - ridge * c)
+    return float((1 / (1 + np.exp(-c[0] - c[2] * gamma))).mean())
+
+
+def test_length_model_is_the_maximum_that_gradient_ascent_finds():
+    rng = np.random.default_rng(5)
+    delta, gamma = rng.normal(10, 30, (2, 150))
+    gamma /= 30
+    wins = (rng.random(150) < 1 / (1 + np.exp(-0.4 - np.tanh(delta / 30) - gamma))).astype(float)
+    for given, used in ((None, np.zeros(150)), (gamma, gamma)):
+        found = length_controlled(wins, delta, np.zeros(150), draws=1, difficulty=given)
+        assert found.value == pytest.approx(naive_rate(wins, delta, used), abs=1e-5)
+
+
+PAIRS = ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (3, 2))
+
+
+def world(seed, n=300, difficulty=0.0, length=0.0, longer=0.0):
+    """Four models on n instructions: (wins, deltas, true rates at equal length, γ). A better model may be longer where it is good."""
+    rng = np.random.default_rng(seed)
+    gamma, theta, psi = rng.normal(size=n), np.array([0, 0.2, 0.4, 0.6]), difficulty * np.arange(4) / 3
+    lengths = 100 + 20 * rng.normal(size=(4, n)) + np.arange(4)[:, None] * (8 + longer * gamma)
+    deltas = np.stack([lengths[i] - lengths[j] for i, j in PAIRS])
+    merit = np.stack([theta[i] - theta[j] + (psi[i] - psi[j]) * gamma for i, j in PAIRS])
+    bought = length * np.tanh(deltas / deltas.std(1, keepdims=True))
+    wins = (rng.random(merit.shape) < 1 / (1 + np.exp(-merit - bought))).astype(float)
+    return wins, deltas, (1 / (1 + np.exp(-merit))).mean(1), gamma
+
+
+def rates(wins, deltas, gamma):
+    zeros = np.zeros(wins.shape[1])
+    return np.array(
+        [length_controlled(w, d, zeros, draws=1, difficulty=g).value for w, d, g in zip(wins, deltas, gamma)]
+    )
+
+
+def test_difficulty_is_found_from_the_other_pairs():
+    wins, deltas, _, gamma = world(0, difficulty=4.0)
+    found = difficulties(wins, deltas)
+    # the sign is free, but one for all
+    assert all(np.corrcoef(g, found[0])[0, 1] > 0.3 for g in found)
+    assert all(abs(np.corrcoef(g, gamma)[0, 1]) > 0.5 for g in found)
+    # of coins that know nothing of one another no pair is explained by its own fall
+    coins = np.random.default_rng(1).integers(0, 2, (3, 400)).astype(float)
+    told = difficulties(coins, np.zeros((3, 400)))
+    assert all(abs(np.corrcoef(g, w)[0, 1]) < 0.15 for g, w in zip(told, coins))
+    for few in (1, 2):
+        with pytest.raises(ConfigError, match="three or more"):
+            difficulties(wins[:few], deltas[:few])
+
+
+def test_a_judge_of_length_alone_gives_one_half_with_difficulties_too():
+    found = []
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        lengths = 100 + 20 * rng.normal(size=(4, 300)) + 8 * np.arange(4)[:, None]
+        deltas = np.stack([lengths[i] - lengths[j] for i, j in PAIRS])
+        wins = (
+            rng.random(deltas.shape) < 1 / (1 + np.exp(-3 * np.tanh(deltas / deltas.std(1, keepdims=True))))
+        ).astype(float)
+        assert wins[2].mean() > 0.65  # the longest against the shortest
+        found.append(rates(wins, deltas, difficulties(wins, deltas)))
+    assert np.mean(found) == pytest.approx(0.5, abs=0.03)
+
+
+def test_difficulty_takes_back_what_length_was_blamed_for():
+    """Where a model writes more on what it is good at, the model without the third term takes its wins for bought."""
+    with_term, without = [], []
+    for seed in range(20):
+        wins, deltas, truth, _ = world(seed, difficulty=4.0, longer=14.0)
+        with_term.append(rates(wins, deltas, difficulties(wins, deltas)) - truth)
+        without.append(rates(wins, deltas, [None] * 6) - truth)
+    for name, off in (("without", without), ("with", with_term)):
+        each = np.mean(off, axis=1)
+        print(f"off by {each.mean():.3f} {name} the third term, standard error {each.std(ddof=1) / math.sqrt(20):.3f}")
+    assert np.mean(without) < -0.05  # better models come out too low
+    assert np.mean(without) < np.mean(with_term) - 0.01
+    assert np.mean(np.square(with_term)) < np.mean(np.square(without))
+    for seed in range(3):  # and nothing changes where there is no such thing
+        wins, deltas, truth, _ = world(seed)
+        assert rates(wins, deltas, difficulties(wins, deltas)) == pytest.approx(
+            rates(wins, deltas, [None] * 6), abs=0.03
+        )
 
 
 def test_length_model_without_a_difference_of_lengths_is_the_rate():

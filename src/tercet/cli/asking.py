@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,13 +43,19 @@ def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None)
     # a shell's double quotes keep \\n as two characters; nobody means those here
     texts = {name: getattr(config, name).replace("\\n", "\n") for name in ("description", "template", "separator")}
     config, text = dataclasses.replace(config, **texts), text.replace("\\n", "\n")
+    check_writable(out, "--out")
+    check_writable(figure, "--figure")
     if text:
         from tercet.generation.chat import Chat
         from tercet.training.run import threads
 
-        typer.echo(text, nl=False)
+        if figure is not None:
+            raise ConfigError(
+                "tercet prompt: --figure draws accuracy against --shots; a --text to continue has none: leave it out"
+            )
         longest = config.max_new_tokens or LONGEST
         chat = Chat(config.model, temperature=config.temperature, max_new_tokens=longest, seed=config.seed)
+        typer.echo(text, nl=False)
         with threads(config.threads):
             answer = chat.complete(text, _print_piece)
         typer.echo()
@@ -94,7 +101,18 @@ def write_whole(path: Path, text: str, option: str) -> None:
         raise ConfigError(f"{option} {path}: cannot be written: {error}") from error
 
 
+def check_writable(path: Path | None, option: str) -> None:
+    """Raise ConfigError, before hours are spent, where a file cannot be written later."""
+    if path is not None and path.is_dir():
+        raise ConfigError(f"{option} {path}: cannot be written: it is a folder; name a file")
+    if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+        raise ConfigError(
+            f"{option} {path}: cannot be written: make the folder {path.absolute().parent} first, writable"
+        )
+
+
 def _eval(config: EvalConfig, out: Path | None) -> None:
+    check_writable(out, "--out")
     from tercet.cli.show import console, score_table, suite_table
     from tercet.posttraining.scores import evaluate
 
@@ -107,6 +125,7 @@ def _eval(config: EvalConfig, out: Path | None) -> None:
 
 
 def _winrate(config: WinRateConfig, out: Path | None) -> None:
+    check_writable(out, "--out")
     from tercet.cli.show import console, winrate_tables
     from tercet.posttraining.judging import win_rates
 
@@ -136,6 +155,11 @@ def compare(
 
     Example: tercet compare runs/base runs/sft --scores scores.json
     """
+    check_writable(out, "--out")
+    if out is not None and out.resolve() in {
+        Path(p).resolve() for p in (*a.split(","), *b.split(","), *(scores or []))
+    }:
+        raise ConfigError(f"--out {out}: is what is compared, and would be written over; choose another --out")
     from tercet.cli.show import comparison_table, console
     from tercet.evaluation.comparing import compare as compared
 

@@ -209,12 +209,12 @@ def _generated(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[
         for (t, longest, seed), batch in batches.items()
     }
     replies = []
-    known: dict[tuple[str, str], float] = {}  # running code takes a process: the same answer is run once
+    known: dict[tuple[Item, str], float] = {}  # running code takes a process: the same answer is run once
     for key, item, prompt, places in asked:
         text = vote([found[key][i] for i in places], task.metric)
-        if (item.id, text) not in known:
-            known[item.id, text] = score(item, text)
-        replies.append(Reply({task.metric: known[item.id, text]}, text, prompt))
+        if (item, text) not in known:
+            known[item, text] = score(item, text)
+        replies.append(Reply({task.metric: known[item, text]}, text, prompt))
     n = len(task.items)
     return [replies[a : a + n] for a in range(0, len(replies), n)]
 
@@ -247,6 +247,6 @@ def check_room(lm: object, task: Task, replies: Sequence[Reply], longest: int, r
     if over and refuse:
         raise ContextError(
             f"task {task.name!r}: {over} of {len(lengths)} prompts do not fit, the longest has {max(lengths)} tokens; the context of "
-            f"{model.config.context_length} leaves room for {room} beside the answer: ask with fewer --shots"
+            f"{model.config.context_length} leaves room for {room} beside the answer: ask with fewer --shots or --max-new-tokens, or a model with a longer context"
         )
     return over

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from tercet.evaluation.statistics import (
     holm,
     macro_test,
     paired_test,
-    spread_of,
     verdict,
 )
 
@@ -37,6 +36,10 @@ class Measured:
     ids: tuple[str, ...]
     scores: list[float]
     groups: list[str] | None
+    items: str
+    """the set of items: measures of the same items share it"""
+    way: str = ""
+    """how they were asked: scores of another version, metric or number of shots are other measures"""
 
 
 def measures(row: Mapping[str, Any], where: str) -> dict[str, Measured]:
@@ -46,17 +49,37 @@ def measures(row: Mapping[str, Any], where: str) -> dict[str, Measured]:
         metric = task["metric"]
         scores = check_scores(task["each"][metric], f"{where}: {name}")
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        out[name] = Measured(tuple(map(str, task["ids"])), [sign * s for s in scores], task.get("groups"))
+        way = f"{metric}, version {task.get('version')}, {task.get('shots')} shots"
+        ids, groups = tuple(map(str, task["ids"])), task.get("groups")
+        out[name] = Measured(ids, [sign * s for s in scores], groups, f"suite/{name}", way)
     for name, scores in (row.get("each") or {}).items():
-        out[name] = Measured(tuple(row["ids"]), check_scores(scores, f"{where}: {name}"), None)
+        out[name] = Measured(tuple(map(str, row["ids"])), check_scores(scores, f"{where}: {name}"), None, "tasks")
+    for name, m in out.items():
+        sizes = {len(m.ids), len(m.scores), len(m.scores if m.groups is None else m.groups)}
+        if sizes != {len(m.ids)} or not m.ids:
+            raise DataError(
+                f"{where}: {name}: {len(m.ids)} ids and {len(m.scores)} scores; wanted as many of both, and of groups"
+            )
     return out
+
+
+def _sets(model: Mapping[str, Measured], common: Sequence[str]) -> dict[str, Measured]:
+    """One score for each item: the measures of the same items (exact match and rubric) are not independent of another."""
+    sets: dict[str, list[Measured]] = {}
+    for name in common:
+        sets.setdefault(model[name].items, []).append(model[name])
+    return {k: replace(v[0], scores=[sum(s) / len(v) for s in zip(*(m.scores for m in v))]) for k, v in sets.items()}
 
 
 def compare(a: str, b: str, files: Sequence[str]) -> dict[str, Any]:
     """The sentence, and every measure's comparison with p corrected for their number (Holm).
 
-    Raises ConfigError where a model is not in the files or the two share no measure, DataError for a damaged file.
+    Raises ConfigError where a model is not in the files, is two seeds at once, or the two share no measure, DataError for
+    a damaged file.
     """
+    seeds = [Path(name) for side in (a, b) for name in side.split(",")]
+    if len(seeds) > 2 and len(set(seeds)) < len(seeds):
+        raise ConfigError(f"{a} against {b}: a run is named twice; as seeds each counts once")
     sides = [[_find(name, files) for name in side.split(",")] for side in (a, b)]
     common = [m for m in sides[0][0] if all(m in model for side in sides for model in side)]
     if not common:
@@ -68,18 +91,22 @@ def compare(a: str, b: str, files: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"{measure}: {a} and {b} were measured on other items; evaluate both with the same data, --limit and --seed"
             )
+        if len(ways := {model[measure].way for side in sides for model in side}) > 1:
+            raise ConfigError(
+                f"{measure}: {a} and {b} were asked in different ways ({'; '.join(sorted(ways))}); evaluate both with the same task"
+            )
     if any(len(side) > 1 for side in sides):
         return _over_seeds(a, b, sides, common)
     first, second = sides[0][0], sides[1][0]
     tests = {m: paired_test(first[m].scores, second[m].scores, first[m].groups) for m in common}
     corrected = dict(zip(common, holm([t.p for t in tests.values()])))
+    ours, theirs = _sets(first, common), _sets(second, common)
     overall = (
         tests[common[0]] if len(common) == 1
-        else macro_test([Paired(first[m].scores, second[m].scores, first[m].groups) for m in common])
+        else macro_test([Paired(m.scores, theirs[k].scores, m.groups) for k, m in ours.items()])
     )  # fmt: skip
-    spread = spread_of([s for m in common for s in first[m].scores], [s for m in common for s in second[m].scores])
-    more = "" if overall.p < 0.05 else " " + advice(overall, spread)
-    scope = "" if len(common) == 1 else f" The score is the mean over {len(common)} measures."
+    more = "" if overall.p < 0.05 else " " + advice(overall)
+    scope = "" if len(common) == 1 else _scope(len(common), len(ours))
     one = " One run of each was measured: another seed of the same training may differ."
     return {
         "sentence": verdict(a, b, overall) + scope + more + one,
@@ -88,14 +115,29 @@ def compare(a: str, b: str, files: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def _scope(measures: int, sets: int) -> str:
+    same = "" if sets == measures else ", those of the same items counting together as one"
+    return f" The score is the mean over {measures} measures{same}."
+
+
+def _units(scores: Sequence[float], groups: Sequence[str] | None) -> list[float]:
+    """Scores of independent units with the same mean: items, or whole documents, each by its share of the items."""
+    if groups is None:
+        return list(scores)
+    sums: dict[str, float] = {}
+    for score, name in zip(scores, groups):
+        sums[name] = sums.get(name, 0.0) + score
+    return [s * len(sums) / len(scores) for s in sums.values()]
+
+
 def _over_seeds(
     a: str, b: str, sides: Sequence[Sequence[Mapping[str, Measured]]], common: Sequence[str]
 ) -> dict[str, Any]:
     if min(map(len, sides)) < 2:
         raise ConfigError(f"{a} against {b}: name two runs or more, joined with commas, on both sides, or one on each")
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for m in common:
-        tables = [np.array([model[m].scores for model in side]) for side in sides]
+        tables = [np.array([_units(model[m].scores, model[m].groups) for model in side]) for side in sides]
         difference, p = compare_seeds(tables[0], tables[1])
         means = [float(t.mean()) for t in tables]
         found[m] = {
@@ -103,18 +145,18 @@ def _over_seeds(
             "b": means[1],
             "difference": difference.to_json(),
             "p": p,
-            "items": tables[0].shape[1],
+            "items": len(sides[0][0][m].ids),
         }
-    # each measure counts the same: weigh its items so that their sum is its mean
-    joined = [
-        np.concatenate([np.array([model[m].scores for model in side]) / len(side[0][m].ids) for m in common], axis=1)
-        for side in sides
-    ]
-    scale = joined[0].shape[1] / len(common)
+    # each set of items counts the same: weigh its units so that their sum is its mean
+    rows = [[[_units(s.scores, s.groups) for s in _sets(model, common).values()] for model in side] for side in sides]
+    joined = [np.array([np.concatenate([np.array(u) / len(u) for u in row]) for row in side]) for side in rows]
+    sets = len(rows[0][0])
+    scale = joined[0].shape[1] / sets
     difference, p = compare_seeds(joined[0] * scale, joined[1] * scale)
     for (_, row), corrected in zip(found.items(), holm([r["p"] for r in found.values()])):
         row["p_holm"] = corrected
-    means = [sum(r[k] for r in found.values()) / len(found) for k in ("a", "b")]
+    means = [float(side.sum(1).mean()) / sets for side in joined]
+    items = sum({model.items: len(model.ids) for m, model in sides[0][0].items() if m in common}.values())
     word = (
         "No difference can be seen between"
         if p >= 0.05
@@ -125,8 +167,8 @@ def _over_seeds(
     head = f"{word} {b} and {a}" if p >= 0.05 else f"{b} {word} {a}"
     sentence = (
         f"{head}: {means[1]:.3f} against {means[0]:.3f}, difference {difference} (p = {p:.2g}, over {len(sides[1])} and "
-        f"{len(sides[0])} seeds and the same {joined[0].shape[1]} items)."
-    )
+        f"{len(sides[0])} seeds and the same {items} items)."
+    ) + ("" if len(common) == 1 else _scope(len(common), sets))
     return {"sentence": sentence, "overall": {"difference": difference.to_json(), "p": p}, "measures": found}
 
 
@@ -152,4 +194,7 @@ def _find(name: str, files: Sequence[str]) -> dict[str, Measured]:
             except (KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{file}: {key}: damaged scores ({type(error).__name__}: {error})") from error
         known += rows
-    raise ConfigError(f"no scores of {name}; the files have {', '.join(known) or 'no models'}: name them with --scores")
+    where = f"the files have {', '.join(known) or 'no models'}" if files else "no file of scores is named"
+    raise ConfigError(
+        f"no scores of {name or 'a run without a name'}; {where}: name what `tercet eval --out` wrote with --scores"
+    )

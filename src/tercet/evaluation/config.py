@@ -58,6 +58,9 @@ class AskConfig(Settings):
             )
         if not self.shots or min(self.shots) < 0:
             raise ConfigError(f"AskConfig.shots is {self.shots}; wanted numbers of examples, each 0 or more")
+        for name in ("shots", "task"):
+            if len(set(getattr(self, name))) < len(getattr(self, name)):
+                raise ConfigError(f"AskConfig.{name} is {getattr(self, name)}; wanted each once")
         if self.tasks and any(self.shots) and not self.examples:
             raise ConfigError(
                 f"AskConfig.shots is {self.shots}, but no examples are named to draw them from; name them with --examples, or ask with --shots 0"

@@ -62,19 +62,28 @@ def ngram_length(lengths: Sequence[int]) -> int:
     return max(SHORTEST, min(LONGEST, sorted(lengths)[int(0.05 * (len(lengths) - 1))]))
 
 
-def contamination(items: Mapping[str, str], training: Iterable[str], n: int = 0) -> Contamination:
-    """Look for the items (texts by id) in the training documents, which are read once, as a stream.
+def contamination(
+    tasks: Mapping[str, Mapping[str, str]], training: Iterable[str], n: int = 0
+) -> dict[str, Contamination]:
+    """Look for every task's items (texts by id) in the training documents, which are read once, as a stream.
 
-    `n` 0 chooses it as above. Memory grows with the items, not with the training text.
+    `n` 0 chooses it for each task as above. Memory grows with the items, not with the training text.
     """
-    split = {id: words(text) for id, text in items.items()}
-    n = n or ngram_length([len(w) for w in split.values()])
-    seen: dict[tuple[str, ...], int] = {g: 0 for w in split.values() for g in _ngrams(w, n)}
+    split = {name: {id: words(text) for id, text in items.items()} for name, items in tasks.items()}
+    sizes = {name: n or ngram_length([len(w) for w in items.values()]) for name, items in split.items()}
+    # an n-gram says its length itself, so that one table serves all tasks
+    seen = {g: 0 for name, items in split.items() for w in items.values() for g in _ngrams(w, sizes[name])}
+    lengths = {len(g) for g in seen}
     for document in training:
-        for gram in {g for g in _ngrams(words(document), n) if g in seen}:
+        found = words(document)
+        for gram in {g for size in lengths for g in _ngrams(found, size) if g in seen}:
             seen[gram] += 1
-    dirty = frozenset(id for id, w in split.items() if any(0 < seen[g] <= COMMON for g in _ngrams(w, n)))
-    return Contamination(n, len(split), dirty, frozenset(id for id, w in split.items() if len(w) < n))
+    out = {}
+    for name, items in split.items():
+        size = sizes[name]
+        dirty = frozenset(id for id, w in items.items() if any(0 < seen[g] <= COMMON for g in _ngrams(w, size)))
+        out[name] = Contamination(size, len(items), dirty, frozenset(id for id, w in items.items() if len(w) < size))
+    return out
 
 
 def _ngrams(found: Sequence[str], n: int) -> Iterable[tuple[str, ...]]:

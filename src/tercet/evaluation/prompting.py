@@ -128,7 +128,13 @@ def combined(table: Sequence[Sequence[float]]) -> Estimate:
     if len(set(flat)) == 1 and flat[0] in (0.0, 1.0):
         return proportion(int(sum(table[0])), len(table[0]))
     if len(table) > 1 and len(table[0]) > 1:
-        return crossed(table)
+        found = crossed(table)
+        # Student's t knows no ends; an accuracy has them
+        return (
+            found
+            if min(flat) < 0 or max(flat) > 1
+            else replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
+        )
     if set(flat) <= {0.0, 1.0}:
         return proportion(int(sum(flat)), len(flat))
     return mean(flat)

@@ -1,11 +1,14 @@
 """Running code that a model wrote: in a process of its own that can compute and print, and nothing else.
 
 On Linux a seccomp filter (a few instructions that the kernel runs at every system call) is put in place before the code
-is: no sockets, no new processes, no signals to others, and files are opened for reading only. Beside it stand limits of
-memory, processor time and output, and a clock outside. Where no such filter can be had the code is not run at all.
+is. It lets through only what an interpreter needs to compute, `_CALLS`: no sockets, no new processes, no signals to
+others, no settings of others, and files are opened for reading only. Where the kernel has Landlock (5.13 and later)
+only Python's own folders can be read. Beside them stand limits of memory, processor time and output, and a clock outside.
+Where no such filter can be had the code is not run at all.
 
-This keeps honest mistakes and careless programs from doing harm. It is not a vault: the code can read what you can
-read, though it has no way to send it anywhere.
+This keeps honest mistakes and careless programs from doing harm, and from scoring. It is not a vault: without Landlock
+the code can read what you can read (though it has no way to send it anywhere), and since an answer and its test share a
+process, one that is written to deceive its test can do so.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ import ctypes
 import os
 import platform
 import resource
+import secrets
 import signal
 import struct
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from tercet.errors import ConfigError
@@ -28,34 +33,59 @@ SECONDS = 5.0
 MEGABYTES = 256
 OUTPUT = 64 * 1024  # bytes of output that are kept; more ends the process
 
-# numbers of system calls: x86_64, aarch64 (-1: that machine has no such call)
+# The system calls that are let through. Their numbers: x86_64, aarch64 (-1: that machine has no such call).
 _CALLS = {
-    "socket": (41, 198), "socketpair": (53, 199), "fork": (57, -1), "vfork": (58, -1), "kill": (62, 129), "tkill": (200, 130),
-    "tgkill": (234, 131), "rt_sigqueueinfo": (129, 138), "pidfd_send_signal": (424, 424), "pidfd_open": (434, 434), "pidfd_getfd": (438, 438),
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "creat": (85, -1), "truncate": (76, 45),
-    "ftruncate": (77, 46), "rename": (82, -1), "renameat": (264, 38), "renameat2": (316, 276), "link": (86, -1), "linkat": (265, 37),
-    "symlink": (88, -1), "symlinkat": (266, 36), "unlink": (87, -1), "unlinkat": (263, 35), "rmdir": (84, -1), "mkdir": (83, -1),
-    "mkdirat": (258, 34), "mknod": (133, -1), "mknodat": (259, 33), "chmod": (90, -1), "fchmod": (91, 52), "fchmodat": (268, 53),
-    "fchmodat2": (452, 452), "chown": (92, -1), "fchown": (93, 55), "lchown": (94, -1), "fchownat": (260, 54), "utime": (132, -1), "utimes": (235, -1),
-    "utimensat": (280, 88), "futimesat": (261, -1), "setxattr": (188, 5), "lsetxattr": (189, 6), "fsetxattr": (190, 7), "mount": (165, 40), "umount2": (166, 39),
-    "pivot_root": (155, 41), "chroot": (161, 51), "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280), "io_uring_setup": (425, 425),
-    "perf_event_open": (298, 241), "keyctl": (250, 219), "add_key": (248, 217), "userfaultfd": (323, 282), "memfd_create": (319, 279),
-    "setpriority": (140, 140), "prlimit64": (302, 261), "setrlimit": (160, 164), "openat2": (437, 437), "clone3": (435, 435),
-    "open_by_handle_at": (304, 265), "reboot": (169, 142), "shmget": (29, 194), "msgget": (68, 186), "mq_open": (240, 180),
+    # files that are open, and looking for files
+    "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67), "preadv": (295, 69), "close": (3, 57),
+    "close_range": (436, 436), "lseek": (8, 62), "dup": (32, 23), "dup2": (33, -1), "dup3": (292, 24), "pipe": (22, -1), "pipe2": (293, 59),
+    "stat": (4, -1), "fstat": (5, 80), "lstat": (6, -1), "newfstatat": (262, 79), "statx": (332, 291), "statfs": (137, 43), "fstatfs": (138, 44),
+    "access": (21, -1), "faccessat": (269, 48), "faccessat2": (439, 439), "readlink": (89, -1), "readlinkat": (267, 78), "getdents": (78, -1),
+    "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50), "umask": (95, 166), "fadvise64": (221, 223),
+    # waiting
+    "poll": (7, -1), "ppoll": (271, 73), "select": (23, -1), "pselect6": (270, 72), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
+    "epoll_wait": (232, -1), "epoll_pwait": (281, 22), "eventfd2": (290, 19), "nanosleep": (35, 101), "clock_nanosleep": (230, 115),
+    "restart_syscall": (219, 128), "wait4": (61, 260), "pause": (34, -1),
+    # its own memory, threads and signals
+    "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233), "mincore": (27, 232), "brk": (12, 214),
+    "futex": (202, 98), "set_robust_list": (273, 99), "set_tid_address": (218, 96), "rseq": (334, 293), "membarrier": (324, 283),
+    "arch_prctl": (158, -1), "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132),
+    "getitimer": (36, 102), "setitimer": (38, 103), "alarm": (37, -1), "execve": (59, 221), "exit": (60, 93), "exit_group": (231, 94),
+    # what time it is, and who it is
+    "time": (201, -1), "gettimeofday": (96, 169), "clock_gettime": (228, 113), "clock_getres": (229, 114), "times": (100, 153), "getrusage": (98, 165),
+    "getrlimit": (97, 163), "sysinfo": (99, 179), "uname": (63, 160), "getrandom": (318, 278), "getpid": (39, 172), "getppid": (110, 173),
+    "gettid": (186, 178), "getpgrp": (111, -1), "getpgid": (121, 155), "getsid": (124, 156), "getuid": (102, 174), "geteuid": (107, 175),
+    "getgid": (104, 176), "getegid": (108, 177), "getresuid": (118, 148), "getresgid": (120, 150), "getgroups": (115, 158),
 }  # fmt: skip
-_ENOSYS = ("openat2", "clone3", "memfd_create")  # as on an older kernel: libraries then take the call that is looked at
-_OPEN, _OPENAT, _CLONE = (2, -1), (257, 56), (56, 220)
-_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+_MISSING = {
+    "clone3": (435, 435),
+    "openat2": (437, 437),
+}  # as on an older kernel: then the call is taken that is looked at
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CLONE_THREAD = 0x10000
+# Let through by an argument: its place, bits of which none may be set, bits of which one must be, or the values it may have.
+# fcntl: copies and flags of what is open, not who is sent its signals. ioctl: is it a terminal, may it block.
+_BY_ARGUMENT = (
+    ((2, -1), 1, "none of", (_WRITING,)),  # open
+    ((257, 56), 2, "none of", (_WRITING,)),  # openat
+    ((56, 220), 0, "some of", (_CLONE_THREAD,)),  # clone
+    ((72, 25), 1, "one of", (0, 1, 2, 3, 4, 1030)),  # fcntl
+    ((16, 29), 1, "one of", (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)),  # ioctl
+)
+_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
+# Landlock: its three calls (the same on both machines), rights, and what the interpreter must read
+_CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
+_EXECUTE, _READ_FILE, _READ_DIR, _EVERY_RIGHT = 1, 4, 8, 0x1FFF
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store")  # where the loader is too
+_FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom")
 
 
 @dataclass(frozen=True)
 class Ran:
-    """How a program ended: `ok` where it ran to its end without an error; what it printed; and why not, where not."""
+    """How a program ended: `ok` where it ran to its last line without an error; what it printed; why not, where not."""
 
     ok: bool
     output: str
@@ -65,17 +95,19 @@ class Ran:
 def run_code(code: str, seconds: float = SECONDS, megabytes: int = MEGABYTES) -> Ran:
     """Run Python code in a sandboxed process and wait for its end.
 
-    Raises ConfigError where this machine has no sandbox (only Linux on x86_64 and aarch64 has one).
+    A program that leaves before its last line has not passed its test, so that one more line is put after it, which says
+    that it was reached. Raises ConfigError where this machine has no sandbox (only Linux on x86_64 and aarch64 has one).
     """
     program = _filter()
-    limits = _limits(seconds, megabytes)
+    limits = _Limits(seconds, megabytes)
+    reached = secrets.token_hex(16).encode()
 
     def lock() -> None:  # in the child, before Python starts
         limits()
-        _enter(program)
+        _enter(program, rules)
 
-    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as source:
-        source.write(code.encode("utf-8", "replace"))
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as source, _ruleset() as rules:
+        source.write(code.encode("utf-8", "replace") + b"\n__import__('os').write(1, b'%b')\n" % reached)
         source.seek(0)
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-B", "-X", "utf8", "-"],
@@ -95,7 +127,7 @@ def run_code(code: str, seconds: float = SECONDS, megabytes: int = MEGABYTES) ->
             process.wait()
             assert process.stdout is not None
             process.stdout.close()
-    text = output.decode("utf-8", "replace")
+    text = output.replace(reached, b"").decode("utf-8", "replace")
     if late:
         return Ran(False, text, f"it took longer than {seconds:g} s")
     if cut:
@@ -105,6 +137,8 @@ def run_code(code: str, seconds: float = SECONDS, megabytes: int = MEGABYTES) ->
     if process.returncode:
         last = text.strip().rsplit("\n", 1)[-1]
         return Ran(False, text, last or f"it ended with exit code {process.returncode}")
+    if reached not in output:
+        return Ran(False, text, "it ended before its last line")
     return Ran(True, text)
 
 
@@ -149,9 +183,6 @@ class _Limits:
             resource.setrlimit(what, (most, most))
 
 
-_limits = _Limits
-
-
 def _instruction(code: int, yes: int, no: int, value: int) -> bytes:
     return struct.pack("HBBI", code, yes, no, value & 0xFFFFFFFF)
 
@@ -174,27 +205,46 @@ def _filter() -> bytes:
         _instruction(_AT_LEAST, 0, 1, 0x40000000),  # x32's numbers
         _instruction(_RETURN, 0, 0, _KILL),
     ]
-    for name, numbers in _CALLS.items():
-        if numbers[column] >= 0:
-            answer = _instruction(_RETURN, 0, 0, _ERRNO | 38) if name in _ENOSYS else deny
-            out += [_instruction(_EQUAL, 0, 1, numbers[column]), answer]
-    # open(path, flags), openat(folder, path, flags): for reading only; clone(flags): threads only
-    for numbers, argument, bits, denied_if_set in (
-        (_OPEN, 1, _WRITING, True),
-        (_OPENAT, 2, _WRITING, True),
-        (_CLONE, 0, _CLONE_THREAD, False),
-    ):
+    for answer, calls in ((_ALLOW, _CALLS), (_ERRNO | 38, _MISSING)):  # ENOSYS
+        for numbers in calls.values():
+            if numbers[column] >= 0:
+                out += [_instruction(_EQUAL, 0, 1, numbers[column]), _instruction(_RETURN, 0, 0, answer)]
+    allow = _instruction(_RETURN, 0, 0, _ALLOW)
+    for numbers, argument, what, values in _BY_ARGUMENT:
         if numbers[column] < 0:
             continue
-        yes, no = (0, 1) if denied_if_set else (1, 0)
-        out += [
-            _instruction(_EQUAL, 0, 4, numbers[column]),
-            _instruction(_LOAD, 0, 0, 16 + 8 * argument),  # its lower half, on machines with the lower byte first
-            _instruction(_ANY_BIT, yes, no, bits),
-            deny,
-            _instruction(_RETURN, 0, 0, _ALLOW),
-        ]
-    return b"".join([*out, _instruction(_RETURN, 0, 0, _ALLOW)])
+        test, yes, no = {"none of": (_ANY_BIT, 1, 0), "some of": (_ANY_BIT, 0, 1), "one of": (_EQUAL, 0, 1)}[what]
+        # the argument's lower half, on machines with the lower byte first
+        look = [_instruction(_LOAD, 0, 0, 16 + 8 * argument)]
+        for value in values:
+            look += [_instruction(test, yes, no, value), allow]
+        out += [_instruction(_EQUAL, 0, len(look) + 1, numbers[column]), *look, deny]
+    return b"".join([*out, deny])
+
+
+@contextlib.contextmanager
+def _ruleset() -> Iterator[int | None]:
+    """An open Landlock ruleset: nothing is read, written or executed but Python itself; None where the kernel has none."""
+    assert _libc is not None
+    handle = _libc.syscall(_CREATE_RULESET, struct.pack("Q", _EVERY_RIGHT), 8, 0)
+    if handle < 0:
+        yield None
+        return
+    read = (sys.base_prefix, sys.base_exec_prefix, os.path.join(sys.prefix, "pyvenv.cfg"), *_FILES)
+    rights = dict.fromkeys(read, _READ_FILE | _READ_DIR)
+    rights |= dict.fromkeys((*_LIBRARIES, os.path.realpath(sys.executable)), _READ_FILE | _READ_DIR | _EXECUTE)
+    try:
+        for path, right in rights.items():
+            with contextlib.suppress(FileNotFoundError):
+                opened = os.open(path, os.O_PATH | os.O_CLOEXEC)
+                try:
+                    allowed = right if os.path.isdir(path) else right & ~_READ_DIR
+                    _libc.syscall(_ADD_RULE, handle, 1, struct.pack("=Qi", allowed, opened), 0)
+                finally:
+                    os.close(opened)
+        yield handle
+    finally:
+        os.close(handle)
 
 
 class _Program(ctypes.Structure):
@@ -204,11 +254,13 @@ class _Program(ctypes.Structure):
 _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
-def _enter(program: bytes) -> None:
-    """Put the filter in place for this process and all that it becomes. Raises OSError where the kernel refuses."""
+def _enter(program: bytes, rules: int | None) -> None:
+    """Put filter and ruleset in place for this process and all that it becomes. Raises OSError where the kernel refuses."""
     assert _libc is not None
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "no_new_privs was refused")
+    if rules is not None and _libc.syscall(_RESTRICT_SELF, rules, 0):
+        raise OSError(ctypes.get_errno(), "the Landlock ruleset was refused")
     found = _Program(len(program) // 8, program)
     if _libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(found), 0, 0):
         raise OSError(ctypes.get_errno(), "the seccomp filter was refused")

@@ -100,7 +100,22 @@ def paired_test(
     else:
         p, test = sign_flips(sums, seed), "randomisation test"
     difference = _bootstrap(sums, sizes, level, seed, DRAWS)
+    shares = bool(np.isin(np.concatenate([x, y]), (0.0, 1.0)).all())
+    difference = _not_certain(difference, sums.size, level) if shares else difference
     return PairedTest(float(x.mean()), float(y.mean()), difference, p, test, a_wins, b_wins, d.size)
+
+
+def _not_certain(found: Estimate, n: float, level: float) -> Estimate:
+    """Of right and wrong answers that differ on none of n units, or on all to one side: Wilson's end stands in.
+
+    Drawing again shows no spread there, and an interval without width would say that no item could ever differ.
+    """
+    if found.low != found.high or n < 2 or found.value not in (-1.0, 0.0, 1.0):
+        return found
+    other = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    end = other / (n + other)  # of a share that was 0 of n
+    low, high = (-end, end) if found.value == 0 else (1 - end, 1.0) if found.value > 0 else (-1.0, end - 1)
+    return Estimate(found.value, low, high, found.n)
 
 
 def mcnemar(a_only: int, b_only: int) -> float:
@@ -154,9 +169,10 @@ def macro_test(tasks: Sequence[Paired], level: float = LEVEL, seed: int = 0) -> 
         raise ConfigError("macro_test: no tasks; wanted at least one")
     rng = np.random.Generator(np.random.PCG64(seed))
     resampled, weighted, a_mean, b_mean, wins, items = np.zeros(DRAWS), [], 0.0, 0.0, np.zeros(2, int), 0
-    narrow = False
+    narrow, shares, parts = False, True, 0.0
     for task in tasks:
         x, y = _same_length(task.a, task.b, "macro_test")
+        shares = shares and bool(np.isin(np.concatenate([x, y]), (0.0, 1.0)).all())
         d = y - x
         sums, sizes = (d, np.ones_like(d)) if task.groups is None else _group_sums(d, task.groups, "macro_test")
         rows = max(1, CHUNK // sums.size)
@@ -166,11 +182,13 @@ def macro_test(tasks: Sequence[Paired], level: float = LEVEL, seed: int = 0) -> 
         weighted.append(sums / d.size / len(tasks))
         a_mean, b_mean = a_mean + float(x.mean()) / len(tasks), b_mean + float(y.mean()) / len(tasks)
         wins += [int((d < 0).sum()), int((d > 0).sum())]
-        items, narrow = items + d.size, narrow or sums.size < 2
+        items, narrow, parts = items + d.size, narrow or sums.size < 2, parts + 1 / sums.size
     _check_level(level)
     low, high = (math.nan, math.nan) if narrow else np.quantile(resampled, ((1 - level) / 2, (1 + level) / 2))
     units_n = sum(w.size for w in weighted)
     difference = Estimate(b_mean - a_mean, float(low), float(high), units_n)
+    if shares:  # as many units of one task would tell as much
+        difference = _not_certain(difference, len(tasks) ** 2 / parts, level)
     p = sign_flips(np.concatenate(weighted), seed)
     return PairedTest(a_mean, b_mean, difference, p, "stratified randomisation test", int(wins[0]), int(wins[1]), items)
 
@@ -272,12 +290,14 @@ def compare_seeds(
         )
     d = y.mean(0) - x.mean(0)
     items = d.size
+    rounding = (1e-12 * max(1.0, float(np.abs(x).max()), float(np.abs(y).max()))) ** 2
     parts = [(float(d.var(ddof=1)) / items, items - 1)]
     for table in (x, y):
         ms, seeds = _squares(table), len(table)
         parts.append((max(0.0, ms.seeds - ms.rest) / (seeds * items), seeds - 1))
     variance, value = sum(v for v, _ in parts), float(d.mean())
-    if variance == 0:
+    if variance < rounding:
+        value = value if value**2 >= rounding else 0.0
         return Estimate(value, value, value, min(len(x), len(y))), 1.0 if value == 0 else 0.0
     df = max(1, int(variance**2 / sum(v**2 / n for v, n in parts)))
     half = t_quantile(df, level) * math.sqrt(variance)
@@ -301,21 +321,21 @@ def verdict(a: str, b: str, test: PairedTest, level: float = LEVEL, p: float | N
     return f"No difference between {b} and {a} can be seen: {numbers}."
 
 
-def advice(test: PairedTest, spread: float, level: float = LEVEL, power: float = POWER) -> str:
-    """How many items a difference as large as the one found would need, or one of 0.01 where none was found."""
-    if spread == 0:
+def advice(test: PairedTest, level: float = LEVEL, power: float = POWER) -> str:
+    """How many items a difference as large as the one found would need, or one of 0.01 where none was found.
+
+    The spread of one item is taken from the interval, so that what items share (a document, a task) counts: items of
+    the same kind, in documents of the same size, and as many more of each task.
+    """
+    if not test.a_wins + test.b_wins:
         return "Both give the same score on every item."
+    if math.isnan(test.difference.low):
+        return "Of a single item, or document, nothing can be said."
+    error = (test.difference.high - test.difference.low) / 2 / NormalDist().inv_cdf((1 + level) / 2)
     goal = abs(test.difference.value)
     goal = goal if goal >= 0.001 else 0.01
-    return f"To see a true difference of {goal:.3f} {power:.0%} of the time takes about {items_needed(goal, spread, level, power):,} items."
-
-
-def spread_of(a: Values, b: Values) -> float:
-    """Standard deviation of the items' differences b − a (0 for a single item): the `spread` of `items_needed`."""
-    x, y = _same_length(a, b, "spread_of")
-    if x.size < 2:
-        return 0.0
-    return float(np.std(y - x, ddof=1))
+    needed = items_needed(goal, error * math.sqrt(test.items), level, power)
+    return f"To see a true difference of {goal:.3f} {power:.0%} of the time takes about {needed:,} items."
 
 
 def check_scores(values: Sequence[object], where: str) -> list[float]:

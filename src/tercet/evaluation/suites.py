@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tercet.data.readers import BadRows
-from tercet.errors import ConfigError
+from tercet.errors import ConfigError, DataError
 from tercet.evaluation.asking import LanguageModel, Way, answer, check_room
 from tercet.evaluation.contamination import Contamination, contamination
 from tercet.evaluation.loaders import import_tasks, open_suite
@@ -14,13 +15,14 @@ from tercet.evaluation.metrics import Estimate, mean, proportion
 from tercet.evaluation.statistics import clustered
 from tercet.evaluation.task import Task
 
-Text = Callable[[], Iterable[str]]
-
 
 def open_suites(
     names: Sequence[str], imports: Sequence[str], bad: BadRows, limit: int = 0, seed: int = 0
 ) -> list[Task]:
-    """The tasks of all suites, each with at most `limit` items. Raises ConfigError where a task comes twice."""
+    """The tasks of all suites, each with at most `limit` items.
+
+    Raises ConfigError where a task comes twice, DataError where an id does: by ids models are compared item by item.
+    """
     import_tasks(imports)
     found = [task.limited(limit, seed) for name in names for task in open_suite(name, bad)]
     seen: set[str] = set()
@@ -28,6 +30,10 @@ def open_suites(
         if task.name in seen:
             raise ConfigError(f"the task {task.name!r} is in two of the suites {', '.join(names)}; name it once")
         seen.add(task.name)
+        id, count = Counter(i.id for i in task.items).most_common(1)[0]
+        if count > 1:
+            source = f" ({task.source})" if task.source else ""
+            raise DataError(f"task {task.name!r}{source}: {count} items have the id {id!r}; give each its own")
     return found
 
 
@@ -36,9 +42,9 @@ def text_of(task: Task) -> dict[str, str]:
     return {i.id: f"{i.input}{'' if i.contexts else ' '}{i.answers[0]}" for i in task.items}
 
 
-def overlaps(tasks: Sequence[Task], training: Text) -> dict[str, Contamination]:
-    """Contamination of every task by the training documents, which are read once a task."""
-    return {task.name: contamination(text_of(task), training()) for task in tasks}
+def overlaps(tasks: Sequence[Task], training: Iterable[str]) -> dict[str, Contamination]:
+    """Contamination of every task by the training documents, which are read once."""
+    return contamination({task.name: text_of(task) for task in tasks}, training)
 
 
 def measure(
@@ -58,7 +64,7 @@ def measure(
         groups = [i.group for i in task.items] if all(i.group for i in task.items) else None
         main, guessing = _estimate(scores[task.metric], groups), task.guessing()
         row: dict[str, Any] = {
-            "version": task.version, "kind": task.kind, "metric": task.metric, "ability": task.ability or task.name.rpartition("/")[0],
+            "version": task.version, "kind": task.kind, "metric": task.metric, "ability": task.ability or task.name.rpartition("/")[0] or task.name,
             "shots": shots, "items": len(replies), "scores": {name: _estimate(v, groups).to_json() for name, v in scores.items()},
             "score": main.to_json(), "chance": guessing, "cut_prompts": check_room(lm, task, replies, longest, refuse=False),
             "ids": [i.id for i in task.items], "each": scores, "groups": groups,

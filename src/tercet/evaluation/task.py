@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from tercet.data.types import Task as Question
-from tercet.errors import ConfigError, DataError
+from tercet.errors import ConfigError, DataError, TercetError
 from tercet.training.settings import suggest
 
 KINDS = ("choice", "free", "code", "target")
@@ -111,6 +111,10 @@ class Task:
         for form in (self.form, *self.formats):
             if not form.template.endswith("{output}"):
                 raise ConfigError(f"task {self.name!r}: the template {form.template!r} must end with {{output}}")
+        if not 0 <= self.chance < 1:
+            raise ConfigError(
+                f"task {self.name!r}: chance is {self.chance}; wanted the score of guessing, from 0 to below 1"
+            )
         if not self.metric:
             object.__setattr__(self, "metric", METRIC_OF[self.kind])
         if not self.name or any(c.isspace() or c == "," for c in self.name):
@@ -118,15 +122,26 @@ class Task:
 
     @cached_property
     def items(self) -> tuple[Item, ...]:
-        """The items that are asked. Raises DataError where one is not what its kind needs."""
-        return self._checked(self.asked())
+        """The items that are asked. Raises DataError where there are none, or one is not what its kind needs."""
+        found = self._checked(self.asked)
+        if not found:
+            raise DataError(
+                f"task {self.name!r}{f' ({self.source})' if self.source else ''}: no items; wanted one or more"
+            )
+        return found
 
     @cached_property
     def examples(self) -> tuple[Item, ...]:
         """The items that examples are drawn from."""
-        return self._checked(self.pool())
+        return self._checked(self.pool)
 
-    def _checked(self, items: Sequence[Item]) -> tuple[Item, ...]:
+    def _checked(self, make: Callable[[], Sequence[Item]]) -> tuple[Item, ...]:
+        try:
+            items = tuple(make())
+        except (TercetError, OSError):
+            raise
+        except Exception as error:  # a task of a user's own
+            raise DataError(f"task {self.name!r}: its items cannot be made: {type(error).__name__}: {error}") from error
         for item in items:
             where = item.where or f"task {self.name!r}, item {item.id!r}"
             if not item.answers or not item.answers[0]:
@@ -136,9 +151,14 @@ class Task:
                     f"{where}: the answer {item.answers[0]!r} is not among the choices {list(item.choices)}; "
                     "wanted two choices or more, and the answer one of them"
                 )
+            texts = [c.removeprefix(" ") if item.contexts else c for c in item.choices]
+            if "" in texts or (texts and len(item.rights) == len(texts)):
+                raise DataError(
+                    f"{where}: the choices are {list(item.choices)}; wanted texts of which one at least is wrong"
+                )
             if self.kind == "code" and not item.test:
                 raise DataError(f'{where}: no "test"; wanted code that fails where the answer is wrong')
-        return tuple(items)
+        return items
 
     def guessing(self) -> float:
         """The score of guessing: the mean of 1 / number of choices, or `chance`."""

@@ -19,6 +19,7 @@ from tercet.evaluation.metrics import LEVEL, Estimate, Reals, Values, _same_leng
 DRAWS = 500
 ROUNDS = 100
 RIDGE = 0.01  # on the coefficients of the length model: a prior with standard deviation 10
+NODES = 11  # of the quadrature over an instruction's difficulty
 PRIOR = 1.0  # ties added to every pair that met, so that who never lost has a finite strength
 
 
@@ -36,18 +37,21 @@ def both_orders(first: Values, second: Values) -> tuple[Reals, float]:
 # -- length ----------------------------------------------------------------------------------------------------------------
 
 
-def length_controlled(wins: Values, lengths: Values, others: Values, seed: int = 0, draws: int = DRAWS) -> Estimate:
+def length_controlled(
+    wins: Values, lengths: Values, others: Values, seed: int = 0, draws: int = DRAWS, difficulty: Values | None = None
+) -> Estimate:
     """The win rate that A would have had if its answers were as long as B's (Dubois et al. 2024), bootstrap over prompts.
 
     `wins` [N] are judgements of A against B, `lengths` and `others` [N] the answers' lengths. The model is
-    P(win) = σ(θ + φ · tanh(Δ / sd(Δ))), Δ = length − other; the rate is σ(θ), the prediction at Δ = 0. Their third term,
-    the difficulty of each instruction, needs judgements of many models and is left out. A ridge keeps θ and φ finite.
-    Raises ConfigError for unequal lengths.
+    P(win) = σ(θ + φ · tanh(Δ / sd(Δ)) + ψ · γ), Δ = length − other; the rate is the mean over prompts of σ(θ + ψ · γ), the
+    prediction at Δ = 0. γ [N] is the `difficulty` of each instruction, held fixed as in their paper: `difficulties` has
+    it from three models on; without it the term is left out. A ridge keeps all finite. Raises ConfigError for unequal lengths.
     """
     w, a = _same_length(wins, lengths, "length_controlled")
     _, b = _same_length(wins, others, "length_controlled")
+    _, gamma = _same_length(wins, np.zeros_like(w) if difficulty is None else difficulty, "length_controlled")
     delta = a - b
-    rate = _sigmoid(_length_model(w, delta)[0])
+    rate = _rate(w, delta, gamma)
     if w.size < 2:
         return Estimate(rate, math.nan, math.nan, 1)
     if w.min() == w.max():  # drawing again would show no spread, and all ties are not certainty
@@ -57,28 +61,77 @@ def length_controlled(wins: Values, lengths: Values, others: Values, seed: int =
     found = []
     for _ in range(draws):
         rows = rng.integers(w.size, size=w.size)
-        found.append(_sigmoid(_length_model(w[rows], delta[rows])[0]))
+        found.append(_rate(w[rows], delta[rows], gamma[rows]))
     low, high = np.quantile(found, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return Estimate(rate, float(low), float(high), w.size)
 
 
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value)) if value >= 0 else math.exp(value) / (1 + math.exp(value))
+def difficulties(wins: Reals, deltas: Reals) -> Reals:
+    """γ [P, N] for each of P pairs of models on the same N prompts, from the judgements of the *other* pairs.
+
+    `wins` [P, N] are judgements, `deltas` [P, N] differences of length. All pairs share one unknown γ ~ N(0, 1) of each
+    prompt, P(win) = σ(θ_p + φ_p · tanh(Δ / sd(Δ)) + ψ_p · γ), ψ ~ N(0, 1): a two-parameter item response model whose items are
+    the pairs, by marginal maximum likelihood (EM over a quadrature; Bock and Aitkin 1981). A pair's own judgements
+    are left out of its γ, which else would explain them by themselves. Raises ConfigError for fewer than three pairs: γ
+    of one pair is as many unknowns as judgements, and two pairs have one correlation for their two ψ.
+    """
+    pairs, prompts = wins.shape
+    if pairs < 3 or deltas.shape != wins.shape:
+        raise ConfigError(f"difficulties: {pairs} pairs; wanted three or more (of three models) on the same prompts")
+    nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
+    prior, ridge = np.log(weights / weights.sum()), np.array([RIDGE, RIDGE, 1.0])
+    designs = [np.repeat(_design(d, np.zeros(prompts)), NODES, axis=0) for d in deltas]
+    for x in designs:
+        x[:, 2] = np.tile(nodes, prompts)
+    coefs = np.zeros((pairs, 3))
+    # ψ = 0 is a flat place: begin at the direction in which the judgements vary most
+    coefs[:, 2] = np.linalg.svd(wins - wins.mean(1, keepdims=True), full_matrices=False)[0][:, 0] * math.sqrt(pairs)
+    for _ in range(ROUNDS):
+        logits = np.stack([(x @ c).reshape(prompts, NODES) for x, c in zip(designs, coefs)])
+        likely = wins[:, :, None] * logits - np.logaddexp(0, logits)
+        share = _posterior(likely.sum(0) + prior)
+        new = np.stack([
+            _logistic(x, np.repeat(w, NODES), ridge, share.ravel(), c) for x, w, c in zip(designs, wins, coefs)
+        ])  # fmt: skip
+        done = float(np.abs(new - coefs).max()) < 1e-3
+        coefs = new
+        if done:
+            break
+    return np.stack([_posterior(likely.sum(0) - own + prior) @ nodes for own in likely])
 
 
-def _length_model(wins: Reals, delta: Reals) -> tuple[float, float]:
-    """(θ, φ) of the ridge logistic regression, by Newton's method."""
+def _posterior(logs: Reals) -> Reals:
+    """Shares [N, Q] that sum to 1 over the nodes, from logs of what they are proportional to."""
+    shares = np.exp(logs - logs.max(1, keepdims=True))
+    whole: Reals = shares / shares.sum(1, keepdims=True)
+    return whole
+
+
+def _rate(wins: Reals, delta: Reals, difficulty: Reals) -> float:
+    coef = _logistic(_design(delta, difficulty), wins, np.full(3, RIDGE))
+    return float((1 / (1 + np.exp(-coef[0] - coef[2] * difficulty))).mean())
+
+
+def _design(delta: Reals, difficulty: Reals) -> Reals:
+    """Columns [N, 3] of the length model: 1, tanh(Δ / sd(Δ)), γ."""
     spread = float(delta.std())
-    x = np.stack([np.ones_like(delta), np.tanh(delta / spread) if spread > 0 else np.zeros_like(delta)], axis=1)
-    coef = np.zeros(2)
+    return np.stack(
+        [np.ones_like(delta), np.tanh(delta / spread) if spread > 0 else np.zeros_like(delta), difficulty], 1
+    )
+
+
+def _logistic(x: Reals, y: Reals, ridge: Reals, weights: Reals | None = None, start: Reals | None = None) -> Reals:
+    """Coefficients of the ridge logistic regression, by Newton's method."""
+    coef = np.zeros(x.shape[1]) if start is None else start.copy()
+    weighted = x if weights is None else x * weights[:, None]
     for _ in range(ROUNDS):
         p = 1 / (1 + np.exp(-(x @ coef)))
-        gradient = x.T @ (wins - p) - RIDGE * coef
-        step = np.linalg.solve((x * (p * (1 - p))[:, None]).T @ x + RIDGE * np.eye(2), gradient)
+        gradient = weighted.T @ (y - p) - ridge * coef
+        step = np.linalg.solve((weighted * (p * (1 - p))[:, None]).T @ x + np.diag(ridge), gradient)
         coef += np.clip(step, -2, 2)  # a long step from a flat place would overshoot
         if float(np.abs(step).max()) < 1e-10:
             break
-    return float(coef[0]), float(coef[1])
+    return coef
 
 
 # -- Bradley and Terry --------------------------------------------------------------------------------------------------------

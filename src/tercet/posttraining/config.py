@@ -105,6 +105,18 @@ class EvalConfig(Settings):
     threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
     seed: int = setting(0, "seed of the sampled answers", minimum=0, maximum=2**31 - 1)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for needed, names in {
+            "suite": ("imports", "training_text", "journal"),
+            "tasks": ("reward", "reference"),
+        }.items():
+            given = [name for name in names if getattr(self, name)]
+            if given and not getattr(self, needed):
+                raise ConfigError(
+                    f"EvalConfig.{given[0]} is {getattr(self, given[0])!r}, but no {needed} is named, which it is for; name --{needed}"
+                )
+
 
 @dataclass(frozen=True, kw_only=True)
 class WinRateConfig(Settings):
@@ -119,6 +131,9 @@ class WinRateConfig(Settings):
     limit: int = setting(0, "at most so many questions (0: all)", minimum=0)
     temperature: float = setting(1.0, "of the answers (0: the likeliest)", minimum=0)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)
+    journal: str = setting(
+        "", "file in which judgements of a person, model or address are kept, so that a stopped command goes on"
+    )
     timeout: float = setting(60.0, "seconds until an address must have answered", minimum=0.001)
     retries: int = setting(3, "further tries after a failure that may pass", minimum=0)
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")

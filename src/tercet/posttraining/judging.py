@@ -10,10 +10,12 @@ import json
 import os
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
+
+import numpy as np
 
 from tercet.data.microworld.rubric import rubric_score
 from tercet.data.readers import BadRows
@@ -21,9 +23,10 @@ from tercet.data.tasks import tasks
 from tercet.data.types import Conversation, Task
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.answers import ask_all
+from tercet.evaluation.journal import Journal
 from tercet.evaluation.metrics import win_rate
 from tercet.evaluation.primitives import Primitives
-from tercet.evaluation.winrates import Game, both_orders, length_controlled, strengths
+from tercet.evaluation.winrates import Game, both_orders, difficulties, length_controlled, strengths
 from tercet.generation.chat import answer_params
 from tercet.posttraining.config import WinRateConfig
 from tercet.posttraining.reward import score_texts
@@ -63,7 +66,7 @@ class Pair:
         return PROMPT.format(question=question, a=self.answers[0], b=self.answers[1])
 
 
-Judge = Callable[[Sequence[Pair]], list[float]]
+Judge = Callable[[Sequence[Pair]], Iterable[float]]
 
 
 def _by_scores(pairs: Sequence[tuple[float, float]]) -> list[float]:
@@ -139,41 +142,63 @@ def endpoint_judge(url: str, model: str, timeout: float, retries: int) -> Judge:
             raise DataError(f"judge {address}: it said {said[:200]!r}; wanted A, B or TIE")
         return {"A": 1.0, "B": 0.0, "TIE": 0.5}[found[1]]
 
-    return lambda pairs: [one(p) for p in pairs]
+    return lambda pairs: map(one, pairs)
 
 
 def person_judge(seed: int, read: Callable[[str], str] = input, write: Callable[[str], object] = print) -> Judge:
     """By what a person types: 1, 2 or = for a tie. The two answers stand in a random order, without the models' names."""
 
-    def judge(pairs: Sequence[Pair]) -> list[float]:
-        out = []
+    def judge(pairs: Sequence[Pair]) -> Iterator[float]:
         for number, pair in enumerate(pairs):
             turned = random.Random(f"{seed}/{number}").random() < 0.5
             shown = pair.turned() if turned else pair
             write(f"\n{number + 1} of {len(pairs)}: " + "\n".join(m.content for m in pair.task.prompt))
             write(f"  1: {shown.answers[0]}\n  2: {shown.answers[1]}")
-            while (said := read("better (1, 2, =): ").strip()) not in ("1", "2", "="):
-                write("type 1, 2 or =")
+            try:
+                while (said := read("better (1, 2, =): ").strip()) not in ("1", "2", "="):
+                    write("type 1, 2 or =")
+            except EOFError:
+                raise DataError(
+                    f"the input ended after {number} of {len(pairs)} judgements; judge all, fewer with --limit, or go on later with "
+                    "--journal"
+                ) from None
             value = {"1": 1.0, "2": 0.0, "=": 0.5}[said]
-            out.append(1 - value if turned else value)
-        return out
+            yield 1 - value if turned else value
 
     return judge
+
+
+def kept(judge: Judge, journal: Journal, name: str) -> Judge:
+    """The same judge; what it said of a pair of answers is written to the journal at once, and not asked again."""
+
+    def judged_once(pairs: Sequence[Pair]) -> list[float]:
+        keys = [journal.key("judge", name, p.asked()) for p in pairs]
+        left = [n for n, key in enumerate(keys) if journal.get(key) is None]
+        found = {}
+        for n, value in zip(left, judge([pairs[n] for n in left])):
+            found[n] = value
+            journal.put({keys[n]: value})
+        return [found[n] if n in found else float(journal.get(key) or 0.0) for n, key in enumerate(keys)]
+
+    return judged_once
 
 
 def open_judge(config: WinRateConfig) -> tuple[Judge, bool]:
     """(the judge that the settings name, whether it is to be asked in both orders). Raises ConfigError."""
     name, _, rest = config.judge.partition(":")
+    if config.journal and (config.judge == "rubric" or name == "reward"):
+        raise ConfigError(f"--judge {config.judge} takes no time that were worth keeping: leave out --journal")
     if config.judge == "rubric":
         return rubric_judge, False
-    if config.judge == "person":
-        return person_judge(config.seed), False
     if name == "reward" and rest:
         return reward_judge(rest), False
     if name == "model" and rest:
-        return model_judge(Primitives.of_run(rest)), True
+        return model_judge(Primitives.of_run(rest, journal=config.journal or None)), True
+    if config.judge == "person":
+        return kept(person_judge(config.seed), Journal(config.journal or None), "person"), False
     if name in ("http", "https"):
-        return endpoint_judge(config.judge, config.judge_model, config.timeout, config.retries), True
+        asked = endpoint_judge(config.judge, config.judge_model, config.timeout, config.retries)
+        return kept(asked, Journal(config.journal or None), f"{config.judge} {config.judge_model}"), True
     raise ConfigError(
         f"--judge {config.judge!r}; wanted rubric, reward:RUN, model:RUN, person, or an address http(s)://…/v1"
     )
@@ -182,8 +207,8 @@ def open_judge(config: WinRateConfig) -> tuple[Judge, bool]:
 def judged(judge: Judge, pairs: Sequence[Pair], both: bool) -> tuple[list[float], float | None]:
     """(a judgement of every pair, share of pairs whose winner changed with the order: None where only one was asked)."""
     if not both:
-        return judge(pairs), None
-    found = judge([*pairs, *(p.turned() for p in pairs)])
+        return list(judge(pairs)), None
+    found = list(judge([*pairs, *(p.turned() for p in pairs)]))
     wins, changed = both_orders(found[: len(pairs)], found[len(pairs) :])
     return [float(w) for w in wins], changed
 
@@ -194,28 +219,37 @@ def win_rates(config: WinRateConfig, judge: tuple[Judge, bool] | None = None) ->
     Raises ConfigError for a run or judge that cannot be had, DataError for questions that are not what they must be.
     """
     questions = [q for _, q in tasks(config.tasks, BadRows(skip=config.skip_bad_rows))][: config.limit or None]
+    runs = [language_model_run(path) for path in config.models]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ConfigError(f"winrate: a run is named twice in {', '.join(config.models)}; name each once")
     with threads(config.threads):
         decide, both = judge or open_judge(config)
         said = []
-        for path in config.models:
-            run = language_model_run(path)
+        for run in runs:
             model, tokenizer = load_language_model(run), Tokenizer.load(run.path)
             params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
             said.append(ask_all(model, tokenizer, questions, params, config.seed))
-        games, out = list[Game](), list[dict[str, Any]]()
-        for a, b in combinations(range(len(said)), 2):
+        met = list(combinations(range(len(said)), 2))
+        games, found = list[Game](), list[tuple[list[float], float | None]]()
+        for a, b in met:
             pairs = [
                 Pair(q, (y[0], x[0]), (y[1], x[1])) for q, x, y in zip(questions, said[a], said[b])
             ]  # the later model stands first: it is what is measured
-            wins, changed = judged(decide, pairs, both)
-            games += [Game(b, a, w, n) for n, w in enumerate(wins)]
-            lengths = [[len(t) for t, _ in said[k]] for k in (b, a)]
+            found.append(judged(decide, pairs, both))
+            games += [Game(b, a, w, n) for n, w in enumerate(found[-1][0])]
+        lengths = np.array([[len(t) for t, _ in answers] for answers in said], dtype=np.float64)
+        gamma = (
+            difficulties(np.array([w for w, _ in found]), np.array([lengths[b] - lengths[a] for a, b in met]))
+            if len(met) > 2 else [None] * len(met)
+        )  # fmt: skip
+        out = list[dict[str, Any]]()
+        for (a, b), (wins, changed), hard in zip(met, found, gamma):
             out.append(
                 {
                     "model": config.models[b], "against": config.models[a], "prompts": len(wins),
                     "win_rate": win_rate(wins, [1 - w for w in wins]).to_json(), "ties": sum(w == 0.5 for w in wins) / len(wins),
-                    "length_controlled": length_controlled(wins, lengths[0], lengths[1], config.seed).to_json(),
-                    "mean_length": [sum(k) / len(k) for k in lengths], "changed_with_order": changed, "wins": wins,
+                    "length_controlled": length_controlled(wins, lengths[b], lengths[a], config.seed, difficulty=hard).to_json(),
+                    "mean_length": [float(lengths[k].mean()) for k in (b, a)], "changed_with_order": changed, "wins": wins,
                 }
             )  # fmt: skip
         table = strengths(games, len(said), config.seed)

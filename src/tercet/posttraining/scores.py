@@ -167,9 +167,7 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     }
     bad = BadRows(skip=config.skip_bad_rows)
     suite = open_suites(config.suite, config.imports, bad, config.limit, config.seed)
-    dirty = (
-        overlaps(suite, lambda: (d.text for d in documents(config.training_text, bad))) if config.training_text else {}
-    )
+    dirty = overlaps(suite, (d.text for d in documents(config.training_text, bad))) if config.training_text else {}
     with threads(config.threads):
         judge = load_reward_model(reward_run) if reward_run else None
         reference_model = load_language_model(reference_run) if reference_run else None
