@@ -49,7 +49,7 @@ def steps(summary: Json) -> Figure:
         _band(panels[1], size["steps"], size["induction_by_step"], number, name, False)
     most = next(iter(summary["sizes"].values()))["shots"]["heldout"][-1]["shots"]
     panels[0].set(xlabel="training steps", ylabel=f"accuracy, {most} examples, answer shown", ylim=(0, 1.02))
-    panels[1].set(xlabel="training steps", ylabel="best prefix-matching score, either place", ylim=(0, 1.02))
+    panels[1].set(xlabel="training steps", ylabel="best prefix-matching score", ylim=(0, 1.02))
     for axes in panels:
         axes.legend(fontsize=8, loc="upper left")
     return figure
