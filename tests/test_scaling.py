@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,7 +21,7 @@ from tercet.cli.main import main
 from tercet.data.microworld import documents
 from tercet.errors import CheckpointError, ConfigError, DataError
 from tercet.model.config import ModelConfig
-from tercet.pretraining import budget, ladder, laws, scaling
+from tercet.pretraining import budget, cluster, ladder, laws, scaling
 from tercet.pretraining.config import PretrainConfig
 from tercet.pretraining.scaling_config import LadderConfig, rate_of, rows_of, shape_of
 from tercet.tokenizer.bpe import train_tokenizer
@@ -134,7 +136,7 @@ def test_a_ladder_goes_on_where_it_was(home: Path, tmp_path: Path, monkeypatch: 
     run.update(status="running")
     shutil.rmtree(folder / names[2])
     lines = ladder.commands(small, folder)
-    assert [shlex.split(line)[1] for line in lines] == ["resume", "pretrain"]
+    assert [shlex.split(line)[6] for line in lines] == ["resume", "pretrain"]
     ladder.run_ladder(small, folder)
     assert (folder / names[0] / "metrics.jsonl").stat().st_mtime_ns == before
     assert Run(folder / names[1]).weights_hash() == expected
@@ -146,16 +148,68 @@ def test_a_ladder_goes_on_where_it_was(home: Path, tmp_path: Path, monkeypatch: 
         ladder.run_ladder(small, folder, jobs=0)
 
 
+def ladder_options(home: Path, out: Path) -> list[str]:
+    return ["scaling", "run", "--data", str(home / "text.jsonl"), "--tokenizer", str(home / "tokenizer.json"), "--widths", "16",
+            "--tokens", "1024", "--context-length", "32", "--heldout-bytes", "2000", "--out", str(out)]  # fmt: skip
+
+
 def test_the_printed_commands_make_the_same_runs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                                                  capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
-    arguments = ["--data", str(home / "text.jsonl"), "--tokenizer", str(home / "tokenizer.json"), "--widths", "16", "--tokens", "1024",
-                 "--context-length", "32", "--heldout-bytes", "2000", "--out", str(tmp_path / "l"), "--print-commands"]  # fmt: skip
-    assert tercet(monkeypatch, "scaling", "run", *arguments) == 0
+    assert tercet(monkeypatch, *ladder_options(home, tmp_path / "l"), "--print-commands") == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert not (tmp_path / "l").exists()
-    assert tercet(monkeypatch, *shlex.split(line)[1:]) == 0
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", "-c", line], check=True, capture_output=True, env={**os.environ, "PATH": programs}, timeout=300
+    )
     (name,) = config(home, widths=(16,), tokens=(1024,)).rungs(300)
-    assert Run(tmp_path / "l" / name).weights_hash() == Run(home / "ladder" / name).weights_hash()
+    run = Run(tmp_path / "l" / name)
+    assert run.manifest["status"] == "finished"
+    assert run.weights_hash() == Run(home / "ladder" / name).weights_hash()
+
+
+def test_several_processes_for_one_run_are_refused(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """What `torchrun --nproc-per-node 2` would do: two runs in one folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    options = ["--data", str(home / "text.jsonl"), "--tokenizer", str(home / "tokenizer.json")]
+    assert tercet(monkeypatch, "pretrain", *options, "--out", str(tmp_path / "run")) == 2
+    assert "2 processes for one run; wanted 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_cluster_that_cannot_be_had_is_said(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                              capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+    """Ray itself is met in proofs/test_ray.py."""
+    options = ladder_options(home, tmp_path)
+    for more, message in (
+        (["--backend", "slurm"], "--backend is 'slurm'; wanted processes or ray"),
+        (["--address", "auto"], "--address is for --backend ray"),
+        (["--backend", "ray", "--jobs", "2"], "--jobs is for --backend processes"),
+        (["--backend", "ray"], "install it with `pip install 'tercet[ray]'`"),
+    ):
+        monkeypatch.setitem(sys.modules, "ray", None)
+        assert tercet(monkeypatch, *options, *more) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_a_node_must_see_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = PretrainConfig(data=("text",), tokenizer="tokenizer.json")
+    seen = []
+
+    def work(config: PretrainConfig, path: str) -> float:
+        seen.append(path)
+        return 2.0
+
+    for home, mark in ((tmp_path / "none", "mark"), (tmp_path, "ladder/mark")):
+        with pytest.raises(ConfigError, match=r"ladder/run: the node .* does not see the folder"):
+            cluster.at_home(work, given, "ladder/run", str(home), mark)
+    (tmp_path / "ladder").mkdir()
+    (tmp_path / "ladder" / "mark").touch()
+    assert not seen
+    assert cluster.at_home(work, given, "ladder/run", str(tmp_path), "ladder/mark") == 2.0
+    assert seen == ["ladder/run"]
 
 
 def test_side_by_side_is_the_same(home: Path, tmp_path: Path) -> None:
@@ -280,6 +334,40 @@ def test_the_dial_refuses_what_it_would_choose_itself(home: Path) -> None:
         budget.plan(base(home), budget="1min", target_bpb=2)
     with pytest.raises(ConfigError, match="too small for a single step"):
         budget.plan(base(home), budget="10flops")
+
+
+@pytest.mark.parametrize("share", [1.0, 0.05])
+@pytest.mark.parametrize("text", ["1min", "20min", "20h"])
+def test_planning_has_its_own_end(home: Path, monkeypatch: pytest.MonkeyPatch, text: str, share: float) -> None:
+    """On a clock that only the learner moves, on a machine that gives it all of a core or a twentieth: planning keeps within 5 %
+    and 60 s, and chooses what it would have chosen with all the time there is, since here costs grow as they are reckoned."""
+    now, speed = 0.0, 2e9 * share
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+
+    def work(self: Any, batches: Any = (), *rest: Any) -> dict[str, float]:
+        nonlocal now
+        now += sum(b.tokens.numel() for b in batches) * self.model.config.flops_per_token() / speed
+        return {}
+
+    def update(self: Any, scale: float) -> float:
+        nonlocal now
+        now += self.model.config.parameters() * 20 / speed
+        return 0.0
+
+    monkeypatch.setattr(budget.Learner, "forward_backward", work)
+    monkeypatch.setattr(budget.Learner, "optim_step", update)
+    found = budget.plan(base(home), budget=text)
+    seconds = budget.parse_budget(text)[0]
+    assert 0 < now <= min(0.05 * seconds, 60)
+    assert found.config.minutes * 60 == pytest.approx(seconds - now)
+    capped = now
+    monkeypatch.setattr(budget, "PLANNING", 1e6)
+    monkeypatch.setattr(budget, "PLANNING_MOST", math.inf)
+    began, free = now, budget.plan(base(home), budget=text, began=now)
+    assert free.measured
+    assert free.shape == found.shape
+    assert free.seconds == pytest.approx(found.seconds, rel=0.02)
+    assert found.measured or now - began > capped
 
 
 def test_a_deadline_follows_the_speed(monkeypatch: pytest.MonkeyPatch) -> None:

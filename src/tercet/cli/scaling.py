@@ -23,7 +23,18 @@ def register(app: typer.Typer) -> None:
     extra = {
         "out": option(Path, "--out", "folder of the ladder, one run folder for each run in it", ...),
         "jobs": option(int, "--jobs", "runs at a time, each in a process of its own", 1),
-        "print_commands": option(bool, "--print-commands", "only print what is left to do, one command a line", False),
+        "backend": option(
+            str,
+            "--backend",
+            "processes of this machine, or ray: tasks of a cluster whose nodes share --out",
+            "processes",
+        ),
+        "address": option(
+            str, "--address", "Ray cluster, as host:port or auto  [default: RAY_ADDRESS, or a Ray of this machine]", ""
+        ),
+        "print_commands": option(
+            bool, "--print-commands", "only print what is left to do, one torchrun command a line", False
+        ),
     }
     add_command(
         scaling, "run", LadderConfig, _run, extra=extra,
@@ -34,14 +45,14 @@ def register(app: typer.Typer) -> None:
     app.add_typer(scaling, name="scaling")
 
 
-def _run(config: LadderConfig, out: Path, jobs: int, print_commands: bool) -> None:
+def _run(config: LadderConfig, out: Path, jobs: int, backend: str, address: str, print_commands: bool) -> None:
     from tercet.pretraining.ladder import commands, run_ladder
 
     if print_commands:
         for line in commands(config, out):
             typer.echo(line)
         return
-    typer.echo(f"done: {run_ladder(config, out, jobs=jobs, progress=for_terminal())}")
+    typer.echo(f"done: {run_ladder(config, out, jobs=jobs, backend=backend, address=address, progress=for_terminal())}")
 
 
 def fit(

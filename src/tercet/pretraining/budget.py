@@ -34,18 +34,23 @@ DEFAULT_LAW = Path(__file__).with_name("default_law.json")
 UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hours": 3600.0}
 CHOSEN = (*shape_of(64), "steps", "batch_size", "lr", "muon_lr", "warmup", "minutes")
 BESIDES = 0.08  # share of the time that reading and measuring may take: only a first guess, the clock decides
+PLANNING, PLANNING_MOST = 0.05, 60.0  # share of the time, and seconds, after which no further size is measured
 REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be trained and what is expected of it; `seconds` is of training at this machine's speed."""
+    """What will be trained and what is expected of it.
+
+    `seconds` is of training at this machine's speed, `measured` or reckoned from that of a smaller model.
+    """
 
     config: PretrainConfig
     shape: ModelConfig
     tokens: int
     seconds: float
     expected: Estimate
+    measured: bool = True
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -54,7 +59,8 @@ class Plan:
             f"plan: {self.shape.parameters():,} parameters ({self.shape.parameters(embeddings=False):,} without embeddings), "
             f"width {c.hidden_size}, {c.num_layers} layers",
             f"      {self.tokens:,} tokens in {c.steps:,} steps of {c.batch_size} rows, learning rates {c.lr:g} and {c.muon_lr:g}",
-            f"      {self.tokens * self.shape.flops_per_token():.2e} FLOPs, about {self.seconds:,.0f} s of training here",
+            f"      {self.tokens * self.shape.flops_per_token():.2e} FLOPs, about {self.seconds:,.0f} s of training here"
+            + ("" if self.measured else " (by the speed of a smaller model: there was no time to measure this one)"),
             f"      expected {self.expected.value:.3f} bits per byte, 90 % interval [{self.expected.low:.3f}, {self.expected.high:.3f}], "
             "if your text is like the law's",
         ]
@@ -69,22 +75,55 @@ def parse_budget(text: str) -> tuple[float, float]:
     return (0.0, value) if unit == "flops" else (value * UNITS[unit], 0.0)
 
 
-def measure(shape: ModelConfig, config: PretrainConfig) -> tuple[float, float]:
-    """(seconds per row, seconds per optimizer step) of this machine for a model: the least of a few, after one to warm up."""
+def measure(shape: ModelConfig, config: PretrainConfig, until: float = math.inf) -> tuple[float, float]:
+    """(seconds per row, seconds per optimizer step) of this machine for a model: the middle of a few, after one to warm up.
+
+    At `until` (time.monotonic) no further one is begun, so that the first alone may have to do.
+    """
     rows = rows_per_pass(config.micro_batch, shape.context_length)
     tokens = torch.arange(rows * shape.context_length).reshape(rows, -1) % shape.vocab_size
     batch = Batch(tokens, tokens, torch.ones(tokens.shape), torch.zeros(tokens.shape, dtype=torch.int32))
     learner = Learner(Transformer(shape), OptimizerConfig.of(config), config.precision)
-    passes, updates = [], []
+    passes: list[float] = []
+    updates: list[float] = []
     with threads(config.threads):
-        for _ in range(REPEATS + 1):
+        while len(passes) <= REPEATS and (not passes or time.monotonic() < until):
             start = time.monotonic()
             learner.forward_backward([batch], next_token)
             middle = time.monotonic()
             learner.optim_step(1.0)
             passes.append((middle - start) / rows)
             updates.append(time.monotonic() - middle)
-    return sorted(passes[1:])[REPEATS // 2], sorted(updates[1:])[REPEATS // 2]
+    passes, updates = (sorted(v[1:] or v) for v in (passes, updates))
+    return passes[len(passes) // 2], updates[len(updates) // 2]
+
+
+class Speeds:
+    """What `measure` gives for each shape, as long as there is time for it; after that reckoned from the largest one measured.
+
+    A row is taken to cost in proportion to its FLOPs and an optimizer step to the parameters. Larger matrices are faster than that, so
+    that what is reckoned errs towards smaller models; the training itself goes by the clock.
+    """
+
+    def __init__(self, config: PretrainConfig, until: float = math.inf) -> None:
+        self.config, self.until = config, until
+        self.measured: dict[ModelConfig, tuple[float, float]] = {}
+        self._took = 0.0  # seconds, by the last measurement
+
+    def __call__(self, shape: ModelConfig) -> tuple[float, float]:
+        """(seconds per row, seconds per optimizer step)."""
+        if shape in self.measured:
+            return self.measured[shape]
+        started, growth = time.monotonic(), 1.0
+        if self.measured:
+            last = max(self.measured, key=ModelConfig.flops_per_token)
+            growth = shape.flops_per_token() / last.flops_per_token()
+            if started + growth * self._took > self.until:
+                row, step = self.measured[last]
+                return row * growth, step * shape.parameters() / last.parameters()
+        self.measured[shape] = measure(shape, self.config, self.until)
+        self._took = time.monotonic() - started
+        return self.measured[shape]
 
 
 def seconds_for(tokens: float, context_length: int, cost: tuple[float, float]) -> float:
@@ -132,13 +171,7 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
     seconds, flops = parse_budget(budget) if budget else (0.0, 0.0)
     laws = Law.load(law or DEFAULT_LAW)
     vocab, context = Tokenizer.load(config.tokenizer).vocab_size, config.context_length
-    costs: dict[ModelConfig, tuple[float, float]] = {}
-
-    def cost(shape: ModelConfig) -> tuple[float, float]:
-        if shape not in costs:
-            costs[shape] = measure(shape, config)
-        return costs[shape]
-
+    cost = Speeds(config, time.monotonic() + min(PLANNING * seconds or PLANNING_MOST, PLANNING_MOST))
     if seconds:
         choice = best_choice(laws, vocab, context, lambda s: tokens_within(seconds * (1 - BESIDES), context, cost(s)))
     elif flops:
@@ -153,7 +186,8 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
     new = dataclasses.replace(config, **values)
     tokens = new.steps * new.batch_size * context
     expected = laws.predict(choice.shape.parameters(), tokens)
-    return Plan(new, choice.shape, tokens, seconds_for(tokens, context, cost(choice.shape)), expected)
+    speed = cost(choice.shape)
+    return Plan(new, choice.shape, tokens, seconds_for(tokens, context, speed), expected, choice.shape in cost.measured)
 
 
 def chosen(config: PretrainConfig, choice: Choice) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A ladder of pretraining runs: made one after another or side by side, or printed as commands, and read back as points.
+"""A ladder of pretraining runs: made one after another, side by side or on a cluster, or printed as commands; read back as points.
 
 Each run is an ordinary run folder of `tercet pretrain`. Nothing else is kept: the folders say what is finished.
 """
@@ -6,10 +6,11 @@ Each run is an ordinary run folder of `tercet pretrain`. Nothing else is kept: t
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,16 @@ from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.progress import Progress, silent
 from tercet.training.run import Run
 from tercet.training.settings import from_json
+
+
+BACKENDS = ("processes", "ray")
+TORCHRUN = (
+    "torchrun",
+    "--standalone",
+    "--nproc-per-node",
+    "1",
+    "--no-python",
+)  # a free port each: several may share a machine
 
 
 def begun(path: Path) -> bool:
@@ -48,13 +59,23 @@ def climb(config: PretrainConfig, path: str) -> float:
     return float(run.manifest["seconds"])
 
 
-def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, progress: Progress | None = None) -> Path:
-    """Make all runs of the ladder below `out`, `jobs` at a time, the cheapest first. Returns `out`.
+def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, backend: str = "processes", address: str = "",
+               progress: Progress | None = None) -> Path:  # fmt: skip
+    """Make all runs of the ladder below `out`, the cheapest first. Returns `out`.
 
+    `backend` is one of `BACKENDS`: processes of this machine, `jobs` at a time, or tasks of the Ray cluster at `address`.
     Raises ConfigError, DataError, CheckpointError as `pretrain` does; what is finished by then stays.
     """
     if jobs < 1:
         raise ConfigError(f"--jobs is {jobs}; wanted at least 1")
+    if backend not in BACKENDS:
+        raise ConfigError(f"--backend is {backend!r}; wanted {' or '.join(BACKENDS)}")
+    if backend == "ray" and jobs > 1:
+        raise ConfigError(
+            "--jobs is for --backend processes: on a cluster its processors say how many runs fit at a time"
+        )
+    if backend != "ray" and address:
+        raise ConfigError("--address is for --backend ray; give both or neither")
     say = (progress or silent()).say
     rungs = {str(Path(out) / name): rung for name, rung in config.rungs(_vocabulary(config)).items()}
     left = {
@@ -65,31 +86,49 @@ def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, progress
     for path in rungs.keys() - left.keys():
         climb(rungs[path], path)  # refuses what is not this ladder's
     say(f"{len(rungs)} runs, of which {len(rungs) - len(left)} are finished")
-    if jobs == 1:
-        for number, (path, rung) in enumerate(left.items(), 1):
-            say(f"[{number}/{len(left)}] {path}: {climb(rung, path):.0f} s")
+    count = itertools.count(1)
+
+    def report(path: str, seconds: float) -> None:
+        say(f"[{next(count)}/{len(left)}] {path}: {seconds:.0f} s")
+
+    if not left:
         return Path(out)
+    if backend == "ray":
+        from tercet.pretraining.cluster import on_ray
+
+        on_ray(climb, left, out, address, report)
+    elif jobs == 1:
+        for path, rung in left.items():
+            report(path, climb(rung, path))
+    else:
+        _side_by_side(left, jobs, report)
+    return Path(out)
+
+
+def _side_by_side(left: Mapping[str, PretrainConfig], jobs: int, report: Callable[[str, float], None]) -> None:
     # new interpreters: torch's threads do not survive a fork
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         waiting = {pool.submit(climb, rung, path): path for path, rung in left.items()}
         try:
-            for number, done in enumerate(as_completed(waiting), 1):
-                say(f"[{number}/{len(left)}] {waiting[done]}: {done.result():.0f} s")
+            for done in as_completed(waiting):
+                report(waiting[done], done.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)  # those at work end their run; the others never begin
             raise
-    return Path(out)
 
 
 def commands(config: LadderConfig, out: str | Path) -> list[str]:
-    """The ladder as commands for a shell or a scheduler, one for each run that is not finished, the cheapest first."""
+    """The ladder as `torchrun` commands for a scheduler or a shell, one for each run that is not finished, the cheapest first.
+
+    One process each: a run is not divided among several.
+    """
     lines = []
     for name, rung in config.rungs(_vocabulary(config)).items():
         path = Path(out) / name
         if not begun(path):
-            lines.append(shlex.join(["tercet", "pretrain", *_options(rung), "--out", str(path)]))
+            lines.append(shlex.join([*TORCHRUN, "tercet", "pretrain", *_options(rung), "--out", str(path)]))
         elif Run(path).manifest["status"] != "finished":
-            lines.append(shlex.join(["tercet", "resume", str(path)]))
+            lines.append(shlex.join([*TORCHRUN, "tercet", "resume", str(path)]))
     return lines
 
 

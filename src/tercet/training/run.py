@@ -161,10 +161,14 @@ class Run:
               resume: bool = False, progress: Progress | None = None) -> Run:  # fmt: skip
         """A new run directory at `path`, or with `resume` the one that is there.
 
-        Raises ConfigError where the folder is in use, CheckpointError where a resumed run has other settings or parents
-        than when it began.
+        Raises ConfigError where the folder is in use or several processes were started for the run, CheckpointError where a resumed
+        run has other settings or parents than when it began.
         """
         path = Path(path)
+        if (started := os.environ.get("WORLD_SIZE", "1")) != "1":  # torchrun's: each would do all of the run
+            raise ConfigError(
+                f"{path}: {started} processes for one run; wanted 1: stages do not divide a run yet (torchrun --nproc-per-node 1)"
+            )
         described = {
             role: {
                 "path": os.path.relpath(p.path, path),
