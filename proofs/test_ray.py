@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import ray
-from helpers import write_rows
 from ray.cluster_utils import Cluster
 
+from helpers import write_rows
 from tercet.data.microworld import documents
 from tercet.errors import ConfigError, DataError
 from tercet.pretraining import cluster, ladder
@@ -48,7 +48,7 @@ def address(home: Path) -> Iterator[str]:
 
 def config(**changes: Any) -> LadderConfig:
     values: dict[str, Any] = {
-        "data": ("text.jsonl",), "tokenizer": "tokenizer.json", "widths": (8, 16), "tokens": (1024, 2048), "context_length": 32,
+        "data": ("text.jsonl",), "tokenizer": "tokenizer.json", "widths": (16, 32), "tokens": (1024, 2048), "context_length": 32,
         "heldout_bytes": 2000,
     }  # fmt: skip
     return LadderConfig(**{**values, **changes})

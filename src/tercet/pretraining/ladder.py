@@ -28,7 +28,6 @@ from tercet.training.progress import Progress, silent
 from tercet.training.run import Run
 from tercet.training.settings import from_json
 
-
 BACKENDS = ("processes", "ray")
 TORCHRUN = (
     "torchrun",
