@@ -160,7 +160,9 @@ def test_the_printed_commands_make_the_same_runs(home: Path, tmp_path: Path, mon
     (line,) = capsys.readouterr().out.splitlines()
     assert not (tmp_path / "l").exists()
     programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(["sh", "-c", line], check=True, capture_output=True, env={**os.environ, "PATH": programs}, timeout=300)
+    subprocess.run(
+        ["sh", "-c", line], check=True, capture_output=True, env={**os.environ, "PATH": programs}, timeout=300
+    )
     (name,) = config(home, widths=(8,), tokens=(1024,)).rungs(300)
     run = Run(tmp_path / "l" / name)
     assert run.manifest["status"] == "finished"

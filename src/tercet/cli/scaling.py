@@ -24,7 +24,10 @@ def register(app: typer.Typer) -> None:
         "out": option(Path, "--out", "folder of the ladder, one run folder for each run in it", ...),
         "jobs": option(int, "--jobs", "runs at a time, each in a process of its own", 1),
         "backend": option(
-            str, "--backend", "processes of this machine, or ray: tasks of a cluster whose nodes share --out", "processes"
+            str,
+            "--backend",
+            "processes of this machine, or ray: tasks of a cluster whose nodes share --out",
+            "processes",
         ),
         "address": option(
             str, "--address", "Ray cluster, as host:port or auto  [default: RAY_ADDRESS, or a Ray of this machine]", ""

@@ -191,9 +191,7 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
     tokens = new.steps * new.batch_size * context
     expected = laws.law().predict(choice.shape.parameters(), tokens)
     speed = cost(choice.shape)
-    return Plan(
-        new, choice.shape, tokens, seconds_for(tokens, context, speed), expected, choice.shape in cost.measured
-    )
+    return Plan(new, choice.shape, tokens, seconds_for(tokens, context, speed), expected, choice.shape in cost.measured)
 
 
 def chosen(config: PretrainConfig, choice: Choice) -> dict[str, Any]:

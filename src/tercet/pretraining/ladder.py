@@ -28,9 +28,14 @@ from tercet.training.progress import Progress, silent
 from tercet.training.run import Run
 from tercet.training.settings import from_json
 
-
 BACKENDS = ("processes", "ray")
-TORCHRUN = ("torchrun", "--standalone", "--nproc-per-node", "1", "--no-python")  # a free port each: several may share a machine
+TORCHRUN = (
+    "torchrun",
+    "--standalone",
+    "--nproc-per-node",
+    "1",
+    "--no-python",
+)  # a free port each: several may share a machine
 
 
 def begun(path: Path) -> bool:
@@ -65,7 +70,9 @@ def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, backend:
     if backend not in BACKENDS:
         raise ConfigError(f"--backend is {backend!r}; wanted {' or '.join(BACKENDS)}")
     if backend == "ray" and jobs > 1:
-        raise ConfigError("--jobs is for --backend processes: on a cluster its processors say how many runs fit at a time")
+        raise ConfigError(
+            "--jobs is for --backend processes: on a cluster its processors say how many runs fit at a time"
+        )
     if backend != "ray" and address:
         raise ConfigError("--address is for --backend ray; give both or neither")
     say = (progress or silent()).say
