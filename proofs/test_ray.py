@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,9 @@ def test_what_fails_is_told_alike(home: Path, backend: str) -> None:
     assert not ray.is_initialized()
 
 
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the node knows tercet, not this file
+
+
 def elsewhere(given: PretrainConfig, path: str) -> float:
     """What a node does that has none of the folders here."""
     return cluster.at_home(ladder.climb, given, path, "/no/such/folder", "mark")
@@ -102,6 +107,24 @@ def test_a_node_without_the_folder_and_a_lost_task_are_told(home: Path, address:
         cluster.on_ray(elsewhere, rungs, "x", address, print)
     with pytest.raises(Exception, match="its Ray task was lost"):
         cluster.on_ray(lost, rungs, "x", address, print)
+
+
+def fail_beside(given: PretrainConfig, path: str) -> float:
+    """Train, or fail once the other run has trained a little."""
+    if not path.endswith("bad"):
+        return ladder.climb(given, path)
+    while not (ladder.begun(Path("beside/long")) and Run("beside/long").metrics("loss")):
+        time.sleep(0.1)
+    raise DataError("no good")
+
+
+def test_where_one_fails_the_others_save_and_stop(home: Path, address: str) -> None:
+    (long,) = config(widths=(8,), tokens=(2_000_000,)).rungs(300).values()
+    with pytest.raises(DataError, match="no good"):
+        cluster.on_ray(fail_beside, {"beside/long": long, "beside/bad": long}, "beside", address, print)
+    run = Run("beside/long")
+    assert run.manifest["status"] == "interrupted"
+    assert int(run.last_checkpoint().name.removeprefix("step-")) == run.metrics("loss")[-1]["step"] < long.steps
 
 
 def test_clusters_that_are_not_there_or_too_small_are_refused(

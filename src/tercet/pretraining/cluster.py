@@ -5,6 +5,7 @@ Nothing travels but settings and seconds: the nodes see the same folders as this
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
@@ -34,7 +35,7 @@ def connect(address: str = "") -> Any:
     try:
         if where not in ("", "auto", "local"):
             _knock(where)
-        ray.init(address=where or "local", log_to_driver=False, logging_level="error")
+        ray.init(address=where or "local", log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"--address: no Ray cluster at {where or 'this machine'}: {error}; wanted host:port of one that `ray start --head` "
@@ -99,7 +100,8 @@ def on_ray(work: Work, left: Mapping[str, PretrainConfig], out: str | Path, addr
         except BaseException:
             for other in waiting:
                 ray.cancel(other)  # as Ctrl-C does: saved after the step, to go on from
-            ray.wait(list(waiting), num_returns=len(waiting)) if waiting else None
+            if waiting:
+                ray.wait(list(waiting), num_returns=len(waiting))
             raise
     finally:
         mark.unlink(missing_ok=True)
@@ -109,7 +111,9 @@ def on_ray(work: Work, left: Mapping[str, PretrainConfig], out: str | Path, addr
 def _seconds(ray: Any, done: Any, path: str) -> float:
     try:
         return float(ray.get(done))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from error  # what the run raised, as a process would
     except ray.exceptions.RayError as error:
-        raise TrainingError(f"{path}: its Ray task was lost: {error}; the same command goes on with it") from error
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, Exception) and not isinstance(cause, ray.exceptions.RayError):
+            raise cause from error  # what the run raised, as a process would
+        why = str(cause or error).splitlines()[0]
+        raise TrainingError(f"{path}: its Ray task was lost: {why}; the same command goes on with it") from error
