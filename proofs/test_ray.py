@@ -119,7 +119,7 @@ def fail_beside(given: PretrainConfig, path: str) -> float:
 
 
 def test_where_one_fails_the_others_save_and_stop(home: Path, address: str) -> None:
-    (long,) = config(widths=(8,), tokens=(2_000_000,)).rungs(300).values()
+    (long,) = config(widths=(16,), tokens=(2_000_000,)).rungs(300).values()
     with pytest.raises(DataError, match="no good"):
         cluster.on_ray(fail_beside, {"beside/long": long, "beside/bad": long}, "beside", address, print)
     run = Run("beside/long")
