@@ -71,7 +71,8 @@ def test_the_optimum_is_far_from_the_reference() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ppo(seed: int) -> None:
     problem = Problem(seed)
-    print("ppo", seed, found := distance(ppo(problem), problem.optimum()))
+    # at .05 an answer can become so rare in the first steps that it is never drawn again: which seed it hits is a matter of rounding
+    print("ppo", seed, found := distance(ppo(problem, muon_lr=0.03, steps=400), problem.optimum()))
     assert found < 0.03
 
 
