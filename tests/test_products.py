@@ -93,3 +93,11 @@ def test_the_gradient_of_a_weight_is_the_product(calls: list[tuple[int, ...]], o
     grad, x = drawn(30, outputs), drawn(30, inputs)
     torch.testing.assert_close(products.weight_gradient(grad, x), grad.T @ x)
     assert len(calls) == 1
+
+
+@needs
+def test_a_gradient_of_a_gradient_is_refused(calls: list[tuple[int, ...]]) -> None:
+    x, w = drawn(4, 8).requires_grad_(), drawn(5, 8).requires_grad_()
+    (g,) = torch.autograd.grad(products.linear(x, w).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        g.sum().backward()

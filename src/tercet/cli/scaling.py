@@ -115,7 +115,7 @@ def predict(
         )
     expected = law.predict(size, tokens, level)
     typer.echo(
-        f"expected loss: {expected.value:.3f} bits per byte, {100 * level:g} % interval [{expected.low:.3f}, {expected.high:.3f}]"
+        f"by {' and '.join(fit.law for fit in law.forecasters())}: expected loss: {expected.value:.3f} bits per byte, {100 * level:g} % interval [{expected.low:.3f}, {expected.high:.3f}]"
     )
     if 6 * size * tokens > 30 * law.flops:
         typer.echo(

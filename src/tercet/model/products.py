@@ -1,6 +1,6 @@
 """Matrix products in float32 on the CPU by oneDNN, in place of the library that PyTorch asks (MKL).
 
-MKL does not use the widest vectors of every processor that has them: on an AMD EPYC with AVX-512 oneDNN's products were 2 to 2.7 times
+MKL does not use the widest vectors of every processor that has them: on an AMD EPYC with AVX-512 oneDNN's products were 1.4 to 2.3 times
 as fast (benchmarks/products.py). The numbers are the same up to rounding. Other types, other devices and small
 products go to PyTorch as ever.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 # oneDNN's set-up costs more than it saves below so many multiplications
 WORTH = 1 << 22
@@ -55,6 +56,7 @@ class _Linear(torch.autograd.Function):
         return product(x_NI, weight_OI)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         d_x = product(grad_NO, weight.T) if ctx.needs_input_grad[0] else None

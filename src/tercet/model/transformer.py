@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from tercet.errors import ContextError
 from tercet.model.config import ModelConfig
@@ -90,6 +91,7 @@ class _Normalise(torch.autograd.Function):
         return normal * gain
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         normal, inverse, gain = ctx.saved_tensors
         d_gain = (grad * normal).flatten(0, -2).sum(0) if ctx.needs_input_grad[1] else None
@@ -125,6 +127,7 @@ class _Rotate(torch.autograd.Function):
         return _turned(x_BHTC, ctx.cos, ctx.sin, torch.promote_types(x_BHTC.dtype, cos_BTC.dtype), 1.0)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return _turned(grad, ctx.cos, ctx.sin, grad.dtype, -1.0).to(ctx.kind), None, None
 

@@ -152,6 +152,10 @@ class Law:
             value = json.loads(file.read_text(encoding="utf-8"))
             laws = {name: Fit.from_json(fit, f"{file}: {name}") for name, fit in value["laws"].items()}
             flops = max(float(run["flops"]) for run in value["runs"])
+            for name in FORECAST:
+                fit = laws.get(name)
+                if fit and (fit.law != name or len(fit.residuals) != len(value["runs"])):
+                    raise ValueError(f"{name} is {fit.law} of {len(fit.residuals)} runs, of {len(value['runs'])}")
             return cls(laws, int(value["vocab_size"]), int(value["context_length"]), flops)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file}: not a fit.json of `tercet scaling fit`: {error!r}") from error
