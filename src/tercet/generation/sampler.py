@@ -152,14 +152,14 @@ def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: 
     later step writes one column of it.
     """
     distinct = {p: n for n, p in enumerate(dict.fromkeys(prompts))}
-    layout, longest, length = lay_out(list(distinct)), max(map(len, prompts)), len(prompts)
+    layout, longest, count = lay_out(list(distinct)), max(map(len, prompts)), len(prompts)
     read = KVCache(model.config, 1, layout.tokens.shape[1], model.output_weight.dtype)
     last = torch.tensor([layout.places[n, len(p) - 1] for p, n in distinct.items()])
     hidden = layout.hidden(model, last, read)
-    places = torch.zeros(length, longest, dtype=torch.long)
+    places = torch.zeros(count, longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
         places[row, longest - len(prompt) :] = torch.from_numpy(layout.places[distinct[prompt], : len(prompt)])
-    cache = KVCache(model.config, length, capacity, model.output_weight.dtype)
+    cache = KVCache(model.config, count, capacity, model.output_weight.dtype)
     for layer in range(model.config.num_layers):
         for into, out in ((cache.keys, read.keys), (cache.values, read.values)):
             into[layer, :, :, :longest] = out[layer, 0].transpose(0, 1)[places].transpose(1, 2)
