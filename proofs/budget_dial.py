@@ -1,9 +1,10 @@
 """The budget dial: does `tercet pretrain --budget` end at its time, and is its size as good as the best of a grid?
 
-    python proofs/budget_dial.py --out runs/dial            (three budgets and five sizes: half an hour on a quiet machine)
+    python proofs/budget_dial.py --out runs/dial                       (about 50 minutes; on a quiet machine)
+    python proofs/budget_dial.py --out runs/dial --budgets --grid 3e12flops --seeds 0 1 2        (whatever else the machine does)
 
-Each budget is a command in a process of its own, timed from its start to its end. Each size of the grid has the time of GRID, its tokens
-and rates by the same rules as the dial's. Other work on the machine falls on whatever is being timed.
+Every run is a process of its own, timed from its start to its end. A run of the grid has a width that is given and as much time, with
+Python's start in it, or as many FLOPs as the dial; its tokens and rates are by the same rules. What the dial alone has to do is to plan.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from scaling_prediction import DATA, prepare
+from scaling_prediction import DATA, own_text, prepare
 
 from tercet.model.config import ModelConfig
 from tercet.pretraining.budget import BESIDES, chosen, measure, parse_budget, tokens_within
@@ -29,53 +31,76 @@ from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.progress import Plain
 from tercet.training.run import Run, write_text
 
-BUDGETS, GRID, WIDTHS = ("1min", "5min", "20min"), "2min", (32, 48, 64, 96, 128)
+BUDGETS, GRID, WIDTHS = ("1min", "5min", "20min"), ("2min",), (32, 48, 64, 96, 128)
 
 
-def dialled(data: Path, name: str, budget: str, out: Path) -> dict[str, Any]:
-    """`tercet pretrain --budget`: the seconds of the whole process, what was planned and what came."""
-    command = [str(Path(sys.executable).with_name("tercet")), "pretrain", "--data", str(data / f"{name}.jsonl"), "--tokenizer", str(data), "--budget", budget, "--out", str(out)]  # fmt: skip
-    began = time.monotonic()
-    said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    seconds, run = time.monotonic() - began, Run(out)
-    return {
-        "budget": budget, "seconds": seconds, "ratio": seconds / parse_budget(budget)[0], "width": run.config["hidden_size"],
-        "loss": run.metrics("heldout")[-1]["heldout"], "plan": [line for line in said.splitlines() if "expected" in line],
-    }  # fmt: skip
-
-
-def of_width(data: Path, name: str, width: int, budget: str, out: Path) -> dict[str, Any]:
-    """One size of the grid, in as much time."""
-    config = PretrainConfig(data=(str(data / f"{name}.jsonl"),), tokenizer=str(data))
-    shape = ModelConfig(Tokenizer.load(data).vocab_size, config.context_length, **shape_of(width))
-    seconds = parse_budget(budget)[0]
-    tokens = tokens_within(seconds * (1 - BESIDES), config.context_length, measure(shape, config))
+def of_width(width: int, budget: str, config: PretrainConfig, out: Path, began: float) -> None:
+    """One size of the grid with the budget that began at `began` (time.monotonic)."""
+    shape = ModelConfig(Tokenizer.load(config.tokenizer).vocab_size, config.context_length, **shape_of(width))
+    seconds, flops = parse_budget(budget)
+    tokens = flops / shape.flops_per_token() if flops else tokens_within(seconds * (1 - BESIDES), config.context_length, measure(shape, config))  # fmt: skip
     values = chosen(config, Choice(width, shape, tokens, 0.0))
-    pretrain(dataclasses.replace(config, **values, minutes=seconds / 60), out, progress=Plain())
-    return {"width": width, "loss": Run(out).metrics("heldout")[-1]["heldout"]}
+    if seconds:
+        values["minutes"] = (seconds - (time.monotonic() - began)) / 60
+    pretrain(dataclasses.replace(config, **values), out, progress=Plain())
+
+
+def timed(command: list[str], budget: str, out: Path) -> dict[str, Any]:
+    """Run a command that makes `out`, unless it is there: seconds of the whole process, width, tokens, loss."""
+    file = out.with_suffix(".json")
+    if not file.is_file():
+        began = time.monotonic()
+        said = subprocess.run([*command, *(["--began", repr(began)] if "--width" in command else [])], stdout=subprocess.PIPE, text=True, check=True).stdout  # fmt: skip
+        seconds, run = time.monotonic() - began, Run(out)
+        row = {
+            "budget": budget, "seconds": seconds, "ratio": seconds / (parse_budget(budget)[0] or seconds), "width": run.config["hidden_size"],
+            "tokens": run.metrics("loss")[-1]["step"] * run.config["batch_size"] * run.config["context_length"], "loss": run.metrics("heldout")[-1]["heldout"], "plan": [line for line in said.splitlines() if "expected" in line],
+        }  # fmt: skip
+        write_text(file, json.dumps(row) + "\n")
+    row = json.loads(file.read_text())
+    print(out.name, row, flush=True)
+    return dict(row)
 
 
 def main() -> None:
-    """Budgets, grid, table."""
+    """Budgets, grids, table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/dial"))
-    parser.add_argument("--data", choices=DATA, default="code")
-    parser.add_argument("--budgets", nargs="*", default=list(BUDGETS))
-    parser.add_argument("--grid", default=GRID)
+    parser.add_argument("--data", default="code", help=f"{', '.join(DATA)}, or NAME=PATH")
+    parser.add_argument("--budgets", nargs="*", default=list(BUDGETS), help="of the dial alone")
+    parser.add_argument("--grid", nargs="*", default=list(GRID), help="budgets of the dial and of every width")
+    parser.add_argument("--widths", nargs="*", type=int, default=list(WIDTHS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--prepared", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--width", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    data = args.out / "data"
-    prepare(data, args.data)
-    dial = [dialled(data, args.data, b, args.out / b) for b in dict.fromkeys((args.grid, *args.budgets))]
-    grid = [of_width(data, args.data, w, args.grid, args.out / f"width-{w}") for w in WIDTHS]
-    best = min(grid, key=lambda row: float(row["loss"]))
-    lines = ["| budget | took, of it | width | bits per byte |", "|---|---|---|---|"]
-    lines += [f"| {r['budget']} | {r['ratio']:.3f} | {r['width']} | {r['loss']:.4f} |" for r in dial]
-    lines += [f"| {args.grid}, width given | | {r['width']} | {r['loss']:.4f} |" for r in grid]
-    above = dial[0]["loss"] / best["loss"] - 1
-    lines.append(
-        f"\nthe dial's {args.grid} run is {100 * above:+.2f} % above the best of the grid (width {best['width']})"
-    )
-    write_text(args.out / "dial.json", json.dumps({"dial": dial, "grid": grid, "above": above}, indent=1) + "\n")
+    name = own_text(args.data) if "=" in args.data else args.data
+    data = args.prepared or args.out / name
+    config = PretrainConfig(data=(str(data / f"{name}.jsonl"),), tokenizer=str(data), threads=args.threads, seed=args.seeds[0])  # fmt: skip
+    if args.width:
+        return of_width(args.width, args.grid[0], config, args.out / "run", args.began)
+    prepare(data, name)
+    lines = ["| budget | seed | width | tokens | bits per byte | took, of it |", "|---|---|---|---|---|---|"]
+    above: dict[str, list[float]] = {}
+    for seed in args.seeds:
+        for budget in (*args.grid, *args.budgets):
+            place = args.out / f"{name}-{budget}-{seed}"
+            shared = ["--threads", str(args.threads)]
+            dial = [str(Path(sys.executable).with_name("tercet")), "pretrain", "--data", config.data[0], "--tokenizer", config.tokenizer, "--budget", budget, "--seed", str(seed)]  # fmt: skip
+            rows = [timed([*dial, *shared, "--out", str(place / "dial")], budget, place / "dial")]
+            for width in args.widths if budget in args.grid else []:
+                out = place / f"w{width}"
+                grid = [sys.executable, __file__, "--out", str(out), "--data", args.data, "--prepared", str(data), "--grid", budget, "--seeds", str(seed), "--width", str(width)]  # fmt: skip
+                rows.append(timed([*grid, *shared], budget, out / "run"))
+            for row, what in zip(rows, ("dial", *args.widths), strict=False):
+                lines.append(f"| {budget} | {seed} | {'dial: ' if what == 'dial' else ''}{row['width']} | {row['tokens']:,} | {row['loss']:.4f} | {row['ratio']:.3f} |")  # fmt: skip
+            if rows[1:]:
+                above.setdefault(budget, []).append(rows[0]["loss"] / min(r["loss"] for r in rows[1:]) - 1)
+    for budget, parts in above.items():
+        lines.append(f"\n{budget}: the dial's run is {', '.join(f'{100 * a:+.2f}' for a in parts)} % above the best of the grid, mean {100 * statistics.mean(parts):+.2f}")  # fmt: skip
+    write_text(args.out / f"{name}.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

@@ -1,6 +1,7 @@
 """Prediction before payment: laws fitted to runs of at most C FLOPs say what a run of at least 8 C will reach.
 
     python proofs/scaling_prediction.py --out runs/scaling            (three data sets, about 15 minutes on one quiet core)
+    python proofs/scaling_prediction.py --out runs/scaling --data --text stories=stories.jsonl        (text of your own)
 
 For each data set: a ladder of budgets up to C, a fit, a prediction of the best run of 8 C (size and tokens by the fit), and then
 that run. The prediction is written to disk before the run begins. A stopped script goes on where it was.
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.data import sources
-from tercet.data.readers import write_jsonl
+from tercet.data.readers import BadRows, documents, write_jsonl
 from tercet.data.types import Document
 from tercet.pretraining.ladder import climb, read_runs, run_ladder
 from tercet.pretraining.scaling import Law, best_for_flops, fit_ladder
@@ -34,6 +35,13 @@ WIDTHS = (16, 32, 48, 64)
 FLOPS = (2e10, 4e10, 8e10, 1.6e11)
 FACTOR = 8.2  # a little above 8: steps are whole
 SEEDS, TARGET_SEED = (1, 2), 4  # of the ladder and of the run that is predicted; the script was worked out on others
+
+
+def own_text(given: str) -> str:
+    """ "stories=stories.jsonl" as one more data set; its name."""
+    name, _, path = given.partition("=")
+    DATA[name] = lambda: documents([path], BadRows())
+    return name
 
 
 def prepare(folder: Path, name: str) -> None:
@@ -104,8 +112,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/scaling"))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--data", nargs="*", choices=DATA, default=list(DATA))
+    parser.add_argument("--text", nargs="*", default=[], help="further data sets, as NAME=PATH")
     args = parser.parse_args()
-    rows = [one(args.out, name, args.jobs) for name in args.data]
+    rows = [one(args.out, name, args.jobs) for name in (*args.data, *map(own_text, args.text))]
     write_text(args.out / "predictions.json", json.dumps(rows, indent=1, default=float) + "\n")
     print(table(rows))
 

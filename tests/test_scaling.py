@@ -18,13 +18,14 @@ import pytest
 
 from helpers import write_rows
 from tercet.cli.main import main
+from tercet.data import readers
 from tercet.data.microworld import documents
 from tercet.errors import CheckpointError, ConfigError, DataError
 from tercet.model.config import ModelConfig
-from tercet.pretraining import budget, cluster, ladder, laws, scaling
+from tercet.pretraining import budget, cluster, counting, ladder, laws, scaling
 from tercet.pretraining.config import PretrainConfig
 from tercet.pretraining.scaling_config import LadderConfig, rate_of, rows_of, shape_of
-from tercet.tokenizer.bpe import train_tokenizer
+from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.deadline import Deadline
 from tercet.training.optim import schedule
 from tercet.training.run import Run
@@ -325,6 +326,31 @@ def test_a_plan_for_flops_spends_them(home: Path) -> None:
     assert found.tokens * found.shape.flops_per_token() == pytest.approx(3e10, rel=0.05)
     assert found.config.minutes == 0
     assert found.expected.low < found.expected.value < found.expected.high
+
+
+def test_what_repeated_text_is_worth() -> None:
+    """A quarter of what is read comes from a source of 100 tokens: beyond 1,600 tokens it gives nothing more."""
+    text = counting.Text(((0.25, 100.0), (0.75, 5000.0)))
+    assert [text.worth(tokens) for tokens in (300.0, 1600.0, 2000.0, 1e6)] == [300, 1600, 400 + 1500, 400 + 20_000]
+    assert text.readings(2000) == 5
+
+
+def test_the_dial_counts_the_text_that_there_is(home: Path) -> None:
+    settings = base(home)
+    tokenizer = Tokenizer.load(settings.tokenizer)
+    ids = sum(len(tokenizer.encode(d.text)) for d in readers.documents(settings.data, readers.BadRows()))
+    ((share, tokens),) = budget.text_of(settings, tokenizer).sources
+    assert (share, tokens) == (1.0, pytest.approx(ids, rel=0.05))
+    found = budget.plan(settings, budget="3e11flops")
+    assert found.readings == pytest.approx(found.tokens / tokens)
+    assert any(f"your text {found.readings:,.1f} times" in line for line in found.lines())
+    fresh = scaling.best_for_flops(scaling.Law.load(budget.DEFAULT_LAW), 3e11, tokenizer.vocab_size, 32)
+    assert (
+        fresh.tokens > counting.READINGS * tokens > found.tokens
+    )  # a larger model, rather than the same text still again
+    assert found.expected.value > fresh.loss
+    with pytest.raises(ConfigError, match="mixture and data disagree on other"):
+        budget.plan(base(home, mixture=("other=1",)), budget="1min")
 
 
 def test_the_dial_refuses_what_it_would_choose_itself(home: Path) -> None:

@@ -16,11 +16,15 @@ from typing import Any
 
 import torch
 
+from tercet.data.readers import BadRows, documents
 from tercet.errors import ConfigError
+from tercet.evaluation.likelihood import by_source
 from tercet.evaluation.metrics import Estimate
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
+from tercet.pretraining.clm import must_agree
 from tercet.pretraining.config import PretrainConfig
+from tercet.pretraining.counting import Text
 from tercet.pretraining.scaling import Choice, Law, best_choice, best_for_flops
 from tercet.pretraining.scaling_config import LadderConfig, rows_of, shape_of
 from tercet.tokenizer.bpe import Tokenizer
@@ -29,6 +33,7 @@ from tercet.training.learner import Learner
 from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import threads
+from tercet.training.settings import shares
 
 DEFAULT_LAW = Path(__file__).with_name("default_law.json")
 UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hours": 3600.0}
@@ -36,6 +41,7 @@ CHOSEN = (*shape_of(64), "steps", "batch_size", "lr", "muon_lr", "warmup", "minu
 BESIDES = 0.08  # share of the time that reading and measuring may take: only a first guess, the clock decides
 PLANNING, PLANNING_MOST = 0.05, 60.0  # share of the time, and seconds, after which no further size is measured
 REPEATS = 3
+SAMPLE = 200_000  # characters of each source from which its tokens are reckoned
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,7 @@ class Plan:
     seconds: float
     expected: Estimate
     measured: bool = True
+    readings: float = 0.0  # of the text, or of its source that is read most often
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -58,7 +65,8 @@ class Plan:
         return [
             f"plan: {self.shape.parameters():,} parameters ({self.shape.parameters(embeddings=False):,} without embeddings), "
             f"width {c.hidden_size}, {c.num_layers} layers",
-            f"      {self.tokens:,} tokens in {c.steps:,} steps of {c.batch_size} rows, learning rates {c.lr:g} and {c.muon_lr:g}",
+            f"      {self.tokens:,} tokens, your text {self.readings:,.1f} times, in {c.steps:,} steps of {c.batch_size} rows, "
+            f"learning rates {c.lr:g} and {c.muon_lr:g}",
             f"      {self.tokens * self.shape.flops_per_token():.2e} FLOPs, about {self.seconds:,.0f} s of training here"
             + ("" if self.measured else " (by the speed of a smaller model: there was no time to measure this one)"),
             f"      expected {self.expected.value:.3f} bits per byte, 90 % interval [{self.expected.low:.3f}, {self.expected.high:.3f}], "
@@ -141,6 +149,20 @@ def tokens_within(seconds: float, context_length: int, cost: tuple[float, float]
     return low
 
 
+def text_of(config: PretrainConfig, tokenizer: Tokenizer) -> Text:
+    """About how many tokens each source has, by the characters of all and the tokens of some. Raises DataError for bad rows, as training would."""
+    own: dict[str, float] = {}
+    for source, group in by_source(list(documents(config.data, BadRows(skip=config.skip_bad_rows)))).items():
+        characters = sum(len(d.text) for d in group)
+        some = [d.text[:SAMPLE] for d in group[:: max(1, characters // SAMPLE)]]
+        own[source] = max(1.0, characters * sum(map(len, tokenizer.encode_batch(some))) / max(1, sum(map(len, some))))
+    mixture = shares(config.mixture, "mixture")
+    must_agree(mixture, own)
+    mixture = mixture or own
+    whole = sum(mixture.values())
+    return Text(tuple((mixture[source] / whole, tokens) for source, tokens in own.items()))
+
+
 def least_flops(law: Law, target: float, vocab_size: int, context_length: int) -> Choice:
     """The cheapest run that the law expects to reach `target` bits per byte. Raises ConfigError where none would."""
     low, high = math.log(1e8), math.log(1e24)
@@ -169,8 +191,9 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
     if given := [f"--{n.replace('_', '-')}" for n in CHOSEN if getattr(config, n) != fields[n]]:
         raise ConfigError(f"the budget chooses {', '.join(given)}; leave out the one or the other")
     seconds, flops = parse_budget(budget) if budget else (0.0, 0.0)
-    laws = Law.load(law or DEFAULT_LAW)
-    vocab, context = Tokenizer.load(config.tokenizer).vocab_size, config.context_length
+    tokenizer = Tokenizer.load(config.tokenizer)
+    laws = dataclasses.replace(Law.load(law or DEFAULT_LAW), text=text_of(config, tokenizer))
+    vocab, context = tokenizer.vocab_size, config.context_length
     cost = Speeds(config, time.monotonic() + min(PLANNING * seconds or PLANNING_MOST, PLANNING_MOST))
     if seconds:
         choice = best_choice(laws, vocab, context, lambda s: tokens_within(seconds * (1 - BESIDES), context, cost(s)))
@@ -187,7 +210,9 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
     tokens = new.steps * new.batch_size * context
     expected = laws.predict(choice.shape.parameters(), tokens)
     speed = cost(choice.shape)
-    return Plan(new, choice.shape, tokens, seconds_for(tokens, context, speed), expected, choice.shape in cost.measured)
+    return Plan(
+        new, choice.shape, tokens, seconds_for(tokens, context, speed), expected, choice.shape in cost.measured, laws.text.readings(tokens)
+    )  # fmt: skip
 
 
 def chosen(config: PretrainConfig, choice: Choice) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -73,11 +73,18 @@ def load_text(config: PretrainConfig, run: Run) -> tuple[dict[str, list[Document
     return by_source(train), limit_bytes(heldout, config.heldout_bytes)
 
 
+def must_agree(mixture: Mapping[str, float] | None, sources: Collection[str]) -> None:
+    """Raises ConfigError where a mixture names other sources than the data has."""
+    if mixture is not None and (wrong := sorted(set(mixture) ^ set(sources))):
+        raise ConfigError(
+            f"mixture and data disagree on {', '.join(wrong)}; the data's sources are {', '.join(sources)}"
+        )
+
+
 def build_feed(tokenizer: Tokenizer, train: Mapping[str, Sequence[Document]], mixture: Mapping[str, float] | None, length: int,
                batch_size: int, seed: int) -> Feed:  # fmt: skip
     """Pack each source and mix them. Raises ConfigError where the mixture names other sources than the data has."""
-    if mixture is not None and (wrong := sorted(set(mixture) ^ set(train))):
-        raise ConfigError(f"mixture and data disagree on {', '.join(wrong)}; the data's sources are {', '.join(train)}")
+    must_agree(mixture, train)
     return Feed(
         {source: pack_documents(tokenizer, group, length) for source, group in train.items()}, mixture, batch_size, seed
     )

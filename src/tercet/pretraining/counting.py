@@ -8,6 +8,7 @@ it from Hoffmann's own law: no run is needed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,30 @@ HOFFMANN = (1.69, 406.4, 410.7, 0.34, 0.28)  # E, A, B, alpha, beta: Hoffmann et
 BESIROGLU = (1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # the same points fitted again: Besiroglu et al. 2024, table 1
 KAPLAN_SIZES = (768.0, 1.5e9)  # parameters without embeddings: Kaplan et al. 2020, section 1.3
 OMEGA = 47491.0  # embeddings = OMEGA · N^(1/3): Pearce and Song 2024, fitted to Hoffmann's table of models
+READINGS = 4  # of the same text that teach about as much as new text: Muennighoff et al. 2023
+
+
+@dataclass(frozen=True)
+class Text:
+    """The text that there is: of each source its share of what is read, and how many tokens it has."""
+
+    sources: tuple[tuple[float, float], ...]
+
+    def readings(self, tokens: float) -> float:
+        """How often `tokens` tokens read the source that is read most often."""
+        return max(share * tokens / own for share, own in self.sources)
+
+    def worth(self, tokens: float) -> float:
+        """How many tokens read once teach as much as `tokens` tokens of this text.
+
+        Four readings are nearly as good as new text (Muennighoff et al. 2023, "Scaling data-constrained language models"). Further ones
+        count for nothing here: they overfit, and the time is better spent on a larger model (Lovelace et al. 2026, "Prescriptive scaling
+        laws for data constrained training").
+        """
+        return sum(min(share * tokens, READINGS * own) for share, own in self.sources)
+
+
+ENDLESS = Text(((1.0, math.inf),))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.metrics import Estimate
 from tercet.model.config import ModelConfig
+from tercet.pretraining.counting import ENDLESS, Text
 from tercet.pretraining.ladder import Runs
 from tercet.pretraining.laws import (
     DRAWS,
@@ -121,6 +122,7 @@ class Law:
     vocab_size: int
     context_length: int
     flops: float  # of the largest run behind the law
+    text: Text = ENDLESS  # that the runs asked about would read
 
     def law(self, name: str = "parametric") -> Fit:
         """Raises DataError where fit.json lacks it."""
@@ -134,13 +136,12 @@ class Law:
 
     def loss(self, size: float, tokens: float) -> float:
         """What they expect: their geometric mean."""
-        return math.exp(
-            sum(float(fit.log_loss(size, tokens)[0]) for fit in self.forecasters()) / len(self.forecasters())
-        )
+        laws, tokens = self.forecasters(), self.text.worth(tokens)
+        return math.exp(sum(float(fit.log_loss(size, tokens)[0]) for fit in laws) / len(laws))
 
     def predict(self, size: float, tokens: float, level: float = 0.9) -> Estimate:
         """The same with an interval."""
-        return forecast(self.forecasters(), size, tokens, level)
+        return forecast(self.forecasters(), size, self.text.worth(tokens), level)
 
     @classmethod
     def load(cls, path: str | Path) -> Law:
