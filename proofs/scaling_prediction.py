@@ -60,13 +60,13 @@ def prepare(folder: Path, name: str) -> None:
 
 
 def one(
-    out: Path, name: str, jobs: int, flops: Sequence[float] = FLOPS, seeds: Sequence[int] = SEEDS
-) -> dict[str, Any]:
+    out: Path, name: str, jobs: int, flops: Sequence[float] = FLOPS, seeds: Sequence[int] = SEEDS, widths: Sequence[int] = WIDTHS
+) -> dict[str, Any]:  # fmt: skip
     """Ladder, fit, prediction, run; returns what was predicted and what came."""
     data, ladder = out / name / "data", out / name / "ladder"
     prepare(data, name)
     config = LadderConfig(
-        data=(str(data / f"{name}.jsonl"),), tokenizer=str(data / "tokenizer.json"), widths=WIDTHS, flops=tuple(flops), seeds=tuple(seeds), context_length=CONTEXT, heldout_bytes=40_000,
+        data=(str(data / f"{name}.jsonl"),), tokenizer=str(data / "tokenizer.json"), widths=tuple(widths), flops=tuple(flops), seeds=tuple(seeds), context_length=CONTEXT, heldout_bytes=40_000,
     )  # fmt: skip
     run_ladder(config, ladder, jobs=jobs, progress=Plain())
     found = fit_ladder(read_runs([ladder]))
@@ -113,8 +113,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--data", nargs="*", choices=DATA, default=list(DATA))
     parser.add_argument("--text", nargs="*", default=[], help="further data sets, as NAME=PATH")
+    parser.add_argument("--flops", nargs="*", type=float, default=FLOPS, help="budgets of the ladder")
+    parser.add_argument("--widths", nargs="*", type=int, default=WIDTHS)
+    parser.add_argument("--seeds", nargs="*", type=int, default=SEEDS)
     args = parser.parse_args()
-    rows = [one(args.out, name, args.jobs) for name in (*args.data, *map(own_text, args.text))]
+    rows = [
+        one(args.out, name, args.jobs, args.flops, args.seeds, args.widths)
+        for name in (*args.data, *map(own_text, args.text))
+    ]
     write_text(args.out / "predictions.json", json.dumps(rows, indent=1, default=float) + "\n")
     print(table(rows))
 

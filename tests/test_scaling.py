@@ -265,6 +265,25 @@ def law_of(tmp_path: Path) -> scaling.Law:
     return scaling.Law({"parametric": fit}, 300, 64, 1e12)
 
 
+def test_how_far_the_laws_stray_is_seen_on_the_ladder_itself() -> None:
+    """Losses of a law that both laws contain, so that nothing strays; and the same with 2 % less per doubling where it is held back."""
+    n, c = np.array(list(itertools.product(np.geomspace(2e3, 2e5, 6), 1e10 * 2.0 ** np.arange(6)))).T
+    exact = 20 / n**0.25 + 60 / (c / (6 * n)) ** 0.25
+    assert scaling.drift_of(laws.Points.of(n, c / (6 * n), exact)) < 1e-4
+    fitted_to = 1e10 * 2.0**3  # the last of the budgets that are at most a third of the largest
+    bent = exact * 0.98 ** np.maximum(np.log2(c / fitted_to), 0)
+    drift = scaling.drift_of(laws.Points.of(n, c / (6 * n), bent))
+    assert drift == pytest.approx(-math.log(0.98), rel=0.02)
+    assert scaling.drift_of(laws.Points.of(n[:6], c[:6] / (6 * n[:6]), exact[:6])) is None
+    fit = laws.fit_simple(laws.Points.of(n, c / (6 * n), bent), draws=20)
+    plain, wide = (
+        scaling.Law({"simple": fit}, 300, 64, c.max(), d).predict(1e5, 8 * c.max() / 6e5) for d in (0, drift)
+    )
+    assert wide.value == plain.value
+    assert wide.low == pytest.approx(plain.low * 0.98**3, rel=0.01)
+    assert wide.high == pytest.approx(plain.high / 0.98**3, rel=0.01)
+
+
 def test_the_best_size_is_that_of_all_widths_tried(tmp_path: Path) -> None:
     law = law_of(tmp_path)
     choice = scaling.best_for_flops(law, 1e13)

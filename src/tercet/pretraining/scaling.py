@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from tercet.pretraining.laws import (
     DRAWS,
     Fit,
     IsoFlop,
+    Points,
     Reals,
     exponents,
     fit_kaplan,
@@ -34,6 +36,7 @@ from tercet.pretraining.scaling_config import shape_of
 
 FORMAT = 1
 FORECAST = ("parametric", "simple")  # laws of N and D, all parameters counted, that predict together
+HELD_BACK = 3.0  # runs of more than a third of the largest run's FLOPs are held back to see how far the laws stray
 SAME_BUDGET = 1.1  # runs whose FLOPs differ by less than this factor are of one budget: steps are whole
 WIDTHS = (*range(16, 256, 16), *range(256, 1024, 64), *range(1024, 4097, 256))
 
@@ -46,6 +49,7 @@ class LadderFit:
     laws: dict[str, Fit]  # by their names in `laws.LAWS`, and "parametric_hidden": of N without embeddings
     iso: IsoFlop | None
     missing: dict[str, str]
+    drift: float | None  # see `drift_of`; None where too few runs are left to fit
 
     def law(self, name: str = "parametric") -> Fit:
         """Raises DataError where it could not be fitted."""
@@ -68,6 +72,7 @@ class LadderFit:
             },
             "iso_flop": self.iso.to_json() if self.iso else None,
             "missing": self.missing,
+            "drift": self.drift,
         }
 
 
@@ -80,6 +85,24 @@ def budgets(flops: Reals) -> Reals:
     out = np.empty(len(flops))
     out[order] = np.exp(means[group])
     return out
+
+
+def drift_of(points: Points) -> float | None:
+    """How far the forecast of `points` strays from what came, in ln L per doubling of FLOPs beyond the runs fitted to.
+
+    Seen on the ladder itself: the laws are fitted without the largest runs, and the line through 0 is taken of their mean error on those.
+    A bootstrap knows the runs' noise, but not that losses follow another law further on; this is what can be known of that.
+    None where the smaller runs are too few for a law.
+    """
+    small = points.flops <= points.flops.max() / HELD_BACK
+    try:
+        fits = [fit(points.take(small), draws=2) for fit in (fit_parametric, fit_simple)]
+    except DataError:
+        return None
+    rest = points.take(~small)
+    beyond = np.log2(rest.flops / points.flops[small].max())
+    error = np.mean([fit.log_loss(rest.size, rest.tokens) for fit in fits], axis=0) - np.log(rest.loss)
+    return float(abs(beyond @ error) / (beyond @ beyond))
 
 
 def fit_ladder(runs: Runs, draws: int = DRAWS, seed: int = 0) -> LadderFit:
@@ -111,7 +134,7 @@ def fit_ladder(runs: Runs, draws: int = DRAWS, seed: int = 0) -> LadderFit:
         missing["iso_flop"] = str(error)
     if not laws:
         raise DataError(f"{len(runs.paths)} runs are too few for any law: {missing['size']}")
-    return LadderFit(runs, laws, iso, missing)
+    return LadderFit(runs, laws, iso, missing, drift_of(ours))
 
 
 @dataclass(frozen=True)
@@ -122,6 +145,7 @@ class Law:
     vocab_size: int
     context_length: int
     flops: float  # of the largest run behind the law
+    drift: float = 0.0  # of the forecast for each doubling beyond that: `drift_of`
     text: Text = ENDLESS  # that the runs asked about would read
 
     def law(self, name: str = "parametric") -> Fit:
@@ -140,8 +164,10 @@ class Law:
         return math.exp(sum(float(fit.log_loss(size, tokens)[0]) for fit in laws) / len(laws))
 
     def predict(self, size: float, tokens: float, level: float = 0.9) -> Estimate:
-        """The same with an interval."""
-        return forecast(self.forecasters(), size, self.text.worth(tokens), level)
+        """The same with an interval: of the draws of all, and as much wider as the laws strayed on the ladder itself."""
+        found = forecast(self.forecasters(), size, self.text.worth(tokens), level)
+        stray = math.exp(self.drift * max(0.0, math.log2(6 * size * tokens / self.flops)))
+        return dataclasses.replace(found, low=found.low / stray, high=found.high * stray)
 
     @classmethod
     def load(cls, path: str | Path) -> Law:
@@ -157,7 +183,7 @@ class Law:
                 fit = laws.get(name)
                 if fit and (fit.law != name or len(fit.residuals) != len(value["runs"])):
                     raise ValueError(f"{name} is {fit.law} of {len(fit.residuals)} runs, of {len(value['runs'])}")
-            return cls(laws, int(value["vocab_size"]), int(value["context_length"]), flops)
+            return cls(laws, int(value["vocab_size"]), int(value["context_length"]), flops, float(value["drift"] or 0))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file}: not a fit.json of `tercet scaling fit`: {error!r}") from error
 
