@@ -290,8 +290,11 @@ def predict(model: Transformer, hidden_MD: Tensor, where_A: Tensor, targets_A: T
         logits = model.logits(hidden_MD[a : a + step])
         mine = ((where_A >= a) & (where_A < a + step)).nonzero()[:, 0]
         rows, wanted = where_A[mine] - a, targets_A[mine]
-        logprob[mine] = logits[rows, wanted].double() - logits.logsumexp(-1).double()[rows]
-        best[mine] = logits.argmax(-1)[rows] == wanted
+        top, likeliest = logits.max(-1)
+        best[mine] = likeliest[rows] == wanted
+        # from the top, so that what is nearly certain is not lost in the rounding of large logits
+        below = logits.sub_(top[:, None])
+        logprob[mine] = below[rows, wanted].double() - below.exp().sum(-1).log().double()[rows]
     return logprob, best
 
 
