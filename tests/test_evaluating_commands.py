@@ -307,6 +307,10 @@ def test_compare_takes_files_with_one_model_each_and_several_seeds(here: Path) -
     several = type_in(f"compare {' '.join(names)} --scores base-seeds.json --scores sft-seeds.json")
     assert (several.code, several.err) == (0, "")
     assert "over 3 and 3 seeds and the same 24 items" in several.out
+    needed = (
+        r"seeds of each\.|no number of seeds is enough on so few items|the same score on every item, with every seed"
+    )
+    assert bool(re.search(needed, several.out)) is several.out.startswith("No difference can be seen")
     assert type_in("compare base.json sft.json").out == single.out
     other = type_in("eval runs/sft --suite bigger.json --limit 9 --threads 1 --out fewer.json")
     assert other.code == 0
