@@ -36,6 +36,7 @@ from real_figures import JUDGES, brief, choice_summary, draw_choices, draw_senti
 from real_text import Pairs, Sentences, asked_pairs, base_text, choice_data, data_folder, sentiment_data
 from safetensors.torch import load_file, save_file
 
+from tercet.evaluation.primitives import Primitives
 from tercet.generation.sampler import Completion, SamplingParams, generate
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
@@ -44,7 +45,6 @@ from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, normalise, ranking_loss, score_texts
 from tercet.posttraining.rl_config import PPOConfig
 from tercet.posttraining.rollouts import Clock, explore
-from tercet.posttraining.scores import sequence_logprobs
 from tercet.pretraining.clm import build_feed
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.feed import permuted
@@ -257,13 +257,14 @@ def ask(policy: Transformer, base: Transformer, judges: Judges, prompts: Sequenc
     params = SamplingParams(NEW_TOKENS, 1.0, stop_ids=(tokenizer.endoftext,))
     done = generate(policy, prompts, params, list(range(len(prompts))), batch_size=128)
     texts = [closed([*p, *c.tokens], tokenizer) for p, c in zip(prompts, done)]
-    kl = np.array(sequence_logprobs(policy, prompts, done)) - np.array(sequence_logprobs(base, prompts, done))
+    said = [(p, c.tokens) for p, c in zip(prompts, done)]
+    kl = [a.logprob - b.logprob for a, b in zip(*(Primitives(m, tokenizer).score(said) for m in (policy, base)))]
     read = [tokenizer.decode(t) for t in texts]
     words = [tokenizer.decode(c.tokens).split() for c in done]
     pairs = [p for w in words for p in itertools.pairwise(w)]
     return {
         "proxy": score_texts(judges.proxy, texts, tokenizer.pad), "gold": score_texts(judges.gold, texts, tokenizer.pad),
-        "words": judges.words.score(read), "kl": kl.tolist(), "ended": [float(c.finish == "stop") for c in done],
+        "words": judges.words.score(read), "kl": kl, "ended": [float(c.finish == "stop") for c in done],
         "tokens": [float(len(c.tokens)) for c in done], "distinct_bigrams": len(set(pairs)) / max(1, len(pairs)),
         "texts": read,
     }  # fmt: skip

@@ -10,7 +10,7 @@ pytest.importorskip("scipy")
 from scipy import optimize, stats
 
 from tercet.evaluation.metrics import mean, paired_difference, proportion
-from tercet.evaluation.statistics import clustered, items_needed, mcnemar, paired_test, sign_flips
+from tercet.evaluation.statistics import clustered, items_needed, mcnemar, paired_test, sign_flips, t_power
 from tercet.evaluation.winrates import bradley_terry
 
 RNG = np.random.default_rng(0)
@@ -71,6 +71,14 @@ def test_bradley_terry_is_the_maximum_that_bfgs_finds():
 
         found = np.r_[0, optimize.minimize(loss, np.zeros(models - 1), method="BFGS", options={"gtol": 1e-7}).x]
         assert bradley_terry(wins, prior=0) == pytest.approx(found - found.mean(), abs=1e-5)
+
+
+def test_the_power_of_a_t_test_is_the_noncentral_ts():
+    for df in (1, 2, 3, 8, 40, 300):
+        for shift in (0.0, 0.5, 2.0, 2.8, 4.0, 6.0):
+            t = stats.t.ppf(0.975, df)
+            wanted = stats.nct.sf(t, df, shift) + stats.nct.cdf(-t, df, shift)
+            assert t_power(shift, df) == pytest.approx(wanted, abs=1e-4)
 
 
 def test_items_needed_give_their_power():

@@ -3,20 +3,41 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from helpers import write_rows, write_world
+from helpers import TERCET, write_rows, write_world
 from tercet.evaluation.primitives import Primitives
 from test_cli import MADE, type_in
 from test_import import known_answer
 
 OWN = {"data": ["sums.jsonl"], "input": "{q}", "answers": "{a}", "examples": ["more.jsonl"], "shots": 1, "template": "{input} {output}", "separator": "\n"}  # fmt: skip
 SUITE = "--suite sums.json --suite bigger.json --threads 1"
+KILLS = """
+import os, signal
+from tercet.evaluation.journal import Journal
+
+real, left = Journal.put, int(os.environ.get("KILL_AT", "0"))
+
+def put(self, results):
+    global left
+    left -= 1
+    if left == 0:
+        with self.path.open("ab") as file:
+            file.write(b'{"key": "0123')  # a line that is cut off
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, results)
+
+Journal.put = put
+"""
 QUESTIONS = "--tasks tasks.jsonl --limit 12 --max-new-tokens 6 --threads 1"
 
 
@@ -45,6 +66,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "leaves": "raise SystemExit(0)",
         "breaks": "register(Task('broken', 'free', lambda: 1 / 0))",
         "empties": "register(Task('zero', 'choice', lambda: []))",
+        "kills": KILLS,
         "generates": "register(Task('generated', 'free', lambda: (Item(str(n), 'a', ('b',)) for n in range(3)), max_new_tokens=2))",
     }.items():
         (folder / f"{name}.py").write_text(f"from tercet.evaluation.task import Item, Task, register\n{said}\n")
@@ -97,36 +119,76 @@ def test_a_task_in_python_may_make_its_items_one_by_one(here: Path) -> None:
     assert models("generated.json")["runs/base"]["suite"]["tasks"]["generated"]["items"] == 3
 
 
-def test_an_evaluation_that_was_killed_ends_with_the_same_numbers(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    passes: list[int] = []
+ALL_PARTS = (
+    "--text heldout.jsonl --tasks tasks.jsonl --limit 12 --max-new-tokens 6 --reference runs/base --reward runs/reward"
+)
 
-    def interrupted(after: int) -> None:
-        for name in ("_score_pass", "_generate_pass"):
-            real = getattr(Primitives, name)
 
-            def stop(self: Primitives, work: Any, *rest: Any, real: Any = real) -> Any:
-                if len(passes) == after:
-                    raise KeyboardInterrupt
-                passes.append(len(work))
-                return real(self, work, *rest)
+@pytest.mark.parametrize(
+    ("line", "at"),
+    [
+        (f"eval runs/base runs/sft {SUITE} {ALL_PARTS} --training-text text.jsonl", 9),  # within the second model
+        (f"eval runs/base runs/sft {SUITE} {ALL_PARTS}", 2),  # within the reference's answers
+        ("prompt runs/base --task sums.json --task bigger.json --shots 0,1 --threads 1", 2),  # within the second task
+    ],
+)
+def test_a_command_that_was_killed_ends_with_the_same_numbers_and_asks_nothing_again(
+    here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, at: int
+) -> None:
+    """SIGKILL to a real process while it writes a line of its journal."""
 
-            patch.setattr(Primitives, name, stop)
+    def command(name: str) -> str:
+        return f"{line} --import kills.py --journal {tmp_path / name}.jsonl --out {tmp_path / name}.json"
 
-    line = f"eval runs/base runs/sft {SUITE} --training-text text.jsonl --journal eval.jsonl --out again.json"
-    with pytest.MonkeyPatch.context() as patch:
-        interrupted(after=3)  # within the second model
-        assert type_in(line).code == 130
-    assert not Path("again.json").exists()
-    journal = Path("eval.jsonl")
-    done = len(journal.read_text().splitlines())
-    assert done == sum(passes) > 24
-    journal.write_bytes(journal.read_bytes()[:-9])  # and the last line was not written whole
-    passes.clear()
-    with pytest.MonkeyPatch.context() as patch:
-        interrupted(after=99)
-        assert type_in(line).code == 0
-    assert sum(passes) == (24 + 48) * 2 - done + 1  # what was there is not computed again
-    assert models("again.json") == models("scores.json")
+    def keys(name: str) -> list[str]:
+        return [json.loads(row)["key"] for row in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
+
+    def scores(name: str) -> Any:
+        found = json.loads((tmp_path / f"{name}.json").read_text())
+        return found["models"] if line.startswith("eval") else found
+
+    assert type_in(command("whole")).code == 0
+    killed = subprocess.run(
+        [TERCET, *shlex.split(command("parts"))], env={**os.environ, "KILL_AT": str(at)}, timeout=240
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "parts.json").exists()
+    lines = (tmp_path / "parts.jsonl").read_text().splitlines()
+    assert lines.pop() == '{"key": "0123'
+    assert 0 < len(lines) < len(keys("whole"))
+    computed: list[int] = []
+    for name in ("_score_pass", "_generate_pass"):
+        real = getattr(Primitives, name)
+
+        def count(self: Primitives, work: Any, *rest: Any, real: Any = real) -> Any:
+            computed.append(len(work))
+            return real(self, work, *rest)
+
+        monkeypatch.setattr(Primitives, name, count)
+    assert type_in(command("parts")).code == 0
+    assert scores("parts") == scores("whole")
+    assert sum(computed) == len(keys("whole")) - len(lines)
+    assert sorted(keys("parts")) == sorted(keys("whole"))
+    assert len(set(keys("parts"))) == len(keys("parts"))
+    computed.clear()
+    assert type_in(command("parts")).code == 0  # all is known
+    assert (computed, scores("parts")) == ([], scores("whole"))
+
+
+def test_a_journal_serves_the_same_requests_to_the_same_weights_only(here: Path, tmp_path: Path) -> None:
+    line = "--text heldout.jsonl --tasks tasks.jsonl --limit 4 --max-new-tokens 6 --threads 1"
+    journal, size = tmp_path / "shared.jsonl", 0
+    for number, settings in enumerate(("", "--seed 1", "--max-new-tokens 5", "--heldout-bytes 99")):
+        for run in ("base", "sft"):
+            alone, shared = tmp_path / f"alone-{run}{number}.json", tmp_path / f"shared-{run}{number}.json"
+            command = f"eval runs/{run} {line} {settings}"
+            assert type_in(f"{command} --out {alone}").code == 0
+            assert type_in(f"{command} --journal {journal} --out {shared}").code == 0
+            assert models(str(shared)) == models(str(alone))
+            before, size = size, journal.stat().st_size
+            assert size > before  # something of it had never been asked
+    assert type_in(f"eval runs/base-0 {line} --journal {journal}").code == 0  # the same weights by another name
+    assert journal.stat().st_size == size
 
 
 def files_here() -> list[str]:
@@ -157,7 +219,9 @@ def files_here() -> list[str]:
         ("eval runs/base --suite sums.json --import nowhere.py", r"--import nowhere\.py: cannot be imported"),
         ("eval runs/base --suite sums.json --training-text nowhere.txt", r"nowhere\.txt: there is no such file"),
         ("eval runs/base --text heldout.jsonl --training-text text.jsonl", r"training_text is .* no suite is named.*--suite"),
-        ("eval runs/base --text heldout.jsonl --journal j.jsonl", r"journal is 'j\.jsonl', but no suite is named"),
+        ("eval runs/base --text heldout.jsonl --journal sums.jsonl", r"journal sums\.jsonl: is another file, not a journal"),
+        ("eval runs/base --tasks tasks.jsonl --journal scores.json", r"journal scores\.json: is another file, not a journal"),
+        ("prompt runs/base --text Hi --journal j.jsonl", r"--journal keeps answers of --tasks and --task"),
         ("eval runs/base --suite sums.json --reward runs/reward", r"reward is 'runs/reward', but no tasks is named"),
         ("eval runs/base --suite sums.json --journal runs", r"journal runs: cannot be read or written"),
         ("eval runs/base --suite sums.json --out nowhere/scores.json", r"--out nowhere/scores\.json: cannot be written: make the folder"),
@@ -243,6 +307,10 @@ def test_compare_takes_files_with_one_model_each_and_several_seeds(here: Path) -
     several = type_in(f"compare {' '.join(names)} --scores base-seeds.json --scores sft-seeds.json")
     assert (several.code, several.err) == (0, "")
     assert "over 3 and 3 seeds and the same 24 items" in several.out
+    needed = (
+        r"seeds of each\.|no number of seeds is enough on so few items|the same score on every item, with every seed"
+    )
+    assert bool(re.search(needed, several.out)) is several.out.startswith("No difference can be seen")
     assert type_in("compare base.json sft.json").out == single.out
     other = type_in("eval runs/sft --suite bigger.json --limit 9 --threads 1 --out fewer.json")
     assert other.code == 0

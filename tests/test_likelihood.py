@@ -11,14 +11,15 @@ import torch
 
 from tercet.data.types import Document
 from tercet.errors import DataError
-from tercet.evaluation import likelihood
+from tercet.evaluation import primitives
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source, document_bits
 from tercet.evaluation.metrics import Estimate
+from tercet.evaluation.primitives import Primitives
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 
 Make = Callable[..., Transformer]
-BEGIN, PAD = 0, 3
+BEGIN = 0
 
 
 @torch.no_grad()
@@ -33,34 +34,36 @@ def naive_bits(model: Transformer, text: Sequence[int]) -> float:
 
 
 @pytest.mark.parametrize("context", [8, 64])
-def test_bits_equal_a_naive_loop(make_model: Make, context: int) -> None:
+def test_bits_equal_a_naive_loop(make_model: Make, tokenizer: Tokenizer, context: int) -> None:
     """Texts shorter than, as long as and longer than one and two windows, an empty one among them."""
     model = make_model(1, context_length=context)
     rng = np.random.default_rng(0)
     texts = [rng.integers(5, 300, n).tolist() for n in (5, 0, 1, 7, 8, 9, 15, 16, 17, 40, 63, 64, 65, 3, 2)]
-    found = document_bits(model, texts, BEGIN, PAD)
+    found = document_bits(Primitives(model, tokenizer), texts)
     assert found.tolist() == pytest.approx([naive_bits(model, t) for t in texts], rel=1e-5)
     assert found[1] == 0
 
 
-def test_every_token_counts_once(make_model: Make) -> None:
+def test_every_token_counts_once(make_model: Make, tokenizer: Tokenizer) -> None:
     """A model that knows nothing needs log₂ V bits for each token, however long the text is."""
     model = make_model(1, context_length=8)
     with torch.no_grad():
         model.model.embed_tokens.weight.zero_()
     lengths = [1, 7, 8, 9, 16, 17, 100, 1_000]
-    found = document_bits(model, [[9] * n for n in lengths], BEGIN, PAD)
+    found = document_bits(Primitives(model, tokenizer), [[9] * n for n in lengths])
     assert found.tolist() == pytest.approx([n * math.log2(300) for n in lengths], rel=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 4, 1_000])
-def test_a_text_does_not_depend_on_its_company(make_model: Make, monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    model = make_model(1, context_length=16)
+@pytest.mark.parametrize("tokens", [1, 64, 4096])
+def test_a_text_does_not_depend_on_its_company(
+    make_model: Make, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tokens: int
+) -> None:
+    lm = Primitives(make_model(1, context_length=16), tokenizer)
     texts = [np.random.default_rng(n).integers(5, 300, 1 + 5 * n % 43).tolist() for n in range(20)]
-    alone = [document_bits(model, [t], BEGIN, PAD)[0] for t in texts]
-    monkeypatch.setattr(likelihood, "ROWS", rows)
-    assert document_bits(model, texts, BEGIN, PAD).tolist() == pytest.approx(alone, rel=1e-5)
-    assert document_bits(model, texts[::-1], BEGIN, 299)[::-1].tolist() == pytest.approx(alone, rel=1e-5)
+    alone = [document_bits(lm, [t])[0] for t in texts]
+    monkeypatch.setattr(primitives, "PASS_TOKENS", tokens)
+    assert document_bits(lm, texts).tolist() == pytest.approx(alone, rel=1e-5)
+    assert document_bits(lm, texts[::-1])[::-1].tolist() == pytest.approx(alone, rel=1e-5)
 
 
 TEXTS = {
@@ -75,7 +78,7 @@ def test_the_denominator_is_the_bytes_of_the_source_text(make_model: Make, token
     model = make_model(1)
     with torch.no_grad():
         model.model.embed_tokens.weight.zero_()
-    found = bits_per_byte(model, tokenizer, DOCUMENTS)
+    found = bits_per_byte(Primitives(model, tokenizer), DOCUMENTS)
     assert list(found) == ["ascii", "mixed", "umlauts"]
     for source, texts in TEXTS.items():
         size = sum(len(t.encode("utf-8")) for t in texts)
@@ -89,7 +92,7 @@ def test_the_denominator_is_the_bytes_of_the_source_text(make_model: Make, token
 def test_bits_per_byte_is_a_ratio_of_sums(make_model: Make, tokenizer: Tokenizer) -> None:
     """Not a mean of the documents' ratios; begun with <|endoftext|>, as in training."""
     model = make_model(2)
-    found = bits_per_byte(model, tokenizer, DOCUMENTS)
+    found = bits_per_byte(Primitives(model, tokenizer), DOCUMENTS)
     for source, texts in TEXTS.items():
         assert tokenizer.endoftext == BEGIN
         bits = sum(naive_bits(model, tokenizer.encode(t)) for t in texts)

@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -200,6 +201,15 @@ def test_samples_depend_on_request_and_seed_only(ask: Primitives) -> None:
     assert ask.generate_until(requests[:1], 12, temperature=1.0, seed=5) == first[:1]
     assert first[0] != first[3]  # asked twice, sampled twice
     assert ask.generate_until(requests, 12, temperature=1.0, seed=6) != first
+
+
+def test_what_is_nearly_certain_is_not_lost_in_the_rounding_of_large_logits() -> None:
+    logits = torch.tensor([[100.0, 88.0, 80.0]])  # float32 has steps of 8e-6 there
+    model: Any = SimpleNamespace(logits=torch.clone, config=SimpleNamespace(vocab_size=3))
+    found, best = primitives.predict(model, logits, torch.tensor([0, 0]), torch.tensor([0, 1]))
+    rest = math.log1p(math.exp(-12) + math.exp(-20))
+    assert found.tolist() == pytest.approx([-rest, -12 - rest], abs=1e-7)
+    assert best.tolist() == [True, False]
 
 
 def test_a_killed_evaluation_goes_on(

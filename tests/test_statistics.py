@@ -27,7 +27,10 @@ from tercet.evaluation.statistics import (
     macro_test,
     mcnemar,
     paired_test,
+    seeds_advice,
+    seeds_needed,
     sign_flips,
+    t_power,
     verdict,
 )
 
@@ -190,6 +193,58 @@ def test_compare_seeds_covers_and_its_p_is_honest(seed_sd):
     assert np.mean(rejected) <= 0.08
     with pytest.raises(ConfigError, match="paired_test"):
         compare_seeds([[1.0, 2.0]], [[1.0, 2.0], [1.0, 3.0]])
+
+
+@pytest.mark.parametrize(("difference", "seeds"), [(0.2, 394), (0.5, 64), (0.8, 26)])
+def test_seeds_needed_where_items_are_alike_is_cohens_table(difference, seeds):
+    """Cohen (1988), table 2.4.1: two means, each group with variance 1, two-sided 5 %, power 80 % (his 393 is 393.4)."""
+    a = np.array([[-1.0], [0.0], [1.0]]) * np.ones((1, 5))
+    assert seeds_needed(a, a + 3, difference) == (seeds, 0.0)
+
+
+@pytest.mark.parametrize("ways_differ", [0.0, 0.5])  # how much the true difference varies from item to item
+def test_seeds_needed_gives_the_power_it_says(ways_differ):
+    rng, items, true = np.random.default_rng(7), 60, 0.35
+
+    def experiment(seeds):
+        common = rng.normal(0, 1, (1, items))
+        other = common + true + rng.normal(0, ways_differ, (1, items))
+        return common + draw(rng, seeds, items, 0.3, 0, 0.5), other + draw(rng, seeds, items, 0.2, 0, 0.8)
+
+    found = [seeds_needed(*experiment(200), true) for _ in range(20)]
+    assert np.mean([left for _, left in found]) == pytest.approx(ways_differ**2 / items, abs=2e-4)
+    seeds = round(np.mean([n for n, _ in found]))
+    seen = np.mean([compare_seeds(*experiment(seeds))[1] < 0.05 for _ in range(500)])
+    assert seen == pytest.approx(0.8, abs=0.05)
+    fewer = np.mean([compare_seeds(*experiment(seeds - 3))[1] < 0.05 for _ in range(500)])
+    assert fewer < 0.8 - 0.03
+
+
+def test_no_number_of_seeds_makes_up_for_items():
+    rng = np.random.default_rng(8)
+    common, other = rng.normal(0, 1, (2, 1, 12))
+    a, b = common + draw(rng, 4, 12, 0.1, 0, 0.1), other + draw(rng, 4, 12, 0.1, 0, 0.1)
+    found, p = compare_seeds(a, b)
+    assert p > 0.05
+    seeds, left = seeds_needed(a, b, 0.1)
+    assert seeds is None
+    assert left == pytest.approx((other - common).var(ddof=1) / 12, rel=0.2)
+    more = int(re.search(r"on so few items: it takes more than about ([\d,]+) items", seeds_advice(a, b, found, 12))[1].replace(",", ""))  # fmt: skip
+    assert more == pytest.approx(((1.959964 + 0.841621) / found.value) ** 2 * 12 * left, abs=1.1)
+    same = np.ones((2, 12))
+    assert seeds_advice(same, same, compare_seeds(same, same)[0], 12).startswith(
+        "Both give the same score on every item"
+    )
+    with pytest.raises(ConfigError, match="difference 0"):
+        seeds_needed(a, b, 0.0)
+    with pytest.raises(ConfigError, match="paired_test"):
+        seeds_needed(a[:1], b, 0.1)
+
+
+def test_the_power_of_no_difference_is_the_level():
+    for df in (1, 2, 5, 30, 400):
+        assert t_power(0.0, df) == pytest.approx(0.05, abs=2e-4)
+        assert t_power(0.0, df, 0.9) == pytest.approx(0.1, abs=2e-4)
 
 
 def test_the_sentence_says_who_is_better():

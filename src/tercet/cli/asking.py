@@ -53,6 +53,10 @@ def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None)
             raise ConfigError(
                 "tercet prompt: --figure draws accuracy against --shots; a --text to continue has none: leave it out"
             )
+        if config.journal:
+            raise ConfigError(
+                "tercet prompt: --journal keeps answers of --tasks and --task, not of a --text: leave it out"
+            )
         longest = config.max_new_tokens or LONGEST
         chat = Chat(config.model, temperature=config.temperature, max_new_tokens=longest, seed=config.seed)
         typer.echo(text, nl=False)

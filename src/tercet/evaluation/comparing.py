@@ -23,6 +23,7 @@ from tercet.evaluation.statistics import (
     holm,
     macro_test,
     paired_test,
+    seeds_advice,
     verdict,
 )
 
@@ -169,6 +170,8 @@ def _over_seeds(
         f"{head}: {means[1]:.3f} against {means[0]:.3f}, difference {difference} (p = {p:.2g}, over {len(sides[1])} and "
         f"{len(sides[0])} seeds and the same {items} items)."
     ) + ("" if len(common) == 1 else _scope(len(common), sets))
+    if p >= 0.05:
+        sentence += " " + seeds_advice(joined[0] * scale, joined[1] * scale, difference, items)
     return {"sentence": sentence, "overall": {"difference": difference.to_json(), "p": p}, "measures": found}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,14 @@ def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
+HEAD = b'{"key": "'  # what every line begins with
+
+
 class Journal:
     """A file of results by key. Without a path it forgets everything.
 
-    A line that was cut off when the process was killed is passed over, and its request is done again.
+    A line that was cut off when the process was killed is taken away, and its request is done again. Raises ConfigError
+    for a file that is none, which is left as it is.
     """
 
     def __init__(self, path: str | Path | None, model: str = "") -> None:
@@ -38,9 +43,10 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             written = self.path.read_bytes() if self.path.exists() else b""
+            if not HEAD.startswith(written[: len(HEAD)]):
+                raise ConfigError(f"journal {self.path}: is another file, not a journal; name a new one")
             if written and not written.endswith(b"\n"):
-                with self.path.open("ab") as file:
-                    file.write(b"\n")
+                os.truncate(self.path, written.rfind(b"\n") + 1)
         except OSError as error:
             raise ConfigError(f"journal {self.path}: cannot be read or written: {error}") from error
         for line in written.split(b"\n"):

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -218,25 +218,40 @@ class Primitives:
             )
         params = SamplingParams(max_new_tokens, temperature, stop_ids=(self.tokenizer.im_end, self.tokenizer.endoftext))
         begin, asked = self.tokenizer.endoftext, Counter[str]()
-        work, names = [], []
-        for (context, stops), ids in zip(requests, self.tokenizer.encode_batch([context for context, _ in requests])):
+        seeds = []
+        for context, stops in requests:
             said = json.dumps([context, stops])
-            names.append([context, list(stops), max_new_tokens, temperature, seed if temperature else 0, asked[said]])
             own = hashlib.sha256(f"{seed} {asked[said]} {said}".encode()).digest()
-            work.append(([begin, *ids][-room:], stops, int.from_bytes(own[:8], "big")))
+            seeds.append(int.from_bytes(own[:8], "big"))
             asked[said] += 1
+        prompts = [[begin, *ids][-room:] for ids in self.tokenizer.encode_batch([context for context, _ in requests])]
+        stops_of = [stops for _, stops in requests]
+        texts = [self.tokenizer.decode(ids) for ids in self.generate(prompts, params, seeds, stops_of)]
+        return [text if (cut := _cut(text, stops)) is None else cut for text, stops in zip(texts, stops_of)]
 
-        def run(part: Sequence[tuple[list[int], tuple[str, ...], int]]) -> Iterator[dict[int, str]]:
+    def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int],
+                 stops: Sequence[tuple[str, ...]] = ()) -> list[list[int]]:  # fmt: skip
+        """Ids of a continuation of every prompt of ids, what stopped it included; nothing is added to a prompt.
+
+        `seeds` holds one seed a prompt, and `stops`, where given, the texts that end its continuation. Raises ContextError
+        where a prompt leaves no room in the context.
+        """
+        work = [
+            (list(ids), end, seed if params.temperature else 0)
+            for ids, end, seed in zip(prompts, stops or [()] * len(prompts), seeds, strict=True)
+        ]
+
+        def run(part: Sequence[tuple[list[int], tuple[str, ...], int]]) -> Iterator[dict[int, list[int]]]:
             order = sorted(range(len(part)), key=lambda i: (len(part[i][0]), part[i][0]))
             for a in range(0, len(order), ROWS):
                 mine = order[a : a + ROWS]
                 yield dict(zip(mine, self._generate_pass([part[i] for i in mine], params)))
 
-        return self._journalled("generate", work, names, run)
+        return self._journalled("generate", work, [[*w, asdict(params)] for w in work], run)
 
     def _generate_pass(
         self, work: Sequence[tuple[list[int], tuple[str, ...], int]], params: SamplingParams
-    ) -> list[str]:
+    ) -> list[list[int]]:
         # a token is at least one byte of text, so a stop string of n bytes lies within the last n tokens
         reach = [max((len(s.encode()) for s in stops), default=0) for _, stops, _ in work]
 
@@ -245,8 +260,7 @@ class Primitives:
 
         done = generate(self.model, [ids for ids, _, _ in work], params, [seed for _, _, seed in work],
                         batch_size=len(work), until=stopped)  # fmt: skip
-        texts = [self.tokenizer.decode(c.tokens) for c in done]
-        return [text if (cut := _cut(text, stops)) is None else cut for text, (_, stops, _) in zip(texts, work)]
+        return [c.tokens for c in done]
 
     # -- the journal --------------------------------------------------------------------------------------------
 
@@ -276,8 +290,11 @@ def predict(model: Transformer, hidden_MD: Tensor, where_A: Tensor, targets_A: T
         logits = model.logits(hidden_MD[a : a + step])
         mine = ((where_A >= a) & (where_A < a + step)).nonzero()[:, 0]
         rows, wanted = where_A[mine] - a, targets_A[mine]
-        logprob[mine] = logits[rows, wanted].double() - logits.logsumexp(-1).double()[rows]
-        best[mine] = logits.argmax(-1)[rows] == wanted
+        top, likeliest = logits.max(-1)
+        best[mine] = likeliest[rows] == wanted
+        # from the top, so that what is nearly certain is not lost in the rounding of large logits
+        below = logits.sub_(top[:, None])
+        logprob[mine] = below[rows, wanted].double() - below.exp().sum(-1).log().double()[rows]
     return logprob, best
 
 

@@ -7,6 +7,7 @@
     one score over seeds and items                        crossed          both drawn again: two-way random effects
     two ways of training, several seeds of each           compare_seeds    Welch over seeds, paired over items
     items to measure before a difference can be seen      items_needed     normal approximation
+    seeds to train before it can be seen                  seeds_needed     noncentral t
 
 Seeds are not items: ten seeds on the same 500 items are neither 5,000 items nor 10. `crossed` takes both as samples,
 the seeds from all seeds and the items from all items of their kind, and adds up the variance of both and of their
@@ -15,6 +16,7 @@ interaction (the crossed random-effects layout of Cornfield and Tukey 1956).
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -220,6 +222,19 @@ def items_needed(difference: float, spread: float, level: float = LEVEL, power: 
     return max(2, math.ceil((z * spread / difference) ** 2))
 
 
+def t_power(shift: float, df: int, level: float = LEVEL) -> float:
+    """P(|T| > the critical value of a two-sided test at 1 − level), T noncentral t: (Z + shift) / √(χ²_df / df).
+
+    By the midpoint rule over s = √(χ²_df / df), given which T is normal (Johnson, Kotz and Balakrishnan 1995, chapter 31).
+    """
+    t, reach, normal = t_quantile(df, level), 8 / math.sqrt(2 * df), NormalDist().cdf
+    edges = np.linspace(max(0.0, 1 - reach), 1 + reach, 401)
+    s = (edges[1:] + edges[:-1]) / 2
+    weight = np.exp((df - 1) * np.log(s) - df * (s**2 - 1) / 2)
+    seen = [normal(shift - t * x) + normal(-shift - t * x) for x in s.tolist()]
+    return float(weight @ seen / weight.sum())
+
+
 # -- several seeds -------------------------------------------------------------------------------------------------------
 
 
@@ -272,6 +287,18 @@ def crossed(scores: Sequence[Values] | NDArray[np.float64], level: float = LEVEL
     return Estimate(value, value - half, value + half, s)
 
 
+def _of_a_seed(table: Reals) -> tuple[float, float]:
+    """The variance of one seed's mean over items: of the seed itself, and of its interaction with the items."""
+    ms, items = _squares(table), table.shape[1]
+    return max(0.0, ms.seeds - ms.rest) / items, ms.rest / items
+
+
+def _welch(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
+    """The sum of variances, each with its degrees of freedom, and the sum's (Welch 1947, Satterthwaite 1946), rounded down."""
+    variance = sum(v for v, _ in parts)
+    return variance, max(1, int(variance**2 / sum(v**2 / n for v, n in parts) + 1e-9)) if variance else 1
+
+
 def compare_seeds(
     a: Sequence[Values] | NDArray[np.float64], b: Sequence[Values] | NDArray[np.float64], level: float = LEVEL
 ) -> tuple[Estimate, float]:
@@ -289,20 +316,49 @@ def compare_seeds(
             "seeds or more of each, on the same items: of single runs use paired_test"
         )
     d = y.mean(0) - x.mean(0)
-    items = d.size
     rounding = (1e-12 * max(1.0, float(np.abs(x).max()), float(np.abs(y).max()))) ** 2
-    parts = [(float(d.var(ddof=1)) / items, items - 1)]
-    for table in (x, y):
-        ms, seeds = _squares(table), len(table)
-        parts.append((max(0.0, ms.seeds - ms.rest) / (seeds * items), seeds - 1))
-    variance, value = sum(v for v, _ in parts), float(d.mean())
+    variance, df = _welch(
+        [(float(d.var(ddof=1)) / d.size, d.size - 1), *((_of_a_seed(t)[0] / len(t), len(t) - 1) for t in (x, y))]
+    )
+    value = float(d.mean())
     if variance < rounding:
         value = value if value**2 >= rounding else 0.0
         return Estimate(value, value, value, min(len(x), len(y))), 1.0 if value == 0 else 0.0
-    df = max(1, int(variance**2 / sum(v**2 / n for v, n in parts)))
     half = t_quantile(df, level) * math.sqrt(variance)
     p = 1 - _t_inside(math.atan(abs(value) / math.sqrt(variance) / math.sqrt(min(df, 10_000))), min(df, 10_000))
     return Estimate(value, value - half, value + half, min(len(x), len(y))), max(0.0, p)
+
+
+def seeds_needed(
+    a: Sequence[Values] | NDArray[np.float64], b: Sequence[Values] | NDArray[np.float64], difference: float,
+    level: float = LEVEL, power: float = POWER,
+) -> tuple[int | None, float]:  # fmt: skip
+    """(seeds of each side at which `compare_seeds` sees a true difference with probability `power`, what the items leave).
+
+    The items stay as many as in `a` and `b`, from whose spread the variance at n seeds is taken: τ² / I + (σ_a² + σ_b²) / n,
+    with σ² that of one seed's mean (of the seed itself and its interaction with the items) and τ² that of the items' true
+    differences. The second number is τ² / I, which no seeds lower: where that is too much, the first is None. The power
+    is the noncentral t's (`t_power`) at the degrees of freedom of `compare_seeds`. A spread taken from few seeds is rough,
+    and so is the number. Raises ConfigError as `compare_seeds` and `items_needed` do.
+    """
+    compare_seeds(a, b, level)
+    items_needed(difference, 0.0, level, power)
+    x, y = _table(a, "seeds_needed"), _table(b, "seeds_needed")
+    (seed_a, rest_a), (seed_b, rest_b), items = _of_a_seed(x), _of_a_seed(y), x.shape[1]
+    found = float((y.mean(0) - x.mean(0)).var(ddof=1)) / items
+    left = max(0.0, found - rest_a / len(x) - rest_b / len(y))
+
+    def enough(n: int) -> bool:
+        seeds = ((s / n, n - 1) for s in (seed_a, seed_b))
+        variance, df = _welch([(left + (rest_a + rest_b) / n, items - 1), *seeds])
+        return variance == 0 or t_power(abs(difference) / math.sqrt(variance), df, level) >= power
+
+    if left and t_power(abs(difference) / math.sqrt(left), items - 1, level) <= power:
+        return None, left
+    high = 2
+    while not enough(high):
+        high *= 2
+    return bisect.bisect_left(range(high), True, lo=max(2, high // 2), key=enough), left
 
 
 # -- in words ------------------------------------------------------------------------------------------------------------
@@ -336,6 +392,26 @@ def advice(test: PairedTest, level: float = LEVEL, power: float = POWER) -> str:
     goal = goal if goal >= 0.001 else 0.01
     needed = items_needed(goal, error * math.sqrt(test.items), level, power)
     return f"To see a true difference of {goal:.3f} {power:.0%} of the time takes about {needed:,} items."
+
+
+def seeds_advice(
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    found: Estimate,
+    items: int,
+    level: float = LEVEL,
+    power: float = POWER,
+) -> str:
+    """As `advice`, of scores [S_a, units] and [S_b, units] that stand for `items` items: how many seeds it would need."""
+    if found.low == found.high:
+        return "Both give the same score on every item, with every seed."
+    goal = abs(found.value) if abs(found.value) >= 0.001 else 0.01
+    seeds, left = seeds_needed(a, b, goal, level, power)
+    seen = f"a true difference of {goal:.3f} {power:.0%} of the time"
+    if seeds is not None:
+        return f"To see {seen} on as many items takes about {seeds:,} seeds of each."
+    more = items_needed(goal, math.sqrt(left * items), level, power)
+    return f"To see {seen} no number of seeds is enough on so few items: it takes more than about {more:,} items."
 
 
 def check_scores(values: Sequence[object], where: str) -> list[float]:

@@ -95,7 +95,9 @@ class EvalConfig(Settings):
     training_text: tuple[str, ...] = setting(
         (), "text the models were trained on: says how much of the suites stands in it"
     )
-    journal: str = setting("", "file in which finished requests of suites are kept, so that a killed command goes on")
+    journal: str = setting(
+        "", "file in which finished requests are kept, so that a killed command goes on (scores by --reward are not)"
+    )
     reward: str = setting("", "run of a reward model that scores the answers")
     reference: str = setting("", "run against which KL and win rate are taken")
     heldout_bytes: int = setting(100_000, "at most so many held-out bytes per source", minimum=1)
@@ -108,7 +110,7 @@ class EvalConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for needed, names in {
-            "suite": ("imports", "training_text", "journal"),
+            "suite": ("imports", "training_text"),
             "tasks": ("reward", "reference"),
         }.items():
             given = [name for name in names if getattr(self, name)]

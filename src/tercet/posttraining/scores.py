@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tercet.data.microworld.rubric import exact_match, rubric_score
 from tercet.data.readers import BadRows, documents
 from tercet.data.tasks import tasks
@@ -21,16 +19,13 @@ from tercet.evaluation.metrics import Estimate, mean, paired_difference, proport
 from tercet.evaluation.primitives import Primitives
 from tercet.evaluation.suites import measure, open_suites, overlaps
 from tercet.generation.chat import answer_params, fit_prompts
-from tercet.generation.sampler import Completion, generate
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.transformer import ScalarModel
 from tercet.posttraining.config import EvalConfig
 from tercet.posttraining.reward import check_contexts, score_texts
-from tercet.posttraining.rollouts import PASS_TOKENS
 from tercet.pretraining.clm import limit_bytes
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import answer_text
-from tercet.training.grouped import group
-from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
+from tercet.training.load import language_model_run, load_reward_model, reward_model_run
 from tercet.training.run import threads, write_text
 
 
@@ -38,38 +33,28 @@ from tercet.training.run import threads, write_text
 class _Judged:
     """One model's sampled answers (temperature 1) and what they are worth, answer by answer."""
 
-    samples: list[Completion]
+    samples: list[list[int]]
     prompts: list[list[int]]
     rubric: list[float]
     reward: list[float]
 
 
-@torch.no_grad()
-def sequence_logprobs(model: Transformer, prompts: Sequence[Sequence[int]], done: Sequence[Completion]) -> list[float]:
-    """log π(answer | prompt) in nats of each completion."""
-    out: list[float] = []
-    rows = max(1, PASS_TOKENS // max(len(p) + len(c.tokens) for p, c in zip(prompts, done)))
-    for a in range(0, len(prompts), rows):
-        out += group(prompts[a : a + rows], [[c.tokens] for c in done[a : a + rows]]).logprobs(model).tolist()
-    return out
-
-
 def _answers(
-    config: EvalConfig, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], judge: ScalarModel | None
+    config: EvalConfig, lm: Primitives, questions: Sequence[Task], judge: ScalarModel | None
 ) -> tuple[dict[str, Any], _Judged]:
     """Greedy answers for exact match; sampled ones (temperature 1, the same seeds for every model) for all else."""
-    found = [(t.where, t.prompt) for t in questions]
-    prompts = fit_prompts(tokenizer, found, model.config.context_length, config.max_new_tokens)
+    found, tokenizer = [(t.where, t.prompt) for t in questions], lm.tokenizer
+    prompts = fit_prompts(tokenizer, found, lm.model.config.context_length, config.max_new_tokens)
     seeds = [config.seed * 1_000_003 + i for i in range(len(prompts))]
-    greedy = generate(model, prompts, answer_params(tokenizer, config.max_new_tokens, 0.0), seeds, batch_size=128)
-    sampled = generate(model, prompts, answer_params(tokenizer, config.max_new_tokens, 1.0), seeds, batch_size=128)
-    best = score_answers(questions, [answer_text(tokenizer, c.tokens) for c in greedy])
-    scores = score_answers(questions, [answer_text(tokenizer, c.tokens) for c in sampled])
-    rewards = score_texts(judge, [[*p, *c.tokens] for p, c in zip(prompts, sampled)], tokenizer.pad) if judge else []
+    greedy = lm.generate(prompts, answer_params(tokenizer, config.max_new_tokens, 0.0), seeds)
+    sampled = lm.generate(prompts, answer_params(tokenizer, config.max_new_tokens, 1.0), seeds)
+    best = score_answers(questions, answers := [answer_text(tokenizer, ids) for ids in greedy])
+    scores = score_answers(questions, [answer_text(tokenizer, ids) for ids in sampled])
+    rewards = score_texts(judge, [[*p, *ids] for p, ids in zip(prompts, sampled)], tokenizer.pad) if judge else []
     row: dict[str, Any] = {
         "exact_match": best.exact.to_json(),
         "abilities": {a: e.to_json() for a, e in best.by_ability.items()},
-        "held_out": _by_kind(questions, [answer_text(tokenizer, c.tokens)[0] for c in greedy]),
+        "held_out": _by_kind(questions, [text for text, _ in answers]),
         "rubric": scores.mean_rubric.to_json(),
         "rubric_parts": {
             part: _share([getattr(r, part) for r in scores.rubric])
@@ -79,12 +64,10 @@ def _answers(
         "finished": scores.finished.to_json(),
         "ids": [t.id for t in questions],
         "each": {
-            "exact_match": [
-                float(exact_match(t, answer_text(tokenizer, c.tokens)[0])) for t, c in zip(questions, greedy)
-            ],
+            "exact_match": [float(exact_match(t, text)) for t, (text, _) in zip(questions, answers)],
             "rubric": [r.total for r in scores.rubric],
         },
-        "examples": [_example(tokenizer, t, c) for t, c in list(zip(questions, greedy))[:40]],
+        "examples": [_example(t, *answer) for t, answer in list(zip(questions, answers))[:40]],
     }
     if rewards:
         row["reward"] = mean(rewards).to_json()
@@ -105,8 +88,7 @@ def _by_kind(questions: Sequence[Task], answers: Sequence[str]) -> dict[str, Any
     return {kind: proportion(sum(hits), len(hits)).to_json() for kind, hits in sorted(kinds.items())}
 
 
-def _example(tokenizer: Tokenizer, task: Task, done: Completion) -> dict[str, Any]:
-    text, finished = answer_text(tokenizer, done.tokens)
+def _example(task: Task, text: str, finished: bool) -> dict[str, Any]:
     prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
     score = rubric_score(task, text, finished).total
     return {
@@ -120,15 +102,10 @@ def _example(tokenizer: Tokenizer, task: Task, done: Completion) -> dict[str, An
     }
 
 
-def _against(reference: _Judged, model: Transformer, ours: _Judged, reference_model: Transformer) -> dict[str, Any]:
+def _against(reference: _Judged, lm: Primitives, ours: _Judged, reference_lm: Primitives) -> dict[str, Any]:
     """KL(model ‖ reference) per answer, win rate by the gold rubric, and the paired difference of rubric scores."""
-    kl = [
-        a - b
-        for a, b in zip(
-            sequence_logprobs(model, ours.prompts, ours.samples),
-            sequence_logprobs(reference_model, ours.prompts, ours.samples),
-        )
-    ]
+    answers = list(zip(ours.prompts, ours.samples))
+    kl = [a.logprob - b.logprob for a, b in zip(lm.score(answers), reference_lm.score(answers))]
     return {
         "kl": mean(kl).to_json(),
         "win_rate": win_rate(ours.rubric, reference.rubric).to_json(),
@@ -170,35 +147,33 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     dirty = overlaps(suite, (d.text for d in documents(config.training_text, bad))) if config.training_text else {}
     with threads(config.threads):
         judge = load_reward_model(reward_run) if reward_run else None
-        reference_model = load_language_model(reference_run) if reference_run else None
+        journal = config.journal or None
+        reference_lm = Primitives.of_run(reference_run.path, journal=journal) if reference_run else None
         reference: _Judged | None = None
-        if reference_run and reference_model and questions:
-            of_reference, reference = _answers(
-                config, reference_model, Tokenizer.load(reference_run.path), questions, judge
-            )
+        if reference_lm:
+            of_reference, reference = _answers(config, reference_lm, questions, judge)
         for run in runs:
             if str(run.path) in result["models"]:
                 raise ConfigError(f"{run.path} is named twice")
-            model, tokenizer = load_language_model(run), Tokenizer.load(run.path)
+            same = reference_lm if reference_run and run.path.samefile(reference_run.path) else None
+            lm = same or Primitives.of_run(run.path, journal=journal)
             if judge is not None and reward_run is not None:
-                check_contexts(judge, model, reward_run, run)
-            row: dict[str, Any] = {"verb": run.manifest["verb"], "parameters": model.config.parameters()}
+                check_contexts(judge, lm.model, reward_run, run)
+            row: dict[str, Any] = {"verb": run.manifest["verb"], "parameters": lm.model.config.parameters()}
             if text:
-                bits = bits_per_byte(model, tokenizer, text)
+                bits = bits_per_byte(lm, text)
                 row["bits_per_byte"] = {s: e.to_json() for s, e in bits.items()}
                 row["bits_per_byte_mean"] = average(bits)
             if questions:
-                if reference is not None and reference_run is not None and run.path.samefile(reference_run.path):
+                if same and reference:
                     scores, judged = of_reference, reference  # answered already, with the same seeds
                 else:
-                    scores, judged = _answers(config, model, tokenizer, questions, judge)
+                    scores, judged = _answers(config, lm, questions, judge)
                 row |= scores
-                if reference is not None and reference_model is not None:
-                    row |= _against(reference, model, judged, reference_model)
+                if reference_lm and reference:
+                    row |= _against(reference, lm, judged, reference_lm)
             if suite:
-                row["suite"] = measure(
-                    Primitives(model, tokenizer, journal=config.journal or None), suite, config.seed, dirty
-                )
+                row["suite"] = measure(lm, suite, config.seed, dirty)
             result["models"][str(run.path)] = row
     if out is not None:
         try:
