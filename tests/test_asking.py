@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 import re
@@ -17,6 +18,7 @@ from tercet.evaluation.asking import Way, answer, check_room, content_free, prom
 from tercet.evaluation.config import AskConfig
 from tercet.evaluation.primitives import Primitives
 from tercet.evaluation.prompting import ask, combined
+from tercet.evaluation.statistics import clustered
 from tercet.evaluation.task import Form, Item, Task, find, register, registered
 
 Found = namedtuple("Found", "logprob greedy tokens bytes")
@@ -220,6 +222,19 @@ def test_combined_numbers():
     few = combined([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0]])
     assert (few.low, few.high) == (0.0, 1.0)  # and not beyond what an accuracy can be
     assert combined([[-4.0, -1.0, -2.0], [-3.0, -1.0, -2.5]]).low < -2.25  # which other measures can
+
+
+def test_items_of_one_document_count_as_one():
+    """Ten documents of ten items, each right as a whole or not at all: as ten items, not as a hundred."""
+    right = [float(n % 2) for n in range(10)]
+    items, documents = np.repeat(right, 10).tolist(), np.repeat([f"d{n}" for n in range(10)], 10).tolist()
+    assert combined([items], documents) == clustered(items, documents)
+    other = right[1:] + right[:1]
+    found, alone = combined([items, np.repeat(other, 10).tolist()], documents), combined([right, other])
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(alone))
+    ragged = combined([[1.0, 1.0, 1.0, 0.0], [1.0, 1.0, 0.0, 0.0]], ["a", "a", "a", "b"])
+    assert ragged.value == 5 / 8
+    assert combined([[1.0] * 100] * 2, documents) == combined([[1.0] * 10] * 2)
 
 
 def test_wrong_requests_are_errors():

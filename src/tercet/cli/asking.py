@@ -15,6 +15,11 @@ from tercet.errors import ConfigError
 from tercet.evaluation.config import LONGEST, AskConfig
 from tercet.posttraining.config import EvalConfig, WinRateConfig
 
+OF_TASKS = (
+    "examples", "imports", "shots", "seeds", "vary", "orders", "calibrate", "self_consistency", "metric", "description", "template",
+    "separator", "limit", "journal", "skip_bad_rows",
+)  # fmt: skip
+
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
@@ -49,13 +54,11 @@ def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None)
         from tercet.generation.chat import Chat
         from tercet.training.run import threads
 
-        if figure is not None:
+        usual = AskConfig(model=config.model)
+        useless = [f"--{n.replace('_', '-')}" for n in OF_TASKS if getattr(config, n) != getattr(usual, n)]
+        if useless or figure is not None:
             raise ConfigError(
-                "tercet prompt: --figure draws accuracy against --shots; a --text to continue has none: leave it out"
-            )
-        if config.journal:
-            raise ConfigError(
-                "tercet prompt: --journal keeps answers of --tasks and --task, not of a --text: leave it out"
+                f"tercet prompt: {', '.join(useless or ['--figure'])}: a --text is continued as it stands, not asked as a task: leave it out"
             )
         longest = config.max_new_tokens or LONGEST
         chat = Chat(config.model, temperature=config.temperature, max_new_tokens=longest, seed=config.seed)
@@ -69,9 +72,10 @@ def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None)
     from tercet.cli.show import asking_tables, console
     from tercet.data.readers import BadRows
     from tercet.evaluation.prompting import ask
+    from tercet.training.progress import Requests
 
     bad = BadRows(skip=config.skip_bad_rows)
-    rows = ask(config, bad)
+    rows = ask(config, bad, progress=Requests())
     _say_skipped(bad.count)
     typer.echo(
         f"the first prompt with {rows[-1]['shots']} examples, and the answer:\n{rows[-1]['prompt']}{rows[-1]['answer']}\n"
@@ -119,8 +123,9 @@ def _eval(config: EvalConfig, out: Path | None) -> None:
     check_writable(out, "--out")
     from tercet.cli.show import console, score_table, suite_table
     from tercet.posttraining.scores import evaluate
+    from tercet.training.progress import Requests
 
-    scores = evaluate(config, out)
+    scores = evaluate(config, out, Requests())
     _say_skipped(scores["skipped_rows"])
     if config.text or config.tasks:
         console.print(score_table(scores))
@@ -132,8 +137,9 @@ def _winrate(config: WinRateConfig, out: Path | None) -> None:
     check_writable(out, "--out")
     from tercet.cli.show import console, winrate_tables
     from tercet.posttraining.judging import win_rates
+    from tercet.training.progress import Requests
 
-    found = win_rates(config)
+    found = win_rates(config, progress=Requests())
     for table in winrate_tables(found):
         console.print(table)
     if out is not None:

@@ -102,7 +102,7 @@ def predict(
 
     Example: tercet scaling predict ladder --flops 1e13
     """
-    from tercet.pretraining.scaling import Law, best_for_flops
+    from tercet.pretraining.scaling import FAR, Law, best_for_flops
 
     if (flops > 0) == (size > 0 and tokens > 0) or (size > 0) != (tokens > 0):
         raise ConfigError("give --flops, or --size and --tokens; all above 0")
@@ -117,7 +117,7 @@ def predict(
     typer.echo(
         f"by {' and '.join(fit.law for fit in law.forecasters())}: expected loss: {expected.value:.3f} bits per byte, {100 * level:g} % interval [{expected.low:.3f}, {expected.high:.3f}]"
     )
-    if 6 * size * tokens > 30 * law.flops:
+    if 6 * size * tokens > FAR * law.flops:
         typer.echo(
-            f"far beyond the ladder, whose largest run had {law.flops:.2g} FLOPs: the interval knows only its noise"
+            f"far beyond the ladder, whose largest run had {law.flops:.2g} FLOPs: the interval knows only its noise, and how the law strayed on its own runs"
         )

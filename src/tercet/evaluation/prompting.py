@@ -12,10 +12,12 @@ Where seeds draw different examples, the interval is over draws and items at onc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from tercet.data.readers import BadRows
 from tercet.data.tasks import tasks
@@ -25,7 +27,7 @@ from tercet.evaluation.config import LONGEST, AskConfig
 from tercet.evaluation.loaders import import_tasks, open_task
 from tercet.evaluation.metrics import Estimate, mean, proportion
 from tercet.evaluation.primitives import Primitives
-from tercet.evaluation.statistics import crossed
+from tercet.evaluation.statistics import clustered, crossed
 from tercet.evaluation.task import Form, Task, from_questions
 from tercet.training.run import threads
 
@@ -41,7 +43,12 @@ class Condition:
     ways: tuple[Way, ...]
 
 
-def ask(config: AskConfig, bad: BadRows | None = None, lm: Primitives | None = None) -> list[dict[str, Any]]:
+def ask(
+    config: AskConfig,
+    bad: BadRows | None = None,
+    lm: Primitives | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
     """One row for each task, condition, number of shots and ability (and "all"): accuracy with its interval, the worst and
     best of its draws, orders or formats, and a sample prompt with its answer.
 
@@ -51,14 +58,15 @@ def ask(config: AskConfig, bad: BadRows | None = None, lm: Primitives | None = N
     rows: list[dict[str, Any]] = []
     with threads(config.threads):
         asked = _tasks(config, bad)
-        lm = lm or Primitives.of_run(config.model, journal=config.journal or None)
-        for task in asked:
-            conditions = _conditions(task, config)
-            replies = answer(lm, task, [way for c in conditions for way in c.ways])
+        conditions = [_conditions(task, config) for task in asked]
+        _must_vary(config, conditions)
+        lm = lm or Primitives.of_run(config.model, journal=config.journal or None, progress=progress)
+        for task, mine in zip(asked, conditions):
+            replies = answer(lm, task, [way for c in mine for way in c.ways])
             longest = (config.max_new_tokens or task.max_new_tokens) if task.kind != "choice" else 1
             check_room(lm, task, [r for part in replies for r in part], longest, refuse=True)
             at = 0
-            for c in conditions:
+            for c in mine:
                 rows += _rows(task, c, replies[at : at + len(c.ways)])
                 at += len(c.ways)
     return rows
@@ -119,22 +127,43 @@ def _conditions(task: Task, config: AskConfig) -> list[Condition]:
     return out
 
 
-def combined(table: Sequence[Sequence[float]]) -> Estimate:
+def _must_vary(config: AskConfig, conditions: Sequence[Sequence[Condition]]) -> None:
+    """Raises ConfigError where an option would change nothing in any task."""
+    names = {c.name for part in conditions for c in part}
+    needs = {
+        "description": ("no description", "a task with a description"),
+        "labels": ("wrong labels", "--shots above 0"),
+        "order": ("orders", "--shots above 1"),
+        "format": ("formats", "a task with other formats"),
+    }
+    for what in config.vary:
+        if needs[what][0] not in names:
+            raise ConfigError(f"--vary {what}: changes nothing here; it needs {needs[what][1]}")
+    if config.orders != AskConfig(model=config.model).orders and "order" not in config.vary:
+        raise ConfigError(f"--orders {config.orders}: is for --vary order; give both or none")
+
+
+def combined(table: Sequence[Sequence[float]], groups: Sequence[str] = ()) -> Estimate:
     """The mean of scores [draws][items]: over draws and items where there are several draws, else over items alone.
 
-    Where all are right, or all wrong, no spread can be seen, and the interval is Wilson's with one trial an item.
+    `groups` are the items' documents, drawn as a whole. Where all are right, or all wrong, no spread can be seen, and the interval is
+    Wilson's with one trial an item (a document).
     """
     flat = [v for row in table for v in row]
+    names, of = np.unique(groups if all(groups) and groups else range(len(table[0])), return_inverse=True)
     if len(set(flat)) == 1 and flat[0] in (0.0, 1.0):
-        return proportion(int(sum(table[0])), len(table[0]))
-    if len(table) > 1 and len(table[0]) > 1:
-        found = crossed(table)
+        return proportion(int(flat[0]) * len(names), len(names))
+    if len(table) > 1 and len(names) > 1:
+        # a document's sum, over what documents hold on average: the mean of these is that of the items
+        found = crossed(np.stack([np.bincount(of, row) * (len(names) / len(of)) for row in table]))
         # Student's t knows no ends; an accuracy has them
         return (
             found
             if min(flat) < 0 or max(flat) > 1
             else replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
         )
+    if len(names) < len(of):
+        return clustered(flat, list(of) * len(table))
     if set(flat) <= {0.0, 1.0}:
         return proportion(int(sum(flat)), len(flat))
     return mean(flat)
@@ -157,7 +186,7 @@ def _rows(task: Task, c: Condition, replies: Sequence[Sequence[Reply]]) -> list[
                 "form": task.form.template if c.name == BASE else f"{task.form.template} ({c.name})",
                 "shots": c.shots,
                 "ability": ability,
-                "accuracy": combined(table).to_json(),
+                "accuracy": combined(table, [task.items[n].group for n in kept]).to_json(),
                 "chance": task.guessing(),
                 "worst": means[worst],
                 "best": means[best],

@@ -183,7 +183,7 @@ def kept(judge: Judge, journal: Journal, name: str) -> Judge:
     return judged_once
 
 
-def open_judge(config: WinRateConfig) -> tuple[Judge, bool]:
+def open_judge(config: WinRateConfig, progress: Callable[[int, int], None] | None = None) -> tuple[Judge, bool]:
     """(the judge that the settings name, whether it is to be asked in both orders). Raises ConfigError."""
     name, _, rest = config.judge.partition(":")
     if config.journal and (config.judge == "rubric" or name == "reward"):
@@ -193,7 +193,7 @@ def open_judge(config: WinRateConfig) -> tuple[Judge, bool]:
     if name == "reward" and rest:
         return reward_judge(rest), False
     if name == "model" and rest:
-        return model_judge(Primitives.of_run(rest, journal=config.journal or None)), True
+        return model_judge(Primitives.of_run(rest, journal=config.journal or None, progress=progress)), True
     if config.judge == "person":
         return kept(person_judge(config.seed), Journal(config.journal or None), "person"), False
     if name in ("http", "https"):
@@ -213,7 +213,11 @@ def judged(judge: Judge, pairs: Sequence[Pair], both: bool) -> tuple[list[float]
     return [float(w) for w in wins], changed
 
 
-def win_rates(config: WinRateConfig, judge: tuple[Judge, bool] | None = None) -> dict[str, Any]:
+def win_rates(
+    config: WinRateConfig,
+    judge: tuple[Judge, bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Every model's win rate against the first, plain and length-controlled, and the strengths of all.
 
     Raises ConfigError for a run or judge that cannot be had, DataError for questions that are not what they must be.
@@ -223,7 +227,7 @@ def win_rates(config: WinRateConfig, judge: tuple[Judge, bool] | None = None) ->
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise ConfigError(f"winrate: a run is named twice in {', '.join(config.models)}; name each once")
     with threads(config.threads):
-        decide, both = judge or open_judge(config)
+        decide, both = judge or open_judge(config, progress)
         said = []
         for run in runs:
             model, tokenizer = load_language_model(run), Tokenizer.load(run.path)

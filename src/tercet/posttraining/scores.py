@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,9 @@ def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Task], int]:
     return text, questions[: config.limit or None], bad.count
 
 
-def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any]:
+def evaluate(
+    config: EvalConfig, out: str | Path | None = None, progress: Callable[[int, int], None] | None = None
+) -> dict[str, Any]:
     """Measure every model of `config.models`; returns the scores and, with `out`, writes them there as JSON.
 
     Raises ConfigError where there is nothing to measure or a reference has another tokenizer.
@@ -148,7 +150,9 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
     with threads(config.threads):
         judge = load_reward_model(reward_run) if reward_run else None
         journal = config.journal or None
-        reference_lm = Primitives.of_run(reference_run.path, journal=journal) if reference_run else None
+        reference_lm = (
+            Primitives.of_run(reference_run.path, journal=journal, progress=progress) if reference_run else None
+        )
         reference: _Judged | None = None
         if reference_lm:
             of_reference, reference = _answers(config, reference_lm, questions, judge)
@@ -156,7 +160,7 @@ def evaluate(config: EvalConfig, out: str | Path | None = None) -> dict[str, Any
             if str(run.path) in result["models"]:
                 raise ConfigError(f"{run.path} is named twice")
             same = reference_lm if reference_run and run.path.samefile(reference_run.path) else None
-            lm = same or Primitives.of_run(run.path, journal=journal)
+            lm = same or Primitives.of_run(run.path, journal=journal, progress=progress)
             if judge is not None and reward_run is not None:
                 check_contexts(judge, lm.model, reward_run, run)
             row: dict[str, Any] = {"verb": run.manifest["verb"], "parameters": lm.model.config.parameters()}

@@ -25,7 +25,7 @@ from tercet.model.transformer import Transformer
 from tercet.pretraining.clm import must_agree
 from tercet.pretraining.config import PretrainConfig
 from tercet.pretraining.counting import Text
-from tercet.pretraining.scaling import Choice, Law, best_choice, best_for_flops
+from tercet.pretraining.scaling import FAR, Choice, Law, best_choice, best_for_flops
 from tercet.pretraining.scaling_config import LadderConfig, rows_of, shape_of
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.batch import Batch, rows_per_pass
@@ -58,6 +58,7 @@ class Plan:
     expected: Estimate
     measured: bool = True
     readings: float = 0.0  # of the text, or of its source that is read most often
+    strange: tuple[str, ...] = ()  # what makes this run unlike those that the law was fitted to
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -71,6 +72,7 @@ class Plan:
             + ("" if self.measured else " (by the speed of a smaller model: there was no time to measure this one)"),
             f"      expected {self.expected.value:.3f} bits per byte, 90 % interval [{self.expected.low:.3f}, {self.expected.high:.3f}], "
             "if your text is like the law's",
+            *(f"      a rough guess: {', '.join(self.strange)}" for _ in self.strange[:1]),
         ]
 
 
@@ -211,8 +213,19 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
     expected = laws.predict(choice.shape.parameters(), tokens)
     speed = cost(choice.shape)
     return Plan(
-        new, choice.shape, tokens, seconds_for(tokens, context, speed), expected, choice.shape in cost.measured, laws.text.readings(tokens)
+        new, choice.shape, tokens, seconds_for(tokens, context, speed), expected, choice.shape in cost.measured, laws.text.readings(tokens),
+        _strange(laws, choice.shape, tokens),
     )  # fmt: skip
+
+
+def _strange(law: Law, shape: ModelConfig, tokens: float) -> tuple[str, ...]:
+    times = tokens * shape.flops_per_token() / law.flops
+    found = {
+        f"the law is of {law.vocab_size} token ids, this run of {shape.vocab_size}": law.vocab_size != shape.vocab_size,
+        f"of a context of {law.context_length}, this run of {shape.context_length}": law.context_length != shape.context_length,
+        f"of runs of at most {law.flops:.1e} FLOPs, this one has {times:,.0f} times as many": times > FAR,
+    }  # fmt: skip
+    return tuple(text for text, true in found.items() if true)
 
 
 def chosen(config: PretrainConfig, choice: Choice) -> dict[str, Any]:

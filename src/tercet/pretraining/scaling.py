@@ -36,6 +36,7 @@ from tercet.pretraining.scaling_config import shape_of
 
 FORMAT = 1
 FORECAST = ("parametric", "simple")  # laws of N and D, all parameters counted, that predict together
+FAR = 30.0  # times the FLOPs of the largest run behind a law: beyond, a prediction is hardly more than a guess
 HELD_BACK = 3.0  # runs of more than a third of the largest run's FLOPs are held back to see how far the laws stray
 SAME_BUDGET = 1.1  # runs whose FLOPs differ by less than this factor are of one budget: steps are whole
 WIDTHS = (*range(16, 256, 16), *range(256, 1024, 64), *range(1024, 4097, 256))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 
 class Progress(Protocol):
@@ -133,6 +133,30 @@ class Live(_Line):
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
+
+
+class Requests:
+    """What `Primitives` tell of their requests, on standard error: in a terminal a line that is rewritten, elsewhere one every ten seconds."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self.live = self.stream.isatty()
+        self.done = self.total = self.first = 0
+        self.began = self.last = 0.0
+
+    def __call__(self, done: int, total: int) -> None:
+        """`done` of `total` requests are finished; where that is not more than before, it is of others than before."""
+        now = time.monotonic()
+        if total != self.total or done <= self.done:
+            self.total, self.first, self.began, self.last = total, done, now, now
+        self.done = done
+        if done == total and self.live:
+            print("\r\x1b[K", end="", file=self.stream, flush=True)
+        elif done > self.first and now - self.last >= (0.2 if self.live else 10):
+            self.last = now
+            left = clock((now - self.began) / (done - self.first) * (total - done))
+            start, end = ("\r\x1b[K", "") if self.live else ("", "\n")
+            print(f"{start}requests {done:,}/{total:,}  {left} left", end=end, file=self.stream, flush=True)
 
 
 def for_terminal() -> Progress:
