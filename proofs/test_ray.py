@@ -1,13 +1,19 @@
-"""A ladder as tasks of a Ray that is started here: the same bits as without it, resumed, refused, and told of like there."""
+"""A ladder as tasks of a Ray that is started here: the same bits as without it, resumed, refused, and told of like there.
+
+Its cluster has several nodes, each with processes of its own, on one machine.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import shutil
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +21,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from helpers import write_rows
+from helpers import options, write_rows
 from tercet.data.microworld import documents
 from tercet.errors import ConfigError, DataError
 from tercet.pretraining import cluster, ladder
@@ -39,13 +45,21 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture(scope="module")
-def address(home: Path) -> Iterator[str]:
-    """A cluster of one node with two processors that works in another folder than the ladder's; its own processes end with it."""
+def nodes(home: Path) -> Iterator[Cluster]:
+    """A head without processors and two nodes with one each, working in another folder than the ladder's."""
     os.chdir("/")
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        nodes.add_node(num_cpus=1)
     os.chdir(home)
-    yield nodes.address
+    yield nodes
     nodes.shutdown()
+
+
+@pytest.fixture
+def address(nodes: Cluster) -> str:
+    address: str = nodes.address
+    return address
 
 
 def config(**changes: Any) -> LadderConfig:
@@ -54,6 +68,18 @@ def config(**changes: Any) -> LadderConfig:
         "heldout_bytes": 2000,
     }  # fmt: skip
     return LadderConfig(**{**values, **changes})
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """For two minutes: a start of Ray's processes can take long on a busy machine."""
+    until = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def trains(path: Path | str) -> bool:
+    return ladder.begun(Path(path)) and bool(Run(path).metrics("loss"))
 
 
 def hashes(folder: str) -> dict[str, str]:
@@ -113,8 +139,7 @@ def fail_beside(given: PretrainConfig, path: str) -> float:
     """Train, or fail once the other run has trained a little."""
     if not path.endswith("bad"):
         return ladder.climb(given, path)
-    while not (ladder.begun(Path("beside/long")) and Run("beside/long").metrics("loss")):
-        time.sleep(0.1)
+    wait_for(lambda: trains("beside/long"))  # each has a node
     raise DataError("no good")
 
 
@@ -127,12 +152,66 @@ def test_where_one_fails_the_others_save_and_stop(home: Path, address: str) -> N
     assert int(run.last_checkpoint().name.removeprefix("step-")) == run.metrics("loss")[-1]["step"] < long.steps
 
 
+def noted(given: PretrainConfig, path: str) -> float:
+    """Train, and note where."""
+    with Path("lost/nodes").open("a") as file:
+        file.write(f"{ray.get_runtime_context().get_node_id()}\n")
+    return ladder.climb(given, path)
+
+
+def test_a_run_whose_node_is_lost_goes_on_at_another(home: Path, nodes: Cluster) -> None:
+    (given,) = config(widths=(16,), tokens=(200_000,)).rungs(300).values()
+    given = dataclasses.replace(given, checkpoint_every=20)
+    ladder.climb(given, "kept")
+    Path("lost").mkdir()
+
+    def lose() -> None:
+        wait_for(lambda: trains("lost/run") and bool(Run("lost/run").checkpoints()))
+        at = Path("lost/nodes").read_text().strip()
+        (node,) = (node for node in nodes.worker_nodes if node.node_id == at)
+        nodes.remove_node(node, allow_graceful=False)
+
+    with ThreadPoolExecutor(1) as pool:
+        lost = pool.submit(lose)
+        cluster.on_ray(noted, {"lost/run": given}, "lost", nodes.address, print)
+        lost.result()
+    nodes.add_node(num_cpus=1)
+    first, second = Path("lost/nodes").read_text().split()
+    assert first != second
+    run = Run("lost/run")
+    assert run.manifest["resumed"][0]["step"] >= 20
+    assert run.weights_hash() == Run("kept").weights_hash()
+
+
+def test_ctrl_c_ends_the_command_and_not_the_cluster(home: Path, address: str) -> None:
+    """More runs than nodes. The same command then ends the ladder."""
+    three = config(widths=(16,), tokens=(200_000,), seeds=(0, 1, 2))
+    runs = [Path("stopped") / name for name in three.rungs(300)]
+    words = ["scaling", "run", *options(three), "--out", "stopped", "--backend", "ray", "--address", address]
+    command = [sys.executable, "-c", "from tercet.cli.main import main; main()", *words]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as pressed:
+        wait_for(lambda: sum(map(trains, runs)) == 2)
+        os.killpg(pressed.pid, signal.SIGINT)  # as a terminal does
+        error = pressed.communicate(timeout=120)[1]
+    assert (pressed.returncode, error.splitlines()[-1]) == (130, "interrupted")
+    assert {p.name for p in Path("stopped").iterdir()} <= {p.name for p in runs}
+    stopped = [run for run in map(Run, filter(ladder.begun, runs)) if run.manifest["status"] != "finished"]
+    assert stopped
+    for run in stopped:
+        assert run.manifest["status"] == "interrupted"
+        assert run.last_checkpoint().name == f"step-{run.metrics('loss')[-1]['step']:08d}"
+    subprocess.run(command, check=True)
+    ladder.run_ladder(three, "through", jobs=2)
+    for path in runs:
+        assert Run(path).weights_hash() == Run(Path("through") / path.name).weights_hash()
+
+
 def test_clusters_that_are_not_there_or_too_small_are_refused(
     home: Path, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for wrong in ("127.0.0.1:1", "nonsense"):
         with pytest.raises(ConfigError, match=f"no Ray cluster at {wrong}: .*wanted host:port"):
             ladder.run_ladder(config(), "never", backend="ray", address=wrong)
-    with pytest.raises(ConfigError, match="--threads is 3, but no node has more than 2 processors"):
-        ladder.run_ladder(dataclasses.replace(config(), threads=3), "never", backend="ray", address=address)
+    with pytest.raises(ConfigError, match="--threads is 2, but no node has more than 1 processors"):
+        ladder.run_ladder(dataclasses.replace(config(), threads=2), "never", backend="ray", address=address)
     assert not Path("never").exists()

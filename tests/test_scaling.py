@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import math
@@ -28,7 +29,7 @@ from tercet.pretraining.scaling_config import LadderConfig, rate_of, rows_of, sh
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.deadline import Deadline
 from tercet.training.optim import schedule
-from tercet.training.run import Run
+from tercet.training.run import Run, in_use
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -211,6 +212,27 @@ def test_a_node_must_see_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not seen
     assert cluster.at_home(work, given, "ladder/run", str(tmp_path), "ladder/mark") == 2.0
     assert seen == ["ladder/run"]
+
+
+def test_a_task_waits_for_a_process_that_is_still_at_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of a node which Ray gave up; not without end."""
+    monkeypatch.chdir(tmp_path)
+    given = PretrainConfig(data=("text",), tokenizer="tokenizer.json")
+    (tmp_path / "mark").touch()
+    (tmp_path / "run").mkdir()
+    slept: list[float] = []
+
+    def work(config: PretrainConfig, path: str) -> float:
+        return float(in_use(Path(path)))
+
+    with (tmp_path / "run" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        monkeypatch.setattr(cluster, "LOST", 0.01)
+        assert cluster.at_home(work, given, "run", str(tmp_path), "mark") == 1.0
+        monkeypatch.setattr(cluster, "LOST", 60.0)
+        monkeypatch.setattr("time.sleep", lambda seconds: (slept.append(seconds), lock.close()))
+        assert cluster.at_home(work, given, "run", str(tmp_path), "mark") == 0.0
+    assert len(slept) == 1
 
 
 def test_side_by_side_is_the_same(home: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ inside the band of `look` it is ok, outside that of `wrong` it is wrong, between
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from tercet.posttraining import doctor_probe, doctor_stages
 from tercet.posttraining.findings import INF, Finding, Records, judged, late
 from tercet.training.load import trained_by
 from tercet.training.optim import schedule
-from tercet.training.run import Run
+from tercet.training.run import Run, in_use
 
 Check = Callable[[Records], list[Finding]]
 
@@ -60,7 +59,7 @@ def check_status(r: Records) -> list[Finding]:
     status, steps = r.run.manifest["status"], int(r.config.get("steps", 0))
     share, found = (r.done / steps if steps else 1.0), f"{status}, step {r.done} of {steps}" if steps else status
     go_on = f"go on with `tercet resume {r.run.path}`"
-    if status == "running" and not _locked(r.run):
+    if status == "running" and not in_use(r.run.path):
         return [
             Finding("status", share, f"{found}, but no process works on it", "finished", "look", f"killed: {go_on}")
         ]
@@ -69,18 +68,6 @@ def check_status(r: Records) -> list[Finding]:
     )
     verdict = {"failed": "wrong", "interrupted": "look"}.get(status, "ok")
     return [Finding("status", share, found, "finished", verdict, advice)]
-
-
-def _locked(run: Run) -> bool:
-    """Whether a process works on the run."""
-    try:
-        with (run.path / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def check_records(r: Records) -> list[Finding]:

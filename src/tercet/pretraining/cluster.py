@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import socket
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,9 +17,11 @@ from typing import Any
 
 from tercet.errors import ConfigError, TrainingError
 from tercet.pretraining.config import PretrainConfig
+from tercet.training.run import in_use
 
 Work = Callable[[PretrainConfig, str], float]
 WAIT = 10.0  # seconds for a cluster's host to answer
+LOST = 120.0  # seconds that a node which Ray gave up may still work: it notices after 60, and shared folders keep its locks for 90
 
 
 def connect(address: str = "") -> Any:
@@ -55,6 +58,7 @@ def _knock(where: str) -> None:
 def at_home(work: Work, config: PretrainConfig, path: str, home: str, mark: str) -> float:
     """What a node does: `work(config, path)` in the folder `home`. `mark` is a file that was just written beside the runs.
 
+    Waits while another process is at the run, for `LOST` seconds at most: it may be this task on a node that Ray cannot reach.
     Raises ConfigError where this machine has no such folder or another one of that name.
     """
     try:
@@ -67,6 +71,9 @@ def at_home(work: Work, config: PretrainConfig, path: str, home: str, mark: str)
             f"{path}: the node {platform.node()} does not see the folder {Path(home) / Path(mark).parent}, or has another one of "
             "that name; every node must mount the working folder and --out at the same place"
         )
+    until = time.monotonic() + LOST
+    while in_use(Path(path)) and time.monotonic() < until:
+        time.sleep(0.5)
     return work(config, path)
 
 

@@ -86,25 +86,21 @@ def parametric(theta: Reals, x: Reals, y: Reals) -> tuple[Reals, Reals]:
 
 def kaplan(theta: Reals, x: Reals, y: Reals) -> tuple[Reals, Reals]:
     """aD · ln(e^(u − p·x) + e^(v − y)), theta = (u, v, p, aD) with p = aN / aD, u = p · ln Nc, v = ln Dc."""
-    u, v, p, power = (theta[:, i, None] for i in range(4))
-    first, second = np.broadcast_arrays(u - p * x, v - y)
-    both = np.logaddexp(first, second)
-    w1, w2 = np.exp(first - both), np.exp(second - both)
-    return power * both, np.stack([power * w1, power * w2, -power * w1 * x, both], axis=-1)
+    u, v, p, power = theta.T
+    both, d = parametric(np.stack([np.full_like(p, -np.inf), u, v, p, np.ones_like(p)], axis=1), x, y)
+    return power[:, None] * both, np.concatenate([power[:, None, None] * d[..., 1:4], both[..., None]], axis=-1)
 
 
 def simple(theta: Reals, x: Reals, y: Reals) -> tuple[Reals, Reals]:
-    """ln(e^(a − p·x) + e^(b − p·y)), theta = (a, b, p)."""
-    a, b, p = (theta[:, i, None] for i in range(3))
-    first, second = np.broadcast_arrays(a - p * x, b - p * y)
-    both = np.logaddexp(first, second)
-    w1, w2 = np.exp(first - both), np.exp(second - both)
-    return both, np.stack([w1, w2, -w1 * x - w2 * y], axis=-1)
+    """ln(e^(a − p·x) + e^(b − p·y)), theta = (a, b, p): the parametric law with E = 0 and alpha = beta."""
+    a, b, p = theta.T
+    value, d = parametric(np.stack([np.full_like(p, -np.inf), a, b, p, p], axis=1), x, y)
+    return value, np.stack([d[..., 1], d[..., 2], d[..., 3] + d[..., 4]], axis=-1)
 
 
 def _huber(r: Reals, delta: float) -> Reals:
     size = np.abs(r)
-    return np.where(size <= delta, r * r / 2, delta * (size - delta / 2)) if math.isfinite(delta) else r * r / 2
+    return np.where(size <= delta, r * r / 2, delta * (size - delta / 2))
 
 
 def minimise(curve: Curve, data: tuple[Reals, Reals, Reals], weights: Reals, starts: Reals, bounds: tuple[Reals, Reals],
@@ -124,7 +120,7 @@ def minimise(curve: Curve, data: tuple[Reals, Reals, Reals], weights: Reals, sta
     damping, still, alive = np.full(len(theta), 1e-2), np.zeros(len(theta), int), np.arange(len(theta))
     for _ in range(steps):
         r, j = residual[alive], jacobian[alive]
-        w = weights[alive] * (np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300)) if math.isfinite(delta) else 1.0)
+        w = weights[alive] * np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300))
         weighted = (j * w[..., None]).transpose(0, 2, 1)
         hessian, gradient = weighted @ j, (weighted @ r[..., None])[..., 0]
         # a parameter at its bound that would leave is held
@@ -187,6 +183,18 @@ def near_fit(runs: int, parameters: int) -> float:
     return math.sqrt(runs / max(runs - parameters, 1))
 
 
+def _log_loss(law: str, theta: Reals, x: Reals, y: Reals) -> Reals:
+    """ln L [M, P] by each theta [M, p] at ln N (of `compute`: ln C) and ln D [P]."""
+    if law == "parametric":
+        return parametric(theta, x, y)[0]
+    if law == "simple":
+        return simple(theta, x, y)[0]
+    if law == "kaplan":
+        nc, dc, an, ad = theta.T
+        return kaplan(np.stack([an / ad * nc, dc, an / ad, ad], axis=1), x, y)[0]
+    return theta[:, 1, None] * (theta[:, 0, None] - (y if law == "tokens" else x))
+
+
 @dataclass(frozen=True)
 class Fit:
     """A fitted law: theta [p] (scales as logarithms), the same of every bootstrap draw [R, p], residuals of ln L [P]."""
@@ -195,6 +203,13 @@ class Fit:
     theta: Reals
     draws: Reals
     residuals: Reals
+
+    @classmethod
+    def of(cls, law: str, theta: Reals, points: Points) -> Fit:
+        """From theta [1 + R, p]: that of all runs, and those of the draws."""
+        x = np.log(points.flops if law == "compute" else points.size)
+        said = _log_loss(law, theta[:1], x, np.log(points.tokens))[0]
+        return cls(law, theta[0], theta[1:], np.log(points.loss) - said)
 
     def parameters(self, level: float = LEVEL) -> dict[str, Estimate]:
         """Each parameter of the equation with its interval; n counts the runs."""
@@ -208,14 +223,7 @@ class Fit:
     def log_loss(self, size: Any, tokens: Any, theta: Reals | None = None) -> Reals:
         """ln L of points (N, D), [P], or with `theta` [M, p] for each of them, [M, P]. Laws in one variable read theirs."""
         x, y = (np.log(np.atleast_1d(np.asarray(v, np.float64))) for v in (size, tokens))
-        t = self.theta[None] if theta is None else theta
-        if self.law in ("parametric", "simple"):
-            out = (parametric if self.law == "parametric" else simple)(t, x, y)[0]
-        elif self.law == "kaplan":
-            ratio = t[:, 2] / t[:, 3]
-            out = kaplan(np.stack([ratio * t[:, 0], t[:, 1], ratio, t[:, 3]], axis=1), x, y)[0]
-        else:
-            out = t[:, 1, None] * (t[:, 0, None] - (y if self.law == "tokens" else x))
+        out = _log_loss(self.law, self.theta[None] if theta is None else theta, x, y)
         return out[0] if theta is None else out
 
     def loss(self, size: Any, tokens: Any) -> Reals:
@@ -316,8 +324,7 @@ def fit_power(law: str, points: Points, draws: int = DRAWS, seed: int = 0) -> Fi
     fine = spread > 1e-9 * float(((x - x.mean()) ** 2).sum())
     slope = (weights * dx * (y - my[:, None])).sum(1)[fine] / spread[fine]
     scale = mx[fine] + my[fine] / np.where(slope == 0, -1e-300, -slope)  # ln L = alpha · (ln Nc − ln N)
-    theta = np.stack([scale, -slope], axis=1)
-    return Fit(law, theta[0], theta[1:], y - theta[0, 1] * (theta[0, 0] - x))
+    return Fit.of(law, np.stack([scale, -slope], axis=1), points)
 
 
 def frontier(points: Points, by: str) -> Points:
@@ -332,20 +339,18 @@ def frontier(points: Points, by: str) -> Points:
     return points.take(order[np.append(True, best[1:] < best[:-1])])
 
 
-def _centred(points: Points) -> tuple[Reals, Reals, float, float]:
+def _minima(curve: Curve, points: Points, starts: Reals, bounds: tuple[Reals, Reals], delta: float, draws: int, seed: int) -> tuple[Reals, Reals]:  # fmt: skip
+    """theta of all runs from every start, then of every resampling from the best three places found, [1 + R, p].
+
+    They belong to ln N and ln D less their means, the second thing returned: so constants and exponents hardly depend on each other.
+    """
     x, y = np.log(points.size), np.log(points.tokens)
-    return x - x.mean(), y - y.mean(), float(x.mean()), float(y.mean())
-
-
-def _best_and_draws(curve: Curve, points: Points, starts: Reals, bounds: tuple[Reals, Reals], delta: float, draws: int, seed: int) -> tuple[Reals, Reals]:  # fmt: skip
-    """theta of all runs from every start, and of every resampling from the best three places found."""
-    x, y, _, _ = _centred(points)
     if len(np.unique(x)) < 3 or len(np.unique(y)) < 3:
         raise DataError(
             f"a law of size and tokens from {len(np.unique(x))} sizes and {len(np.unique(y))} numbers of tokens; "
             "wanted at least 3 of each"
         )
-    data, count = (x, y, np.log(points.loss)), starts.shape[1]
+    data, count = (x - x.mean(), y - y.mean(), np.log(points.loss)), starts.shape[1]
     weights = resamples(len(points), draws, seed, count + 1)
     found, loss = _in_blocks(curve, data, np.ones((len(starts), len(points))), starts, bounds, delta)
     order = np.argsort(loss)
@@ -356,7 +361,8 @@ def _best_and_draws(curve: Curve, points: Points, starts: Reals, bounds: tuple[R
         curve, data, np.repeat(weights, len(seeds), axis=0), np.tile(seeds, (draws, 1)), bounds, delta
     )
     pick = losses.reshape(draws, len(seeds)).argmin(1)
-    return best, many.reshape(draws, len(seeds), count)[np.arange(draws), pick]
+    chosen = many.reshape(draws, len(seeds), count)[np.arange(draws), pick]
+    return np.concatenate([best[None], chosen]), np.array([x.mean(), y.mean()])
 
 
 def fit_parametric(points: Points, draws: int = DRAWS, seed: int = 0, delta: float = HUBER) -> Fit:
@@ -371,13 +377,9 @@ def fit_parametric(points: Points, draws: int = DRAWS, seed: int = 0, delta: flo
         for e in shares for s in (0.3, 0.7) for alpha in (0.15, 0.4, 0.9) for beta in (0.15, 0.4, 0.9)
     ])  # fmt: skip
     bounds = np.array([least - 7, least - 12, least - 12, 0, 0]), np.array([least, most + 5, most + 5, 3, 3])
-    best, many = _best_and_draws(parametric, points, starts, bounds, delta, draws, seed)
-    _, _, mx, my = _centred(points)
-    theta = np.concatenate([best[None], many])
-    theta[:, 1] += theta[:, 3] * mx
-    theta[:, 2] += theta[:, 4] * my
-    residuals = np.log(points.loss) - parametric(theta[:1], np.log(points.size), np.log(points.tokens))[0][0]
-    return Fit("parametric", theta[0], theta[1:], residuals)
+    theta, middle = _minima(parametric, points, starts, bounds, delta, draws, seed)
+    theta[:, 1:3] += theta[:, 3:] * middle
+    return Fit.of("parametric", theta, points)
 
 
 def fit_simple(points: Points, draws: int = DRAWS, seed: int = 0, delta: float = HUBER) -> Fit:
@@ -386,35 +388,28 @@ def fit_simple(points: Points, draws: int = DRAWS, seed: int = 0, delta: float =
     A ladder of one or two powers of ten in FLOPs hardly tells a floor E from a smaller exponent, nor two exponents from each
     other; whoever fits all five parameters to it extrapolates their noise.
     """
-    middle = float(np.log(points.loss).mean())
+    mean = float(np.log(points.loss).mean())
     starts = np.array([
-        (middle + math.log(s), middle + math.log(1 - s), p) for s in (0.1, 0.3, 0.5, 0.7, 0.9) for p in (0.05, 0.15, 0.3, 0.6)
+        (mean + math.log(s), mean + math.log(1 - s), p) for s in (0.1, 0.3, 0.5, 0.7, 0.9) for p in (0.05, 0.15, 0.3, 0.6)
     ])  # fmt: skip
     bounds = np.array([-1e3, -1e3, 0]), np.array([1e3, 1e3, 3])
-    best, many = _best_and_draws(simple, points, starts, bounds, delta, draws, seed)
-    _, _, mx, my = _centred(points)
-    theta = np.concatenate([best[None], many])
-    theta[:, 0] += theta[:, 2] * mx
-    theta[:, 1] += theta[:, 2] * my
-    residuals = np.log(points.loss) - simple(theta[:1], np.log(points.size), np.log(points.tokens))[0][0]
-    return Fit("simple", theta[0], theta[1:], residuals)
+    theta, middle = _minima(simple, points, starts, bounds, delta, draws, seed)
+    theta[:, :2] += theta[:, 2:] * middle
+    return Fit.of("simple", theta, points)
 
 
 def fit_kaplan(points: Points, draws: int = DRAWS, seed: int = 0) -> Fit:
     """Kaplan's L(N, D) by least squares of ln L. Raises DataError below 5 runs or 3 sizes or 3 numbers of tokens."""
-    middle = float(np.log(points.loss).mean())
+    mean = float(np.log(points.loss).mean())
     starts = np.array([
-        (middle / power + math.log(s), middle / power + math.log(1 - s), p, power)
+        (mean / power + math.log(s), mean / power + math.log(1 - s), p, power)
         for power in (0.05, 0.1, 0.2, 0.4, 0.8) for p in (0.3, 0.8, 2.0) for s in (0.3, 0.7)
     ])  # fmt: skip
     bounds = np.array([-1e3, -1e3, 0, 1e-3]), np.array([1e3, 1e3, 50, 5])
-    best, many = _best_and_draws(kaplan, points, starts, bounds, math.inf, draws, seed)
-    _, _, mx, my = _centred(points)
-    found = np.concatenate([best[None], many])
-    u, v, p, power = found.T
-    theta = np.stack([(u + p * mx) / np.maximum(p, 1e-9), v + my, p * power, power], axis=1)
-    fit = Fit("kaplan", theta[0], theta[1:], np.zeros(len(points)))
-    return Fit("kaplan", theta[0], theta[1:], np.log(points.loss) - fit.log_loss(points.size, points.tokens))
+    theta, middle = _minima(kaplan, points, starts, bounds, math.inf, draws, seed)
+    u, v, p, power = theta.T
+    theta = np.stack([(u + p * middle[0]) / np.maximum(p, 1e-9), v + middle[1], p * power, power], axis=1)
+    return Fit.of("kaplan", theta, points)
 
 
 # -- what follows from them -----------------------------------------------------------------------------------------

@@ -91,6 +91,18 @@ def new_folder(path: Path, otherwise: str = "") -> None:
         raise ConfigError(f"--out {path}: the folder cannot be made: {error.strerror}") from error
 
 
+def in_use(path: Path) -> bool:
+    """Whether a process works on the run at `path`."""
+    try:
+        with (path / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _sync_folder(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
