@@ -71,8 +71,8 @@ def config(**changes: Any) -> LadderConfig:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """For two minutes: a start of Ray's processes can take long on a busy machine."""
-    until = time.monotonic() + 120
+    """For five minutes: a start of Ray's processes can take long on a busy machine."""
+    until = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < until
         time.sleep(0.05)
