@@ -244,7 +244,9 @@ def files_here() -> list[str]:
         (f"winrate runs/base runs/sft {QUESTIONS} --judge oracle", r"--judge 'oracle'; wanted rubric, reward:RUN"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge reward:runs/sft", r"runs/sft is a sft run; wanted a run of `tercet reward`"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge model:runs", r"runs: not a run directory"),
+        (f"winrate runs/base runs/sft {QUESTIONS} --judge model:runs/sft", r"judge model:runs/sft: 24 of 24 prompts do not fit.* its context has 64: ask for shorter"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge http://127.0.0.1:9/v1", r"--judge-model"),
+        (f"winrate runs/base runs/sft {QUESTIONS} --judge http://127.0.0.1:9/v1 --judge-model m --retries 0", r"error: judge: http://127.0.0.1:9/v1/chat"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge person", r"the input ended after 0 of 12 judgements"),
         (f"winrate runs/base runs/sft {QUESTIONS} --out nowhere/w.json", r"--out nowhere/w\.json: cannot be written"),
         ("winrate runs/base runs/sft --tasks empty.jsonl", r"empty\.jsonl: empty, no rows at all"),
@@ -324,8 +326,8 @@ def test_compare_takes_files_with_one_model_each_and_several_seeds(here: Path) -
 # -- winrate -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("judge", ["rubric", "reward:runs/reward", "model:runs/sft"])
-def test_win_rates_of_three_models(here: Path, judge: str) -> None:
+@pytest.mark.parametrize("judge", ["rubric", "reward:runs/reward", "model:runs/wide"])
+def test_win_rates_of_three_models(here: Path, wide: str, judge: str) -> None:
     line = f"winrate runs/base runs/sft runs/sft-0 {QUESTIONS} --judge {judge} --out won.json"
     done = type_in(line)
     assert (done.code, done.err) == (0, "")

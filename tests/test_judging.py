@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import threading
 from collections import namedtuple
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
 from tercet.data.types import Message, Task
-from tercet.errors import ConfigError, DataError
+from tercet.errors import ConfigError, ContextError, DataError
+from tercet.evaluation.primitives import Primitives
 from tercet.posttraining.config import WinRateConfig
 from tercet.posttraining.judging import (
     Pair,
@@ -20,6 +22,7 @@ from tercet.posttraining.judging import (
     open_judge,
     person_judge,
     rubric_judge,
+    verdict,
 )
 
 FROG = Task((Message("user", "What colour is the frog?"),), ("green", "The frog is green."), "facts", "1")
@@ -36,10 +39,10 @@ def test_the_rubric_judges():
     assert judged(rubric_judge, PAIRS, both=False) == ([1.0, 0.0, 0.5], None)
 
 
-def test_a_model_is_asked_in_both_orders():
+def test_a_model_is_asked_in_both_orders(make_model, tokenizer):
     Found = namedtuple("Found", "logprob")
 
-    class First:  # prefers what stands first, whatever it is
+    class First(Primitives):  # prefers what stands first, whatever it is
         def loglikelihood(self, requests):
             return [Found(0.0 if letter == " A" else -1.0) for _, letter in requests]
 
@@ -47,8 +50,29 @@ def test_a_model_is_asked_in_both_orders():
         def loglikelihood(self, requests):
             return [Found(float(f"Answer {letter.strip()}: {GOOD}" in prompt)) for prompt, letter in requests]
 
-    assert judged(model_judge(First()), PAIRS, both=True) == ([0.5] * 3, 1.0)
-    assert judged(model_judge(Right()), PAIRS, both=True) == ([1.0, 0.0, 0.5], 0.0)
+    for kind, found in ((First, ([0.5] * 3, 1.0)), (Right, ([1.0, 0.0, 0.5], 0.0))):
+        lm = kind(make_model(context_length=256), tokenizer)
+        assert judged(model_judge(lm, "judge"), PAIRS, both=True) == found
+
+
+def test_a_model_whose_context_is_too_short_is_no_judge(make_model, tokenizer):
+    """The longest prompt that fits is judged as by a model with more context; one token less is an error."""
+    longer = Pair(replace(FROG, where="q.jsonl:7"), (GOOD * 2, BAD), (True, True))
+    # `<|endoftext|>` comes before the text, and its last token is predicted only
+    needed = max(len(tokenizer.encode(longer.asked() + letter)) for letter in (" A", " B"))
+
+    def judge(size):
+        return model_judge(Primitives(make_model(context_length=size), tokenizer), "judge model:runs/j")
+
+    pairs = [PAIRS[0], longer]
+    assert judged(judge(needed), pairs, both=True) == judged(judge(512), pairs, both=True)
+    with pytest.raises(
+        ContextError, match=rf"^judge model:runs/j: 2 of 4 prompts .*\(q.jsonl:7\) needs {needed} tokens"
+    ):
+        judged(judge(needed - 1), pairs, both=True)
+    with pytest.raises(ContextError, match=r"4 of 4 prompts .* its context has 32: .*--max-new-tokens") as error:
+        judged(judge(32), pairs, both=True)
+    assert error.value.exit_code == 2
 
 
 def test_a_person_sees_no_names_and_random_sides():
@@ -75,7 +99,7 @@ def endpoint():
                 )
             )
             reply = json.dumps({"choices": [{"message": {"content": said[0]}}]} if said else {}).encode()
-            self.send_response(200)
+            self.send_response(404 if "missing" in self.path else 200)
             self.end_headers()
             self.wfile.write(reply)
 
@@ -92,18 +116,53 @@ def test_an_endpoint_judges(endpoint, monkeypatch):
     url, said, seen = endpoint
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     judge = endpoint_judge(url, "m", 10, 0)
-    for text, value in (("A", 1.0), (" **B** is better", 0.0), ("TIE", 0.5)):
+    for text, value in (("A", 1.0), (" **B**", 0.0), ("Better: tie", 0.5)):
         said[:] = [text]
         assert list(judge(PAIRS[:1])) == [value]
     path, key, body = seen[0]
     assert (path, key, body["model"]) == ("/v1/chat/completions", "Bearer k", "m")
     assert f"Answer A: {GOOD}\nAnswer B: {BAD}" in body["messages"][0]["content"]
-    said[:] = ["I cannot say"]
-    with pytest.raises(DataError, match="wanted A, B or TIE"):
+    said[:] = ["A better answer is B."]
+    with pytest.raises(DataError, match=r"it said 'A better answer is B.'; wanted A, B or TIE"):
         list(judge(PAIRS[:1]))
-    said[:] = []
-    with pytest.raises(DataError, match="choices"):
-        list(judge(PAIRS[:1]))
+    for said[:] in ([], [None], [["A"]]):
+        with pytest.raises(DataError, match="choices"):
+            list(judge(PAIRS[:1]))
+
+
+def test_errors_of_an_endpoint_call_it_a_judge(endpoint):
+    url, _, _ = endpoint
+    for address, error, message in (
+        ("http://127.0.0.1:9/v1", DataError, r"^judge: http://127.0.0.1:9/v1/chat/completions: .*tried 1 times"),
+        (f"{url}/missing", DataError, r"^judge: http://.*/missing/chat/completions answered with status 404"),
+        ("http:///v1", ConfigError, r"^judge: 'http:///v1/chat/completions' is no address"),
+    ):
+        with pytest.raises(error, match=message):
+            list(endpoint_judge(address, "m", 10, 0)(PAIRS[:1]))
+
+
+@pytest.mark.parametrize(
+    ("said", "value"),
+    [
+        ("A", 1.0), ("b", 0.0), ("Tie", 0.5), (" B.\n", 0.0), ("**A**", 1.0), ("__TIE__", 0.5), ("`b`", 0.0), ("(A)", 1.0), ('"B"', 0.0),
+        ("[[A]]", 1.0), ("Better: B", 0.0), ("**Better:** a", 1.0), ("Better:\tTIE!", 0.5), ("B is short.\nBetter: A", 1.0),
+        ("**Better: A**\nAnd so:\nbetter - a.", 1.0),
+    ],
+)  # fmt: skip
+def test_a_verdict_is_read(said, value):
+    assert verdict(said) == value
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "", " ", "...", "C", "AB", "A+B", "A, B or TIE", "A or B", "A better answer is B.", "Both are good. A TIE", "Answer A: the frog is green",
+        "A\nis well written, but B is right", "A is better in style", "Neither A", "not B", "I cannot say", "Better: A or B", "Better: neither",
+        "Better: A\nBetter: B", "Better:", "Better: A is", "A tie would be unfair",
+    ],
+)  # fmt: skip
+def test_what_is_no_verdict_is_not_guessed(said):
+    assert verdict(said) is None
 
 
 def test_judges_that_cannot_be_had():

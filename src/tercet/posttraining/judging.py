@@ -21,11 +21,11 @@ from tercet.data.microworld.rubric import rubric_score
 from tercet.data.readers import BadRows
 from tercet.data.tasks import tasks
 from tercet.data.types import Conversation, Task
-from tercet.errors import ConfigError, DataError
+from tercet.errors import ConfigError, ContextError, DataError
 from tercet.evaluation.answers import ask_all
 from tercet.evaluation.journal import Journal
 from tercet.evaluation.metrics import win_rate
-from tercet.evaluation.primitives import Primitives
+from tercet.evaluation.primitives import Primitives, split_tokens
 from tercet.evaluation.winrates import Game, both_orders, difficulties, length_controlled, strengths
 from tercet.generation.chat import answer_params
 from tercet.posttraining.config import WinRateConfig
@@ -45,7 +45,8 @@ Answer B: {b}
 
 Say A, B or TIE.
 Better:"""
-_VERDICT = re.compile(r"\b(A|B|TIE)\b")
+VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
+_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -103,20 +104,44 @@ def reward_judge(path: str) -> Judge:
     return judge
 
 
-def model_judge(lm: Primitives) -> Judge:
-    """By which of " A" and " B" a language model finds likelier after `PROMPT`."""
+def model_judge(lm: Primitives, name: str) -> Judge:
+    """By which of " A" and " B" a language model finds likelier after `PROMPT`; errors call it `name`.
+
+    Raises ContextError where a prompt does not fit the model's context: cut, it would be judged without its question.
+    """
 
     def judge(pairs: Sequence[Pair]) -> list[float]:
-        found = lm.loglikelihood([(p.asked(), letter) for p in pairs for letter in (" A", " B")])
+        requests = [(p.asked(), letter) for p in pairs for letter in (" A", " B")]
+        size = lm.model.config.context_length
+        counts = [len(c) + len(letter) for c, letter in split_tokens(lm.tokenizer, requests)]  # the inputs of each
+        if max(counts, default=0) > size:
+            longest = pairs[counts.index(max(counts)) // 2].task
+            raise ContextError(
+                f"{name}: {sum(max(two) > size for two in zip(counts[::2], counts[1::2]))} of {len(pairs)} prompts do not fit, the "
+                f"longest ({longest.where or longest.id}) needs {max(counts)} tokens; its context has {size}: ask for shorter answers "
+                "with --max-new-tokens, or name a judge with a longer context"
+            )
+        found = lm.loglikelihood(requests)
         return _by_scores([(a.logprob, b.logprob) for a, b in zip(found[::2], found[1::2])])
 
     return judge
 
 
+def verdict(said: str) -> float | None:
+    """What an answer to `PROMPT` says: 1 for A, 0 for B, 1/2 for TIE, None for what is none of them.
+
+    It is the whole answer, or that of the lines which begin with `PROMPT`'s last word ("Better: B") where all say the
+    same; in any case and with any punctuation. Nothing is guessed: in "A better answer is B" the first letter is no verdict.
+    """
+    whole, *lines = (" ".join(_WORD.findall(text.upper())) for text in (said, *said.splitlines()))
+    marked = {line.removeprefix("BETTER ") for line in lines if line.startswith("BETTER ")}
+    return VERDICTS.get(marked.pop() if len(marked) == 1 else whole)
+
+
 def endpoint_judge(url: str, model: str, timeout: float, retries: int) -> Judge:
     """By what an OpenAI-compatible endpoint says; its key, where it needs one, is the variable OPENAI_API_KEY.
 
-    Raises DataError where an answer is none of A, B and TIE: nothing is guessed.
+    Raises DataError where an answer has no `verdict`.
     """
     if not model:
         raise ConfigError("a judge at an address needs the name of its model: give --judge-model")
@@ -135,12 +160,15 @@ def endpoint_judge(url: str, model: str, timeout: float, retries: int) -> Judge:
         reply = http.post(json.dumps(body, ensure_ascii=False).encode())
         try:
             said = json.loads(reply)["choices"][0]["message"]["content"]
-            found = _VERDICT.search(said)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+            value = verdict(said)
+        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:  # `said` may be no text
             raise DataError(f"judge {address}: found {reply[:200]!r}; {wanted}") from error
-        if found is None:
-            raise DataError(f"judge {address}: it said {said[:200]!r}; wanted A, B or TIE")
-        return {"A": 1.0, "B": 0.0, "TIE": 0.5}[found[1]]
+        if value is None:
+            raise DataError(
+                f'judge {address}: it said {said[:200]!r}; wanted A, B or TIE and no more, or a line "Better: A": name another '
+                "--judge-model (with --journal, what it has judged is kept)"
+            )
+        return value
 
     return lambda pairs: map(one, pairs)
 
@@ -193,7 +221,8 @@ def open_judge(config: WinRateConfig, progress: Callable[[int, int], None] | Non
     if name == "reward" and rest:
         return reward_judge(rest), False
     if name == "model" and rest:
-        return model_judge(Primitives.of_run(rest, journal=config.journal or None, progress=progress)), True
+        lm = Primitives.of_run(rest, journal=config.journal or None, progress=progress)
+        return model_judge(lm, f"judge {config.judge}"), True
     if config.judge == "person":
         return kept(person_judge(config.seed), Journal(config.journal or None), "person"), False
     if name in ("http", "https"):
@@ -220,7 +249,8 @@ def win_rates(
 ) -> dict[str, Any]:
     """Every model's win rate against the first, plain and length-controlled, and the strengths of all.
 
-    Raises ConfigError for a run or judge that cannot be had, DataError for questions that are not what they must be.
+    Raises ConfigError for a run or judge that cannot be had, DataError for questions that are not what they must be,
+    ContextError for what does not fit a model or judge.
     """
     questions = [q for _, q in tasks(config.tasks, BadRows(skip=config.skip_bad_rows))][: config.limit or None]
     runs = [language_model_run(path) for path in config.models]

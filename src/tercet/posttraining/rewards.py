@@ -178,10 +178,10 @@ class Rewards:
             elif spec.kind in VERIFIERS:
                 self._parts[spec.name] = partial(_verify, spec.kind)
             elif spec.kind == "python":
-                self._parts[spec.name] = partial(_call, spec.name, load_function(spec.name, spec.body))
+                self._parts[spec.name] = partial(_call, spec.name, load_function(f"reward {spec.name}", spec.body))
             else:
                 scorer = (ProcessScorer if spec.kind == "process" else HttpScorer)(
-                    spec.name, spec.body, timeout, retries
+                    f"reward {spec.name}", spec.body, timeout, retries
                 )
                 self._closing.append(scorer.close)
                 self._parts[spec.name] = partial(_send, scorer)

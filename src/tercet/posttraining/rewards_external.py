@@ -48,7 +48,7 @@ class Trouble(Exception):
 def retried(name: str, retries: int, attempt: Callable[[], T], wanted: str = WANTED) -> T:
     """The result of `attempt`, tried again after Trouble, at most `retries` times, with doubled pauses.
 
-    Raises DataError with the last trouble.
+    Raises DataError with the last trouble, which begins with `name`: what failed ("reward http", "judge").
     """
     last: Trouble | None = None
     for number in range(retries + 1):
@@ -58,7 +58,7 @@ def retried(name: str, retries: int, attempt: Callable[[], T], wanted: str = WAN
             return attempt()
         except Trouble as error:
             last = error
-    raise DataError(f"reward {name}: {last} (tried {retries + 1} times; {wanted})") from last
+    raise DataError(f"{name}: {last} (tried {retries + 1} times; {wanted})") from last
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
@@ -89,9 +89,9 @@ def scores_of(name: str, reply: str) -> list[Any]:
     try:
         value = json.loads(reply)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"reward {name}: the answer is no JSON ({error}): {reply[:200]!r}; {WANTED}") from error
+        raise DataError(f"{name}: the answer is no JSON ({error}): {reply[:200]!r}; {WANTED}") from error
     if not isinstance(value, dict) or not isinstance(value.get("scores"), list):
-        raise DataError(f"reward {name}: found {reply[:200]!r}; {WANTED}")
+        raise DataError(f"{name}: found {reply[:200]!r}; {WANTED}")
     scores: list[Any] = value["scores"]
     return scores
 
@@ -107,23 +107,21 @@ def load_function(name: str, place: str) -> Callable[..., Any]:
     module_name, _, function = place.rpartition(":")
     if not module_name or not function:
         raise ConfigError(
-            f"reward {name}: wanted python:package.module:function or python:path/to/file.py:function, found {place!r}"
+            f"{name}: wanted python:package.module:function or python:path/to/file.py:function, found {place!r}"
         )
     if module_name.endswith(".py") and not Path(module_name).is_file():
-        raise ConfigError(f"reward {name}: there is no file {module_name} (the current folder is {Path.cwd()})")
+        raise ConfigError(f"{name}: there is no file {module_name} (the current folder is {Path.cwd()})")
     try:
         module = _module_of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"reward {name}: {module_name} cannot be imported: {said(error)}; a file of your own is named by its path, "
+            f"{name}: {module_name} cannot be imported: {said(error)}; a file of your own is named by its path, "
             "as in python:rewards/mine.py:score"
         ) from error
     found = getattr(module, function, None)
     if not callable(found):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ConfigError(
-            f"reward {name}: {module_name} has no function {function!r}; it has {', '.join(known) or 'none'}"
-        )
+        raise ConfigError(f"{name}: {module_name} has no function {function!r}; it has {', '.join(known) or 'none'}")
     return found  # type: ignore[no-any-return]
 
 
@@ -179,7 +177,7 @@ class ProcessScorer:
         self._words = words_of(command)
         if not self._words or shutil.which(self._words[0]) is None:
             found = self._words[0] if self._words else "no command"
-            raise ConfigError(f"reward {name}: {found!r} is no program that can be run; wanted process:command line")
+            raise ConfigError(f"{name}: {found!r} is no program that can be run; wanted process:command line")
         self._name, self._timeout, self._retries = name, timeout, retries
         self._process: subprocess.Popen[bytes] | None = None
         self._said: deque[str] = deque(maxlen=20)
@@ -242,7 +240,7 @@ def _exchange(name: str, process: subprocess.Popen[bytes], line: str) -> str:
     if early or more:
         found = (early or more)[:200].decode("utf-8", errors="replace")
         raise DataError(
-            f"reward {name}: the process wrote more than one line for a batch: {found!r}; wanted one, the rest on stderr"
+            f"{name}: the process wrote more than one line for a batch: {found!r}; wanted one, the rest on stderr"
         )
     return answer.decode("utf-8", errors="replace")
 
@@ -299,7 +297,7 @@ class HttpScorer:
             good = False
         if not good:
             raise ConfigError(
-                f"reward {name}: {url!r} is no address; wanted http(s)://host[:port]/path, other letters than ASCII as %XX"
+                f"{name}: {url!r} is no address; wanted http(s)://host[:port]/path, other letters than ASCII as %XX"
             )
         self._name, self._url, self._timeout, self._retries = name, url, timeout, retries
         self._headers, self._wanted = headers or {}, wanted
@@ -334,7 +332,7 @@ class HttpScorer:
             message = f"{self._url} answered with status {error.code} {error.reason}: {text!r}"
             if error.code >= 500 or error.code in (408, 429):
                 raise Trouble(message) from error
-            raise DataError(f"reward {self._name}: {message}; {self._wanted} with status 200") from error
+            raise DataError(f"{self._name}: {message}; {self._wanted} with status 200") from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise Trouble(f"{self._url}: {type(error).__name__}: {reason}") from error
