@@ -98,7 +98,10 @@ def test_clean_and_dirty_items_are_grouped_as_the_score_is():
 
 def test_examples_in_the_contexts_of_olmo_do_not_make_items_dirty(tmp_path):
     shot = "Question: Which animal is the biggest of all that live in the deep sea?\nAnswer: the blue whale"
-    last = ["Which planet is the nearest one to the sun that we see", "Which metal was first worked by men of the north in old times"]
+    last = [
+        "Which planet is the nearest one to the sun that we see",
+        "Which metal was first worked by men of the north in old times",
+    ]
     context = lambda doc: f"{shot}\n\nQuestion: {last[doc]}?\nAnswer:"  # noqa: E731
     rows = [asked(doc, context(doc), c, 0) for doc in (0, 1) for c in (" iron", " tin")]
     requests(tmp_path / "t" / "mc_1shot" / "requests.jsonl.gz", rows)
@@ -108,7 +111,7 @@ def test_examples_in_the_contexts_of_olmo_do_not_make_items_dirty(tmp_path):
     (found,) = overlaps(tasks, [f"They asked: {last[1]}? Iron."]).values()
     assert found.dirty == {"1"}
     shown = suite_table({"models": {"m": {"suite": measure(Fake(lambda c, t: 0.0), tasks)}}})
-    assert [str(c) for c in shown.columns[0].cells][0] == "olmo/t/mc_1shot (acc, shots in the contexts, 2 items)"
+    assert next(str(c) for c in shown.columns[0].cells) == "olmo/t/mc_1shot (acc, shots in the contexts, 2 items)"
 
 
 def test_a_suite_of_many_tasks_prints_its_contamination_by_ability():
@@ -118,7 +121,10 @@ def test_a_suite_of_many_tasks_prints_its_contamination_by_ability():
         for n in range(42)
     ]  # fmt: skip
     said = [long.format(f"w{n} x1") + " yes" for n in (0, 2, 3)]
-    dirty = {t.name: Contamination(8, 2, frozenset(i.id for i in t.items if f"{i.input} yes" in said), frozenset()) for t in tasks}
+    dirty = {
+        t.name: Contamination(8, 2, frozenset(i.id for i in t.items if f"{i.input} yes" in said), frozenset())
+        for t in tasks
+    }
     model = Fake(lambda c, t: 0.0 if ("x0" in c) == ("yes" in t) else -1.0)  # right on the clean ones of the pairs
     table = suite_table({"models": {"m": {"suite": measure(model, tasks, dirty=dirty)}}})
     rows = list(zip(*[[str(c) for c in column.cells] for column in table.columns]))
@@ -130,8 +136,8 @@ def test_a_suite_of_many_tasks_prints_its_contamination_by_ability():
 
 def test_a_suite_never_gives_fewer_examples_than_the_task_says():
     items = [Item(str(n), f"q{n}", ("a",), ("a", "b")) for n in range(4)]
-    task = Task("few", "choice", lambda: items, lambda: items[:1], shots=3)
-    with pytest.raises(ConfigError, match="3 shots, but there are only 1 examples"):
+    task = Task("few", "choice", lambda: items, lambda: items[:1], shots=3)  # an item is no example of itself
+    with pytest.raises(ConfigError, match="3 shots, but there are only 0 examples"):
         measure(Fake(lambda c, t: 0.0), [task])
     assert Task("none", "choice", lambda: items).shots == 0  # nothing to draw from
 
