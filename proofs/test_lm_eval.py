@@ -278,9 +278,10 @@ def test_every_real_item_has_lm_evals_numbers(models: Models, name: str) -> None
         # thousands of tokens each, which lm-eval adds up in float32
         assert found_nats == pytest.approx([n for row in resps for n in row], abs=CLOSE, rel=3e-7)
     else:
+        whole = [replace(item, input=item.contexts[0]) for item in task.items]  # the question after its examples
         free = replace(
-            task, kind="free", metric="verbatim", stops=STOPS, max_new_tokens=LONGEST, form=Form("", "{input}{output}")
-        )
+            task, asked=lambda: whole, kind="free", metric="verbatim", stops=STOPS, max_new_tokens=LONGEST, form=Form("", "{input}{output}"),
+        )  # fmt: skip
         replies = answer(ours, free, [Way(free.form)])[0]
         assert [r.text for r in replies] == [e["resps"][0][0] for e in expected]
         assert any(r.text for r in replies)

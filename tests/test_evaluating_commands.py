@@ -54,6 +54,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, task in {
         "sums": {"name": "sums", "max_new_tokens": 4, "id": "{id}", **OWN},
         "bigger": {"name": "bigger", "id": "{id}", **choice},
+        "few": {"name": "few", **OWN, "shots": 9},
         "none": {"name": "none", **OWN, "data": ["empty.jsonl"]},
         "same": {"name": "same", "id": "{id}", **OWN, "data": ["same.jsonl"]},
         "unknown": {"name": "unknown", "shosts": 2, **OWN},
@@ -207,6 +208,7 @@ def files_here() -> list[str]:
         ("eval runs/base --suite nowhere.json", r"nowhere\.json: cannot be read as JSON"),
         ("eval runs/base --suite unknown.json", r"unknown\.json.*shosts.*did you mean 'shots'"),
         ("eval runs/base --suite metric.json --limit 2", r"task 'metric': no metric 'blue'"),
+        ("eval runs/base --suite few.json", r"task 'few': 9 shots, but there are only 8 examples to draw from"),
         ("eval runs/base --suite same.json", r"task 'same' \(same\.json\): 32 items have the id 'same'; give each its own"),
         ("eval runs/base --suite sums.json --suite sums.json", r"'sums' is in two of the suites"),
         ("eval runs/base --suite blank.json", r"sums\.jsonl:1: the choices are \['', 'even'\]; wanted texts"),

@@ -11,9 +11,12 @@ import pytest
 
 from helpers import write_rows
 from tercet.data.readers import BadRows
+from tercet.data.splits import in_split
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.loaders import blimp, import_tasks, olmo, open_suite, open_task
+from tercet.evaluation.suites import open_suites
 from tercet.evaluation.task import find
+from tercet.evaluation.task_metrics import metric_of
 
 
 def write_task(folder, **changes):
@@ -192,6 +195,191 @@ def test_data_sets_of_hugging_face(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", fail)
     with pytest.raises(DataError, match=r"set .test. cannot be loaded: no such set"):
         open_task(path, BadRows())
+
+
+# rows as the data sets have them on the hub, and what becomes of them: input, choices, right ones or accepted answers
+STANDARD = {
+    "arc_challenge": (
+        [
+            {"id": "Mercury_1", "question": "What melts?", "answerKey": "C",
+             "choices": {"text": ["oak", "air", "ice", "sand"], "label": ["A", "B", "C", "D"]}},
+            {"id": "NYSEDREGENTS_2", "question": "What floats?", "answerKey": "2",
+             "choices": {"text": ["lead", "cork", "gold"], "label": ["1", "2", "3"]}},
+        ],
+        [("What melts?", ("oak", "air", "ice", "sand"), (2,)), ("What floats?", ("lead", "cork", "gold"), (1,))],
+    ),
+    "hellaswag": (
+        [{"ind": 4, "activity_label": "Baking", "ctx_a": "A man opens", "ctx_b": "he", "ctx": "A man opens he", "endings": ["sits.", "bakes.", "runs.", "is."],
+          "source_id": "activitynet~v_x", "split": "val", "split_type": "indomain", "label": "1"}],
+        [("Baking: A man opens he", ("sits.", "bakes.", "runs.", "is."), (1,))],
+    ),
+    "piqa": (
+        [{"goal": "Open a jar", "sol1": "twist it", "sol2": "eat it", "label": 0}, {"goal": "Cut", "sol1": "spoon", "sol2": "knife", "label": 1}],
+        [("Open a jar", ("twist it", "eat it"), (0,)), ("Cut", ("spoon", "knife"), (1,))],
+    ),
+    "boolq": (
+        [{"question": "is snow white", "answer": True, "passage": "Snow is white."}, {"question": "is it hot", "answer": False, "passage": "It is cold."}],
+        [("Snow is white.\nQuestion: is snow white?", ("no", "yes"), (1,)), ("It is cold.\nQuestion: is it hot?", ("no", "yes"), (0,))],
+    ),
+    "squad": (
+        [{"id": "56be", "title": "Rivers", "context": "The Nile is long.", "question": "What is long?", "answers": {"text": ["The Nile", "Nile"], "answer_start": [0, 4]}}],
+        [("The Nile is long.\nQuestion: What is long?", (), ("The Nile", "Nile"))],
+    ),
+    "gsm8k": (
+        [{"question": "9 eggs twice?", "answer": "She has 9 * 2 = <<9*2=18>>18 eggs.\n#### 18"}],
+        [("9 eggs twice?", (), ("She has 9 * 2 = <<9*2=18>>18 eggs.\n#### 18",))],
+    ),
+    "mmlu_astronomy": (
+        [{"question": "What is red?", "subject": "astronomy", "choices": ["Venus", "Earth", "Moon", "Mars"], "answer": 3}],
+        [("What is red?\nA. Venus\nB. Earth\nC. Moon\nD. Mars", ("A", "B", "C", "D"), (3,))],
+    ),
+    "winogrande": (
+        [{"sentence": "Ann was tired, so _ slept.", "option1": "Bea", "option2": "Ann", "answer": "2"}],
+        [("Ann was tired, so _ slept.", ("Bea", "Ann"), (1,))],
+    ),
+}  # fmt: skip
+
+
+def documented() -> dict[str, str]:
+    """The task files of docs/prompting.md by their name."""
+    page = (Path(__file__).parents[1] / "docs" / "prompting.md").read_text(encoding="utf-8")
+    block = page.split("## Standard sets")[1].split("```json\n")[1].split("```")[0]
+    return {json.loads(text)["name"]: text for text in block.split("\n\n")}
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """`datasets` without a network, in an empty folder; there "owner/name" is a folder with a set's files."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    datasets.disable_progress_bars()
+    return datasets
+
+
+@pytest.mark.parametrize("name", STANDARD)
+def test_standard_sets_are_read_by_the_files_of_the_page(offline, name):
+    text, (rows, expected) = documented()[name], STANDARD[name]
+    told = json.loads(text)
+    folder, config = Path(told["hf"]), told.get("hf_name", "default")
+    files = {told.get("hf_split", "test"): rows, told["hf_examples_split"]: [*rows * 5]}
+    said = "".join(f"  - split: {split}\n    path: {split}.parquet\n" for split in files)
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{said}---\n")
+    for split, found in files.items():
+        offline.Dataset.from_list(found).to_parquet(folder / f"{split}.parquet")
+    Path("task.json").write_text(text)
+    (task,) = open_suites(("task.json",), (), BadRows())
+    assert len(task.examples) == 5 * len(rows)
+    assert [(i.input, i.choices, i.rights if i.choices else i.answers) for i in task.items] == expected
+    if name == "gsm8k":
+        assert metric_of(task.metric, name)(task.items[0], "so it is 9 + 9 = 18.0\n") == 1.0
+    assert set(STANDARD) == set(documented())
+
+
+def test_bad_rows_of_a_data_set_stop_or_are_counted(offline):
+    rows = [{"q": "a", "right": 1}, {"q": "b", "right": 2}, {"q": "c", "right": 0}]
+    write_rows(Path("mc.jsonl"), rows)
+    told = {
+        "name": "mc", "kind": "choice", "hf": "json", "hf_files": ["mc.jsonl"], "hf_split": "train", "hf_examples_split": "train",
+        "input": "{q}", "choices": ["x", "y"], "answers": "{right}",
+    }  # fmt: skip
+    Path("mc.json").write_text(json.dumps(told))
+    with pytest.raises(DataError, match=r"json/train:2: the right choice is number 2 of 2"):
+        open_task("mc.json", BadRows())
+    bad = BadRows(skip=True)
+    assert [i.input for i in open_task("mc.json", bad).items] == ["a", "c"]
+    assert (bad.count, "json/train:2" in bad.messages[0]) == (2, True)  # asked, and among the examples
+    Path("mc.json").write_text(json.dumps({**told, "answers": "{wrong}"}))
+    with pytest.raises(DataError, match=r'json \(train\): all 3 rows are bad. The first bad row: .*no field "wrong"'):
+        open_task("mc.json", BadRows(skip=True))
+
+
+def test_fields_in_a_list_of_choices_are_filled_in(tmp_path):
+    write_rows(tmp_path / "piqa.jsonl", [{"goal": "Cut", "sol1": "spoon", "sol2": "knife", "label": 1, "n": 7}] * 2)
+    changes = {"kind": "choice", "data": ["piqa.jsonl"], "examples": [], "input": "{goal}", "id": None}
+    task = open_task(write_task(tmp_path, **changes, answers="{label}", choices=["{sol1}", "a {sol2}"]), BadRows())
+    assert (task.items[0].choices, task.items[0].rights) == (("spoon", "a knife"), (1,))
+    assert task.labels == ()  # they are not the same for all items: nothing to calibrate
+    task = open_task(write_task(tmp_path, **changes, answers="7", choices=["{n}", "8"]), BadRows())
+    assert task.items[0].rights == (0,)
+
+
+@pytest.mark.parametrize(
+    ("row", "changes", "message"),
+    [
+        ({"a": "C"}, {"choice_labels": ["A", "B"]}, r"rows\.jsonl:1: the answer 'C' is none of the choice_labels \['A', 'B'\]"),
+        ({"a": "A"}, {"choice_labels": ["A"]}, r"rows\.jsonl:1: 1 choice_labels \['A'\] of 2 choices; wanted one for each"),
+        ({"a": True}, {"choices": ["x", "y", "z"]}, r"rows\.jsonl:1: the answer is true or false, and there are 3 choices"),
+        ({"a": "1"}, {}, r"rows\.jsonl:1: the answer '1' is not among the choices \['x', 'y'\]"),
+        ({"a": {"b": 1}}, {"answers": "{a.c}"}, r'rows\.jsonl:1: no field "a\.c"; before \'c\' it has b'),
+        ({"a": ["x"]}, {"answers": "{a.4}"}, r'rows\.jsonl:1: no field "a\.4"; before \'4\' it has 1 entries'),
+        ({"a": 3}, {"answers": "{a.b}"}, r'rows\.jsonl:1: no field "a\.b"; before \'b\' it has a number'),
+    ],
+)  # fmt: skip
+def test_wrong_choices_say_what_was_wanted(tmp_path, row, changes, message):
+    said = {"kind": "choice", "examples": [], "input": "q", "answers": "{a}", "choices": ["x", "y"], "id": None}
+    path = write_task(tmp_path, **said | changes)
+    write_rows(tmp_path / "rows.jsonl", [row])
+    with pytest.raises(DataError, match=message):
+        _ = open_task(path, BadRows()).items
+
+
+def test_objects_in_a_list_give_the_list_of_their_fields(tmp_path):
+    row = {
+        "question": {"stem": "What?", "choices": [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]},
+        "answerKey": "B",
+    }
+    path = write_task(
+        tmp_path, kind="choice", examples=[], id=None, input="{question.stem}", choices="{question.choices.text}",
+        answers="{answerKey}", choice_labels="{question.choices.label}",
+    )  # fmt: skip
+    write_rows(tmp_path / "rows.jsonl", [row])  # CommonsenseQA as its authors give it
+    (item,) = open_task(path, BadRows()).items
+    assert (item.input, item.choices, item.rights) == ("What?", ("x", "y"), (1,))
+
+
+def test_too_few_examples_of_the_automatic_fifth_say_so(tmp_path):
+    path = write_task(tmp_path, shots=2)
+    write_rows(tmp_path / "rows.jsonl", [{"country": f"Land {n}", "capital": "x", "n": n} for n in (1, 2, 3)])
+    task = open_task(path, BadRows())
+    kept = len(task.examples)
+    said = rf'only {kept} examples to draw from \(a fifth of the 3 rows, chosen by id\); name others in "examples" of .*capitals\.json'
+    with pytest.raises(ConfigError, match=said):
+        task.draw(2, 0)
+    with pytest.raises(ConfigError, match=said):  # a suite does not ask with fewer instead
+        open_suites((path,), (), BadRows())
+    write_rows(
+        tmp_path / "rows.jsonl",
+        [{"country": "a", "capital": "x", "n": next(n for n in range(99) if not in_split(str(n), 0.8))}],
+    )
+    with pytest.raises(DataError, match="all rows are examples"):
+        open_task(path, BadRows())
+
+
+def test_the_question_of_an_olmo_request_is_what_follows_its_shots(tmp_path):
+    shots = [f"Question: shot {n}?\nAnswer: yes" for n in range(5)]
+
+    def context(doc, blank=""):
+        # an item that is itself an example has another one in its place
+        mine = [s for n, s in enumerate(shots) if n != doc][:4]
+        return "\n\n".join(["Answer.", *mine, f"Question: item {doc}{blank}?\nAnswer:"])
+
+    rows = [
+        asked(doc, context(doc, "\n\nwith a blank line" * (doc == 2)), c, 0) for doc in range(9) for c in (" a", " b")
+    ]
+    requests(tmp_path / "t" / "mc_4shot" / "requests.jsonl.gz", rows)
+    (task,) = olmo(str(tmp_path), BadRows())
+    blank = "\n\nwith a blank line"
+    # the one that stands in few contexts cannot be told from a question
+    expected = [f"{shots[4] + '@' if n < 4 else ''}Question: item {n}{blank * (n == 2)}?\nAnswer:" for n in range(9)]
+    expected = [text.replace("@", "\n\n") for text in expected]
+    assert [i.input for i in task.items] == expected
+    assert task.items[3].contexts == (context(3),) * 2
+    requests(tmp_path / "one" / "x" / "requests.jsonl.gz", [asked(0, "A.\n\nB?", c, 0) for c in (" a", " b")])
+    assert olmo(str(tmp_path / "one"), BadRows())[0].items[0].input == "A.\n\nB?"
 
 
 def test_suites(tmp_path):

@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tercet.cli.show import suite_table
 from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.comparing import compare
-from tercet.evaluation.contamination import contamination, ngram_length, words
+from tercet.evaluation.contamination import Contamination, contamination, ngram_length, words
+from tercet.evaluation.statistics import clustered
 from tercet.evaluation.suites import measure, open_suites, overlaps
 from tercet.evaluation.task import Form, Item, Task
 from test_asking import Fake
+from test_loaders import asked, requests
 
 # -- contamination -------------------------------------------------------------------------------------------------------
 
@@ -77,6 +80,66 @@ def test_planted_items_are_found_whatever_their_case_and_punctuation():
     split = found.split(["a", "b", "c"], [1.0, 0.0, 0.0])
     assert split["share"]["value"] == 1.0  # of the two that can be told
     assert (split["clean"]["value"], split["dirty"]["value"], split["too_short"]) == (0.0, 0.5, 1)
+
+
+def test_clean_and_dirty_items_are_grouped_as_the_score_is():
+    ids = [str(n) for n in range(80)]
+    groups = [f"d{n // 8}" for n in range(80)]
+    scores = [float(n // 8 % 2) for n in range(80)]  # all items of a document alike
+    found = Contamination(8, 80, frozenset(ids[40:56]), frozenset(ids[72:])).split(ids, scores, groups)
+    clean = [n for n in range(80) if not 40 <= n < 56]
+    assert found["clean"] == clustered([scores[n] for n in clean], [groups[n] for n in clean]).to_json()
+    assert (found["clean"]["n"], found["dirty"]["n"], found["share"]["n"]) == (8, 2, 9)  # documents, not items
+    assert (found["found"], found["told"], found["too_short"]) == (16, 72, 8)
+    wide = found["clean"]["high"] - found["clean"]["low"]
+    alone = Contamination(8, 80, frozenset(ids[40:56]), frozenset()).split(ids, scores)["clean"]
+    assert wide > 1.5 * (alone["high"] - alone["low"])
+
+
+def test_examples_in_the_contexts_of_olmo_do_not_make_items_dirty(tmp_path):
+    shot = "Question: Which animal is the biggest of all that live in the deep sea?\nAnswer: the blue whale"
+    last = [
+        "Which planet is the nearest one to the sun that we see",
+        "Which metal was first worked by men of the north in old times",
+    ]
+    context = lambda doc: f"{shot}\n\nQuestion: {last[doc]}?\nAnswer:"  # noqa: E731
+    rows = [asked(doc, context(doc), c, 0) for doc in (0, 1) for c in (" iron", " tin")]
+    requests(tmp_path / "t" / "mc_1shot" / "requests.jsonl.gz", rows)
+    tasks = open_suites((f"olmo={tmp_path}",), (), BadRows())
+    (found,) = overlaps(tasks, [shot]).values()
+    assert (found.dirty, found.short) == (frozenset(), frozenset())
+    (found,) = overlaps(tasks, [f"They asked: {last[1]}? Iron."]).values()
+    assert found.dirty == {"1"}
+    shown = suite_table({"models": {"m": {"suite": measure(Fake(lambda c, t: 0.0), tasks)}}})
+    assert next(str(c) for c in shown.columns[0].cells) == "olmo/t/mc_1shot (acc, shots in the contexts, 2 items)"
+
+
+def test_a_suite_of_many_tasks_prints_its_contamination_by_ability():
+    long = "one two three four five six seven eight nine {} end"
+    tasks = [
+        Task(f"{'ab'[n % 2]}/{n}", "choice", lambda n=n: [Item(f"{n}/{i}", long.format(f"w{n} x{i}"), ("yes",), ("yes", "no")) for i in range(2)])
+        for n in range(42)
+    ]  # fmt: skip
+    said = [long.format(f"w{n} x1") + " yes" for n in (0, 2, 3)]
+    dirty = {
+        t.name: Contamination(8, 2, frozenset(i.id for i in t.items if f"{i.input} yes" in said), frozenset())
+        for t in tasks
+    }
+    model = Fake(lambda c, t: 0.0 if ("x0" in c) == ("yes" in t) else -1.0)  # right on the clean ones of the pairs
+    table = suite_table({"models": {"m": {"suite": measure(model, tasks, dirty=dirty)}}})
+    rows = list(zip(*[[str(c) for c in column.cells] for column in table.columns]))
+    assert rows[:6] == [
+        ("a, centred", "0.000"), ("  in the training text (0 items too short to tell)", "2 of 42 items"), ("  clean items, centred", f"{2 / 21:.3f}"),
+        ("b, centred", "0.000"), ("  in the training text (0 items too short to tell)", "1 of 42 items"), ("  clean items, centred", f"{1 / 21:.3f}"),
+    ]  # fmt: skip
+
+
+def test_a_suite_never_gives_fewer_examples_than_the_task_says():
+    items = [Item(str(n), f"q{n}", ("a",), ("a", "b")) for n in range(4)]
+    task = Task("few", "choice", lambda: items, lambda: items[:1], shots=3)  # an item is no example of itself
+    with pytest.raises(ConfigError, match="3 shots, but there are only 0 examples"):
+        measure(Fake(lambda c, t: 0.0), [task])
+    assert Task("none", "choice", lambda: items).shots == 0  # nothing to draw from
 
 
 def test_length_of_ngrams():

@@ -6,9 +6,12 @@ import random
 import re
 from collections import defaultdict
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from tercet.data.microworld.documents import documents
+from tercet.data.microworld.facts import FACTS
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.task import Form, Item, Task, find, from_questions, register, registered
 from tercet.evaluation.task_metrics import METRICS, metric_of
@@ -110,6 +113,37 @@ def test_prompts_never_contain_the_answer(name):
         if task.examples:
             for item in task.items[:5]:
                 assert item.input not in [e.input for e in task.draw(min(4, len(task.examples)), 0, item)]
+
+
+def test_the_page_says_truly_what_the_microworlds_text_holds():
+    """docs/evaluation.md: what the text states is asked by some tasks; what others ask stands nowhere in it."""
+    text = "\n".join(d.text for d in documents(1, 300))  # not the documents that were counted
+    line = {
+        "translation": lambda i: f"{i.input} => {i.answers[0]}\n",
+        "cloze": lambda i: f"{i.input} {i.answers[0]}.",
+        "fluency": lambda i: i.answers[0].removesuffix("."),
+        "mapping": lambda i: f"{i.input} => {i.answers[0]}",
+    }
+    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    table = page.split("known by construction")[1].split("\n\n")[1]
+    held_out = {"arithmetic", "question_answering", "dialogue", "fluency", "instructions", "code", "mapping"}
+    for name in NAMES:
+        assert f"`{name}`" in table
+        found = sum(line.get(name, lambda i: i.input)(i) in text for i in find(name).items)
+        if name in held_out:
+            assert found == 0, name
+        elif name in line:
+            assert found > len(find(name).items) / 5, name
+    for row in table.splitlines()[2:]:
+        said = [int(n) for n in re.findall(r"\d+", row.rpartition(" of ")[2])]
+        named = re.findall(r"`(\w+)`", row.split("|")[1])
+        assert said == [len(find(n).items) for n in named]
+        assert row.split("|")[3].strip().startswith("0 of") is (set(named) <= held_out)
+    # every fact that cloze asks is stated, if of things in other words ("A book is made of paper.")
+    stated = {s for fact in FACTS for s in fact.sentences()}
+    missing = [i for i in find("cloze").items if f"{i.input} {i.answers[0]}." not in stated]
+    assert len(missing) == 12
+    assert all(f"A{i.input.removeprefix('The')} {i.answers[0]}." in stated for i in missing)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -92,27 +92,47 @@ def suite_table(scores: dict[str, Any]) -> Table | None:
     for path in models:
         table.add_column(path)
     first = next(iter(models.values()))
-    if len(first["tasks"]) <= 40:
-        for name, task in first["tasks"].items():
-            label = f"{name} ({task['metric']}, {task['shots']} shots, {task['items']} items)"
-            table.add_row(label, *[interval(m["tasks"][name]["score"]) for m in models.values()])
-            if task.get("contamination"):
-                found = task["contamination"]
-                table.add_row(
-                    f"  in the training text ({found['ngram']}-grams; {found['too_short']} items too short to tell)",
-                    *[interval(found["share"]) for _ in models],
-                )
-                table.add_row(
-                    "  clean items", *[interval(m["tasks"][name]["contamination"]["clean"]) for m in models.values()]
-                )
+    single = len(first["tasks"]) <= 40
+    for name, task in first["tasks"].items() if single else ():
+        shots = "shots in the contexts" if task.get("whole_contexts") else f"{task['shots']} shots"
+        label = f"{name} ({task['metric']}, {shots}, {task['items']} items)"
+        table.add_row(label, *[interval(m["tasks"][name]["score"]) for m in models.values()])
+        if task.get("contamination"):
+            found = task["contamination"]
+            table.add_row(
+                f"  in the training text ({found['ngram']}-grams; {found['too_short']} items too short to tell)",
+                *[interval(found["share"]) for _ in models],
+            )
+            table.add_row(
+                "  clean items", *[interval(m["tasks"][name]["contamination"]["clean"]) for m in models.values()]
+            )
     for ability in first["abilities"]:
         table.add_row(f"{ability}, centred", *[f"{m['abilities'][ability]:.3f}" for m in models.values()])
+        if not single:
+            _add_contamination(table, ability, list(models.values()))
     if first["core"] is not None:
         table.add_row("all tasks, centred", *[f"{m['core']:.3f}" for m in models.values()])
     cut = sum(t["cut_prompts"] for m in models.values() for t in m["tasks"].values())
     if cut:
         table.caption = f"{cut} prompts were longer than the context and lost their beginning"
     return table
+
+
+def _add_contamination(table: Table, ability: str, suites: Sequence[dict[str, Any]]) -> None:
+    """Rows for all tasks of an ability together: how many items training holds, and the mean of scores on the others."""
+    mine = [[t for t in s["tasks"].values() if t["ability"] == ability and t.get("contamination")] for s in suites]
+    found = [task["contamination"] for task in mine[0]]
+    if not found:
+        return
+    dirty, told, short = (sum(f[key] for f in found) for key in ("found", "told", "too_short"))
+    share = f"{dirty} of {told} items" if told else "–"
+    table.add_row(f"  in the training text ({short} items too short to tell)", *[share] * len(suites))
+    clean = [
+        [(t["contamination"]["clean"]["value"] - t["chance"]) / (1 - t["chance"]) for t in tasks
+         if "centred" in t and t["contamination"]["clean"]]
+        for tasks in mine
+    ]  # fmt: skip
+    table.add_row("  clean items, centred", *[f"{sum(c) / len(c):.3f}" if c else "–" for c in clean])
 
 
 def comparison_table(found: dict[str, Any]) -> Table:

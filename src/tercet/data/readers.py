@@ -229,22 +229,31 @@ def parsed_rows(
     Raises DataError too if there was no row at all, or no good one.
     """
     files = expand(paths)
-    bad_before, found = bad.count, False
-    for path in files:
-        for where, row in rows(path, bad):
-            try:
-                item = parse(row, where)
-            except DataError as error:
-                bad.add(str(error))
-                continue
-            found = True
-            yield where, item
-    if not found:
-        raise DataError(_no_rows(files, bad, bad_before))
+    return parsed((row for path in files for row in rows(path, bad)), bad, parse, _names(files))
 
 
-def _no_rows(files: Sequence[Path], bad: BadRows, bad_before: int) -> str:
-    names = ", ".join(str(path) for path in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+def parsed(
+    found: Iterable[tuple[str, dict[str, Any]]], bad: BadRows, parse: Callable[[dict[str, Any], str], T], names: str
+) -> Iterator[tuple[str, T]]:
+    """As `parsed_rows`, for rows (place, row) from elsewhere; `names` says in the error what they are from."""
+    bad_before, any_good = bad.count, False
+    for where, row in found:
+        try:
+            item = parse(row, where)
+        except DataError as error:
+            bad.add(str(error))
+            continue
+        any_good = True
+        yield where, item
+    if not any_good:
+        raise DataError(_no_rows(names, bad, bad_before))
+
+
+def _names(files: Sequence[Path]) -> str:
+    return ", ".join(str(path) for path in files[:5]) + (f" and {len(files) - 5} more" if len(files) > 5 else "")
+
+
+def _no_rows(names: str, bad: BadRows, bad_before: int) -> str:
     if skipped := bad.count - bad_before:
         return f"{names}: all {skipped} rows are bad. The first bad row: {bad.messages[0]}"
     return f"{names}: empty, no rows at all; give files with at least one row"
@@ -264,7 +273,7 @@ def documents(paths: Sequence[str], bad: BadRows, source: str | None = None) -> 
             found = True
             yield document
     if not found:
-        raise DataError(_no_rows(files, bad, bad_before))
+        raise DataError(_no_rows(_names(files), bad, bad_before))
 
 
 def _is_text(path: Path) -> bool:

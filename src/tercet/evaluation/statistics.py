@@ -1,6 +1,7 @@
 """Comparing: is B better than A, by how much, how sure is that, and how many items would it take.
 
     the mean of values that come in documents             clustered        bootstrap over documents
+    the score of a task                                   score            the one of these that suits it
     two models on the same items                          paired_test      interval and p value
     the same, over several tasks                          macro_test       tasks count equally; stratified
     several p values at once                              holm             family-wise correction
@@ -40,6 +41,8 @@ from tercet.evaluation.metrics import (
     _score_interval,
     _t_inside,
     _values,
+    mean,
+    proportion,
     t_quantile,
 )
 
@@ -60,6 +63,13 @@ def clustered(values: Values, groups: Sequence[Hashable], level: float = LEVEL, 
         low, high = _score_interval(float(x[0]), sums.size, 0.0, level)
         return Estimate(float(x[0]), low, high, sums.size)
     return _bootstrap(sums, sizes, level, seed, DRAWS)
+
+
+def score(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> Estimate:
+    """A mean with the interval that suits it: over documents where items share them, of a share Wilson's, else Student's."""
+    if groups is not None:
+        return clustered(values, groups)
+    return proportion(int(sum(values)), len(values)) if set(values) <= {0.0, 1.0} else mean(values)
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ from tercet.errors import ConfigError, DataError
 from tercet.evaluation.asking import LanguageModel, Way, answer, check_room
 from tercet.evaluation.contamination import Contamination, contamination
 from tercet.evaluation.loaders import import_tasks, open_suite
-from tercet.evaluation.metrics import Estimate, mean, proportion
-from tercet.evaluation.statistics import clustered
+from tercet.evaluation.statistics import score
 from tercet.evaluation.task import Task
 
 
@@ -21,7 +20,7 @@ def open_suites(
 ) -> list[Task]:
     """The tasks of all suites, each with at most `limit` items.
 
-    Raises ConfigError where a task comes twice, DataError where an id does: by ids models are compared item by item.
+    Raises ConfigError where a task comes twice or has fewer examples than shots, DataError where an id comes twice: by ids models are compared item by item.
     """
     import_tasks(imports)
     found = [task.limited(limit, seed) for name in names for task in open_suite(name, bad)]
@@ -34,6 +33,7 @@ def open_suites(
         if count > 1:
             source = f" ({task.source})" if task.source else ""
             raise DataError(f"task {task.name!r}{source}: {count} items have the id {id!r}; give each its own")
+        task.draw(task.shots, seed)  # before anything is asked
     return found
 
 
@@ -56,16 +56,16 @@ def measure(
     """
     out: dict[str, Any] = {}
     for task in tasks:
-        shots = min(task.shots, len(task.examples))
-        replies = answer(lm, task, [Way(task.form, shots, seed)])[0]
+        replies = answer(lm, task, [Way(task.form, task.shots, seed)])[0]
         longest = task.max_new_tokens if task.kind in ("free", "code") else 1
         metrics = list(replies[0].scores)
         scores = {name: [r.scores[name] for r in replies] for name in metrics}
         groups = [i.group for i in task.items] if all(i.group for i in task.items) else None
-        main, guessing = _estimate(scores[task.metric], groups), task.guessing()
+        main, guessing = score(scores[task.metric], groups), task.guessing()
         row: dict[str, Any] = {
             "version": task.version, "kind": task.kind, "metric": task.metric, "ability": task.ability or task.name.rpartition("/")[0] or task.name,
-            "shots": shots, "items": len(replies), "scores": {name: _estimate(v, groups).to_json() for name, v in scores.items()},
+            "shots": task.shots, "whole_contexts": any(i.contexts for i in task.items), "items": len(replies),
+            "scores": {name: score(v, groups).to_json() for name, v in scores.items()},
             "score": main.to_json(), "chance": guessing, "cut_prompts": check_room(lm, task, replies, longest, refuse=False),
             "ids": [i.id for i in task.items], "each": scores, "groups": groups,
             "example": {"prompt": replies[0].prompt, "answer": replies[0].text},
@@ -73,7 +73,7 @@ def measure(
         if task.metric != "bits_per_byte":
             row["centred"] = (main.value - guessing) / (1 - guessing)
         if dirty and task.name in dirty:
-            row["contamination"] = dirty[task.name].split(row["ids"], scores[task.metric])
+            row["contamination"] = dirty[task.name].split(row["ids"], scores[task.metric], groups)
         out[task.name] = row
     centred = {name: row["centred"] for name, row in out.items() if "centred" in row}
     abilities = dict.fromkeys(out[name]["ability"] for name in centred)
@@ -82,14 +82,6 @@ def measure(
         "abilities": {a: _average([v for n, v in centred.items() if out[n]["ability"] == a]) for a in abilities},
         "core": _average(list(centred.values())) if centred else None,
     }
-
-
-def _estimate(values: Sequence[float], groups: Sequence[str] | None) -> Estimate:
-    if groups is not None:
-        return clustered(values, groups)
-    if set(values) <= {0.0, 1.0}:
-        return proportion(int(sum(values)), len(values))
-    return mean(values)
 
 
 def _average(values: Sequence[float]) -> float:

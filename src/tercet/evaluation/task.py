@@ -83,8 +83,9 @@ class Task:
 
     `asked` and `pool` make the items of the two splits: those that are asked, and those that examples are drawn from.
     `labels` are the answers that every item shares, where there are such; `formats` are other ways to write the
-    same thing. `shots` is how many examples a suite gives. `open_book` says that inputs may hold the answer's text (a
+    same thing. `shots` is how many examples a suite gives, 0 where there is no pool. `open_book` says that inputs may hold the answer's text (a
     story, a list of choices). `chance` is the score of guessing, for tasks without choices.
+    `examples_from` says in an error where the examples come from.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Task:
     by_ability: bool = False
     chance: float = 0.0
     source: str = ""
+    examples_from: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -117,6 +119,8 @@ class Task:
             )
         if not self.metric:
             object.__setattr__(self, "metric", METRIC_OF[self.kind])
+        if self.pool is tuple:
+            object.__setattr__(self, "shots", 0)
         if not self.name or any(c.isspace() or c == "," for c in self.name):
             raise ConfigError(f"a task is named {self.name!r}; wanted a name without spaces and commas")
 
@@ -180,7 +184,7 @@ class Task:
         if len(out) < shots:
             of = f" for {ability!r}" if ability else ""
             raise ConfigError(
-                f"task {self.name!r}: {shots} shots{of}, but there are only {len(out)} examples to draw from"
+                f"task {self.name!r}: {shots} shots{of}, but there are only {len(out)} examples to draw from{self.examples_from}"
             )
         return tuple(out)
 

@@ -1,4 +1,7 @@
-"""Arithmetic: sums and differences of numbers up to 99; no asked sum stands in the microworld's training text."""
+"""Arithmetic: sums and differences of numbers up to 99.
+
+Half of them stand nowhere in the microworld's training text; the others are asked in words that do not stand there.
+"""
 
 from tercet.data.microworld.tasks import tasks
 from tercet.evaluation.task import Form, Item, Task, item_of
