@@ -114,6 +114,30 @@ def test_a_suite_prints_and_writes_every_task_with_intervals_and_contamination(h
         assert bigger["contamination"]["too_short"] == 24
 
 
+def test_what_training_holds_of_questions_and_of_held_out_text_stands_beside_their_scores(here: Path) -> None:
+    held_out = [json.loads(line)["text"] for line in Path("heldout.jsonl").read_text().splitlines()]
+    said = "Is it so or is it not so?"
+    questions = [(said, "It is a cat"), (said.replace("not", "no"), "It is no dog"), ("How many?", "6")]
+    write_rows(Path("asked.jsonl"), ({"prompt": q, "answers": [a], "ability": "x"} for q, a in questions))
+    write_rows(Path("leak.jsonl"), [{"text": held_out[0]}, {"text": "NOT so? It is a cat, they say"}])
+    done = type_in("eval runs/base --text heldout.jsonl --tasks asked.jsonl --max-new-tokens 2 --training-text leak.jsonl --threads 1 --out leak.json")  # fmt: skip
+    assert (done.code, done.err) == (0, "")
+    assert done.out.count("in the training text") == 2
+    row = models("leak.json")["runs/base"]
+    assert row["contamination"]["too_short"] == 1
+    assert (row["contamination"]["found"], row["contamination"]["told"]) == (0, 2)  # seven words are too few
+    assert row["contamination"]["clean"]["n"] == 3
+    (text,) = row["text_contamination"].values()
+    assert text["found"] == 1
+    assert text["told"] + text["too_short"] == len(held_out)
+    write_rows(Path("leak.jsonl"), [{"text": "Is it NOT so? It is a cat, they say"}])
+    done = type_in(
+        "eval runs/base --tasks asked.jsonl --max-new-tokens 2 --training-text leak.jsonl --threads 1 --out leak.json"
+    )
+    found = models("leak.json")["runs/base"]["contamination"]
+    assert (found["found"], found["told"], found["clean"]["n"]) == (1, 2, 2)
+
+
 def test_a_task_in_python_may_make_its_items_one_by_one(here: Path) -> None:
     done = type_in("eval runs/base --suite generated --import generates.py --threads 1 --out generated.json")
     assert (done.code, done.err) == (0, "")
@@ -220,7 +244,6 @@ def files_here() -> list[str]:
         ("prompt runs/base --task sums.json --shots 0,1,0", r"shots is \(0, 1, 0\); wanted each once"),
         ("eval runs/base --suite sums.json --import nowhere.py", r"--import nowhere\.py: cannot be imported"),
         ("eval runs/base --suite sums.json --training-text nowhere.txt", r"nowhere\.txt: there is no such file"),
-        ("eval runs/base --text heldout.jsonl --training-text text.jsonl", r"training_text is .* no suite is named.*--suite"),
         ("eval runs/base --text heldout.jsonl --journal sums.jsonl", r"journal sums\.jsonl: is another file, not a journal"),
         ("eval runs/base --tasks tasks.jsonl --journal scores.json", r"journal scores\.json: is another file, not a journal"),
         ("prompt runs/base --text Hi --journal j.jsonl", r"--journal: a --text is continued as it stands"),

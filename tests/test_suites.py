@@ -14,7 +14,7 @@ from tercet.errors import ConfigError, DataError
 from tercet.evaluation.comparing import compare
 from tercet.evaluation.contamination import Contamination, contamination, ngram_length, words
 from tercet.evaluation.statistics import clustered
-from tercet.evaluation.suites import measure, open_suites, overlaps
+from tercet.evaluation.suites import measure, open_suites, text_of
 from tercet.evaluation.task import Form, Item, Task
 from test_asking import Fake
 from test_loaders import asked, requests
@@ -106,9 +106,9 @@ def test_examples_in_the_contexts_of_olmo_do_not_make_items_dirty(tmp_path):
     rows = [asked(doc, context(doc), c, 0) for doc in (0, 1) for c in (" iron", " tin")]
     requests(tmp_path / "t" / "mc_1shot" / "requests.jsonl.gz", rows)
     tasks = open_suites((f"olmo={tmp_path}",), (), BadRows())
-    (found,) = overlaps(tasks, [shot]).values()
+    (found,) = contamination({t.name: text_of(t) for t in tasks}, [shot]).values()
     assert (found.dirty, found.short) == (frozenset(), frozenset())
-    (found,) = overlaps(tasks, [f"They asked: {last[1]}? Iron."]).values()
+    (found,) = contamination({t.name: text_of(t) for t in tasks}, [f"They asked: {last[1]}? Iron."]).values()
     assert found.dirty == {"1"}
     shown = suite_table({"models": {"m": {"suite": measure(Fake(lambda c, t: 0.0), tasks)}}})
     assert next(str(c) for c in shown.columns[0].cells) == "olmo/t/mc_1shot (acc, shots in the contexts, 2 items)"
@@ -161,7 +161,7 @@ def test_a_suite_of_a_model_that_is_always_right():
         for i in t.items
     }
     model = Fake(lambda c, t: 0.0 if t.strip() == gold[c].answers[0] else -9.0, lambda p, n: f" {gold[p].answers[0]}")
-    found = measure(model, tasks, dirty=overlaps(tasks, ["nothing of this"]))
+    found = measure(model, tasks, dirty=contamination({t.name: text_of(t) for t in tasks}, ["nothing of this"]))
     assert found["core"] == pytest.approx(1.0)
     assert found["abilities"] == {"knowledge": pytest.approx(1.0), "languages": pytest.approx(1.0)}
     row = found["tasks"]["cloze"]

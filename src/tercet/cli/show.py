@@ -74,12 +74,24 @@ def score_table(scores: dict[str, Any]) -> Table:
 
     for source in {s: None for m in models.values() for s in m.get("bits_per_byte", {})}:
         row(f"bits per byte, {source}", [interval(m.get("bits_per_byte", {}).get(source)) for m in models.values()])
+        _add_overlap(table, [m.get("text_contamination", {}).get(source) for m in models.values()], clean=False)
     row("exact match", [interval(m.get("exact_match")) for m in models.values()])
+    _add_overlap(table, [m.get("contamination") for m in models.values()])
     for ability in {a: None for m in models.values() for a in m.get("abilities", {})}:
         row(f"  {ability}", [interval(m.get("abilities", {}).get(ability), 2) for m in models.values()])
     for name in ("rubric", "reward", "well_formed", "finished", "kl", "win_rate", "rubric_difference"):
         row(name.replace("_", " "), [interval(m.get(name)) for m in models.values()])
     return table
+
+
+def _add_overlap(table: Table, found: Sequence[dict[str, Any] | None], clean: bool = True) -> None:
+    """Rows for what `Contamination.split` gave for each model: the share that training holds, and the scores on the others."""
+    if not found or found[0] is None:
+        return
+    name = f"  in the training text ({found[0]['ngram']}-grams; {found[0]['too_short']} items too short to tell)"
+    table.add_row(name, *[interval(part and part["share"]) for part in found])
+    if clean:
+        table.add_row("  clean items", *[interval(part and part["clean"]) for part in found])
 
 
 def suite_table(scores: dict[str, Any]) -> Table | None:
@@ -97,15 +109,7 @@ def suite_table(scores: dict[str, Any]) -> Table | None:
         shots = "shots in the contexts" if task.get("whole_contexts") else f"{task['shots']} shots"
         label = f"{name} ({task['metric']}, {shots}, {task['items']} items)"
         table.add_row(label, *[interval(m["tasks"][name]["score"]) for m in models.values()])
-        if task.get("contamination"):
-            found = task["contamination"]
-            table.add_row(
-                f"  in the training text ({found['ngram']}-grams; {found['too_short']} items too short to tell)",
-                *[interval(found["share"]) for _ in models],
-            )
-            table.add_row(
-                "  clean items", *[interval(m["tasks"][name]["contamination"]["clean"]) for m in models.values()]
-            )
+        _add_overlap(table, [m["tasks"][name].get("contamination") for m in models.values()])
     for ability in first["abilities"]:
         table.add_row(f"{ability}, centred", *[f"{m['abilities'][ability]:.3f}" for m in models.values()])
         if not single:

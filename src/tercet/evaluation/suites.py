@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.asking import LanguageModel, Way, answer, check_room
-from tercet.evaluation.contamination import Contamination, contamination
+from tercet.evaluation.contamination import Contamination
 from tercet.evaluation.loaders import import_tasks, open_suite
 from tercet.evaluation.statistics import score
 from tercet.evaluation.task import Task
@@ -40,11 +40,6 @@ def open_suites(
 def text_of(task: Task) -> dict[str, str]:
     """What an item is recognised by in a training text: its input and its right answer."""
     return {i.id: f"{i.input}{'' if i.contexts else ' '}{i.answers[0]}" for i in task.items}
-
-
-def overlaps(tasks: Sequence[Task], training: Iterable[str]) -> dict[str, Contamination]:
-    """Contamination of every task by the training documents, which are read once."""
-    return contamination({task.name: text_of(task) for task in tasks}, training)
 
 
 def measure(

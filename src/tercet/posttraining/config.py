@@ -93,7 +93,7 @@ class EvalConfig(Settings):
     suite: tuple[str, ...] = setting((), "microworld, a task, task.json, blimp=PATH or olmo=PATH")
     imports: tuple[str, ...] = setting((), "Python module or file that registers tasks of your own", flag="--import")
     training_text: tuple[str, ...] = setting(
-        (), "text the models were trained on: says how much of the suites stands in it"
+        (), "text the models were trained on: says how much of what is measured stands in it"
     )
     journal: str = setting(
         "", "file in which finished requests are kept, so that a killed command goes on (scores by --reward are not)"
@@ -110,7 +110,7 @@ class EvalConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         for needed, names in {
-            "suite": ("imports", "training_text"),
+            "suite": ("imports",),
             "tasks": ("reward", "reference"),
         }.items():
             given = [name for name in names if getattr(self, name)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,12 @@ from tercet.data.tasks import tasks
 from tercet.data.types import Document, Task
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.answers import score_answers
-from tercet.evaluation.likelihood import average, bits_per_byte
+from tercet.evaluation.contamination import Contamination, contamination
+from tercet.evaluation.likelihood import average, bits_per_byte, by_source
 from tercet.evaluation.metrics import Estimate, mean, paired_difference, proportion, win_rate
 from tercet.evaluation.primitives import Primitives
-from tercet.evaluation.suites import measure, open_suites, overlaps
+from tercet.evaluation.suites import measure, open_suites, text_of
+from tercet.evaluation.task import Task as SuiteTask
 from tercet.generation.chat import answer_params, fit_prompts
 from tercet.model.transformer import ScalarModel
 from tercet.posttraining.config import EvalConfig
@@ -122,6 +124,23 @@ def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Task], int]:
     return text, questions[: config.limit or None], bad.count
 
 
+def _numbers(questions: Sequence[Task]) -> list[str]:
+    """Names for questions whose ids may be the same."""
+    return [str(n) for n in range(len(questions))]
+
+
+def _overlaps(config: EvalConfig, suite: Sequence[SuiteTask], questions: Sequence[Task], text: Sequence[Document],
+              bad: BadRows) -> dict[str, Contamination]:  # fmt: skip
+    """Contamination of all that is measured: suites by their tasks' names, --tasks, and --text by its sources."""
+    sets: dict[str, Mapping[str, str]] = {task.name: text_of(task) for task in suite}
+    if questions:
+        asked = [f"{t.prompt[-1].content} {t.answers[0]}" for t in questions]
+        sets["--tasks"] = dict(zip(_numbers(questions), asked))
+    if text:
+        sets |= {f"--text {source}": {d.id: d.text for d in group} for source, group in by_source(text).items()}
+    return contamination(sets, (d.text for d in documents(config.training_text, bad)))
+
+
 def evaluate(
     config: EvalConfig, out: str | Path | None = None, progress: Callable[[int, int], None] | None = None
 ) -> dict[str, Any]:
@@ -146,7 +165,7 @@ def evaluate(
     }
     bad = BadRows(skip=config.skip_bad_rows)
     suite = open_suites(config.suite, config.imports, bad, config.limit, config.seed)
-    dirty = overlaps(suite, (d.text for d in documents(config.training_text, bad))) if config.training_text else {}
+    dirty = _overlaps(config, suite, questions, text, bad) if config.training_text else {}
     with threads(config.threads):
         judge = load_reward_model(reward_run) if reward_run else None
         journal = config.journal or None
@@ -168,12 +187,19 @@ def evaluate(
                 bits = bits_per_byte(lm, text)
                 row["bits_per_byte"] = {s: e.to_json() for s, e in bits.items()}
                 row["bits_per_byte_mean"] = average(bits)
+                if dirty:
+                    row["text_contamination"] = {
+                        s: dirty[f"--text {s}"].split([d.id for d in group], [1.0] * len(group))
+                        for s, group in by_source(text).items()
+                    }
             if questions:
                 if same and reference:
                     scores, judged = of_reference, reference  # answered already, with the same seeds
                 else:
                     scores, judged = _answers(config, lm, questions, judge)
                 row |= scores
+                if dirty:
+                    row["contamination"] = dirty["--tasks"].split(_numbers(questions), row["each"]["exact_match"])
                 if reference_lm and reference:
                     row |= _against(reference, lm, judged, reference_lm)
             if suite:
