@@ -17,7 +17,7 @@ from typing import Any
 
 from tercet.errors import ConfigError, TrainingError
 from tercet.pretraining.config import PretrainConfig
-from tercet.training.run import in_use
+from tercet.training.run import Interrupted, in_use
 
 Work = Callable[[PretrainConfig, str], float]
 WAIT = 10.0  # seconds for a cluster's host to answer
@@ -80,7 +80,7 @@ def at_home(work: Work, config: PretrainConfig, path: str, home: str, mark: str)
 def on_ray(work: Work, left: Mapping[str, PretrainConfig], out: str | Path, address: str, report: Callable[[str, float], None]) -> None:  # fmt: skip
     """Do `work` for every run that is left, each with as many processors as it has threads; `report` each that is done.
 
-    Where a task fails, or at Ctrl-C, the others save and stop. Raises what the task raised, ConfigError where there is no cluster or no
+    Where a task fails, or at Ctrl-C, the others save and stop. Raises what the task raised, Interrupted after Ctrl-C, ConfigError where there is no cluster or no
     node is large enough, TrainingError where a task was lost more often than Ray begins it again.
     """
     ray = connect(address)
@@ -104,11 +104,13 @@ def on_ray(work: Work, left: Mapping[str, PretrainConfig], out: str | Path, addr
                 (done,), _ = ray.wait(list(waiting))
                 path = waiting.pop(done)
                 report(path, _seconds(ray, done, path))
-        except BaseException:
+        except BaseException as error:
             for other in waiting:
                 ray.cancel(other)  # as Ctrl-C does: saved after the step, to go on from
             if waiting:
                 ray.wait(list(waiting), num_returns=len(waiting))
+            if isinstance(error, KeyboardInterrupt):
+                raise Interrupted(f"{out}: interrupted, and what trained is saved; the same command goes on") from error
             raise
     finally:
         mark.unlink(missing_ok=True)
