@@ -129,6 +129,13 @@ def test_what_training_holds_of_questions_and_of_held_out_text_stands_beside_the
     assert row["contamination"]["clean"]["n"] == 3
     (text,) = row["text_contamination"].values()
     assert text["found"] == 1
+    same = [{"id": "x", "text": f"{held_out[0]} {n}"} for n in range(2)]
+    write_rows(Path("same-id.jsonl"), same)
+    assert (
+        type_in("eval runs/base --text same-id.jsonl --training-text leak.jsonl --threads 1 --out doubled.json").code == 0
+    )
+    (both,) = models("doubled.json")["runs/base"]["text_contamination"].values()
+    assert both["found"] == 2  # documents of one name
     assert text["told"] + text["too_short"] == len(held_out)
     write_rows(Path("leak.jsonl"), [{"text": "Is it NOT so? It is a cat, they say"}])
     done = type_in(

@@ -263,8 +263,9 @@ def offline(tmp_path, monkeypatch):
 def test_standard_sets_are_read_by_the_files_of_the_page(offline, name):
     text, (rows, expected) = documented()[name], STANDARD[name]
     told = json.loads(text)
+    examples = [{**r, "question": f"{r['question']} ({n})"} if "question" in r else r for n in range(5) for r in rows]
     folder, config = Path(told["hf"]), told.get("hf_name", "default")
-    files = {told.get("hf_split", "test"): rows, told["hf_examples_split"]: [*rows * 5]}
+    files = {told.get("hf_split", "test"): rows, told["hf_examples_split"]: examples}
     said = "".join(f"  - split: {split}\n    path: {split}.parquet\n" for split in files)
     folder.mkdir(parents=True)
     (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n  data_files:\n{said}---\n")

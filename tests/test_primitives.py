@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import math
 import random
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +21,7 @@ from tercet.evaluation.primitives import Primitives, rolling_windows, split_toke
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.prefixes import lay_out
+from tercet.training.progress import Requests
 
 REQUESTS = [
     ("The cat sat on the", " mat"),
@@ -282,3 +286,20 @@ def test_a_layout_computes_each_beginning_once(make_model: Callable[..., Transfo
             torch.testing.assert_close(hidden[layout.places[row, : len(ids)]], expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="at least one"):
         lay_out([[1], []])
+
+
+def test_requests_say_how_far_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line every ten seconds, none of a part that is sooner done, and nothing where standard error is closed."""
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stream = io.StringIO()
+    told = Requests(stream)
+    for done in (10, 20, 30, 100):
+        told(done, 100)
+        now += 6.0
+    told(5, 50)  # other requests
+    now += 11.0
+    told(15, 50)
+    assert stream.getvalue() == "requests 30/100  0:42 left\nrequests 15/50  0:38 left\n"
+    monkeypatch.setattr(sys, "stderr", None)
+    Requests()(1, 2)

@@ -297,6 +297,8 @@ def test_how_far_the_laws_stray_is_seen_on_the_ladder_itself() -> None:
     drift = scaling.drift_of(laws.Points.of(n, c / (6 * n), bent))
     assert drift == pytest.approx(-math.log(0.98), rel=0.02)
     assert scaling.drift_of(laws.Points.of(n[:6], c[:6] / (6 * n[:6]), exact[:6])) is None
+    last = c == c.max()  # one budget: none of its runs is small
+    assert scaling.drift_of(laws.Points.of(n[last], c[last] / (6 * n[last]), exact[last])) is None
     fit = laws.fit_simple(laws.Points.of(n, c / (6 * n), bent), draws=20)
     plain, wide = (
         scaling.Law({"simple": fit}, 300, 64, c.max(), d).predict(1e5, 8 * c.max() / 6e5) for d in (0, drift)
@@ -324,7 +326,7 @@ def test_the_cheapest_run_for_a_target(tmp_path: Path) -> None:
     flops = found.tokens * found.shape.flops_per_token()
     assert found.loss <= 2.0
     assert scaling.best_for_flops(law, flops / 1.01).loss > 2.0
-    with pytest.raises(ConfigError, match=r"1e24 FLOPs give 1\.0"):
+    with pytest.raises(ConfigError, match=r"1e24 FLOPs on this text give 1\.0"):
         budget.least_flops(law, 0.9, 300, 64)
 
 
@@ -385,19 +387,44 @@ def test_what_repeated_text_is_worth() -> None:
 def test_the_dial_counts_the_text_that_there_is(home: Path) -> None:
     settings = base(home)
     tokenizer = Tokenizer.load(settings.tokenizer)
-    ids = sum(len(tokenizer.encode(d.text)) for d in readers.documents(settings.data, readers.BadRows()))
+    ids = sum(len(tokenizer.encode(d.text)) + 1 for d in readers.documents(settings.data, readers.BadRows()))
     ((share, tokens),) = budget.text_of(settings, tokenizer).sources
     assert (share, tokens) == (1.0, pytest.approx(ids, rel=0.05))
-    found = budget.plan(settings, budget="3e11flops")
+    found = budget.plan(settings, budget="1e11flops")
     assert found.readings == pytest.approx(found.tokens / tokens)
     assert any(f"your text {found.readings:,.1f} times" in line for line in found.lines())
-    fresh = scaling.best_for_flops(scaling.Law.load(budget.DEFAULT_LAW), 3e11, tokenizer.vocab_size, 32)
+    fresh = scaling.best_for_flops(scaling.Law.load(budget.DEFAULT_LAW), 1e11, tokenizer.vocab_size, 32)
     assert (
         fresh.tokens > counting.READINGS * tokens > found.tokens
     )  # a larger model, rather than the same text still again
     assert found.expected.value > fresh.loss
     with pytest.raises(ConfigError, match="mixture and data disagree on other"):
         budget.plan(base(home, mixture=("other=1",)), budget="1min")
+
+
+def test_the_dial_keeps_to_models_that_a_text_is_worth(home: Path, tmp_path: Path) -> None:
+    """A few sentences and a budget for billions of parameters: 16 parameters a token at most, but for the smallest width."""
+    write_rows(tmp_path / "few.jsonl", ({"text": t} for t in ["A red cat sat on a mat."] * 400))
+    settings = base(home, data=(str(tmp_path / "few.jsonl"),))
+    found = budget.plan(settings, budget="1e15flops")
+    tokens = budget.text_of(settings, Tokenizer.load(settings.tokenizer)).tokens()
+    assert 8 * tokens < found.shape.parameters() <= 16 * tokens
+    assert "readings of your text beyond four count for nothing" in found.lines()[-1]
+    assert budget.text_of(settings, Tokenizer.load(settings.tokenizer), until=0.0) == counting.ENDLESS
+
+
+def test_a_fit_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    value = json.loads(budget.DEFAULT_LAW.read_text())
+    for changed, said in (
+        ({"format": 1}, "format 1, wanted 2; make it again"),
+        ({"drift": math.nan}, "drift is nan"),
+        ({"drift": -0.5}, "wanted 0 to 1"),
+    ):
+        (tmp_path / "fit.json").write_text(json.dumps({**value, **changed}))
+        with pytest.raises(DataError, match=said):
+            scaling.Law.load(tmp_path)
+    (tmp_path / "fit.json").write_text(json.dumps({**value, "drift": None}))
+    assert scaling.Law.load(tmp_path).drift is None
 
 
 def test_the_dial_refuses_what_it_would_choose_itself(home: Path) -> None:

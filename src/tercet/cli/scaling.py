@@ -119,5 +119,5 @@ def predict(
     )
     if 6 * size * tokens > FAR * law.flops:
         typer.echo(
-            f"far beyond the ladder, whose largest run had {law.flops:.2g} FLOPs: the interval knows only its noise, and how the law strayed on its own runs"
+            f"far beyond the ladder, whose largest run had {law.flops:.2g} FLOPs: the interval knows only its noise, and how the law strayed on its own largest runs"
         )

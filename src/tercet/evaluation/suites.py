@@ -33,7 +33,8 @@ def open_suites(
         if count > 1:
             source = f" ({task.source})" if task.source else ""
             raise DataError(f"task {task.name!r}{source}: {count} items have the id {id!r}; give each its own")
-        task.draw(task.shots, seed)  # before anything is asked
+        for item in task.items:  # before anything is asked
+            task.draw(task.shots, seed, item)
     return found
 
 

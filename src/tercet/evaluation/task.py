@@ -179,7 +179,9 @@ class Task:
         ability = item.ability if item is not None and self.by_ability else ""
         out: list[Item] = []
         for example in self._shuffled(seed, ability):
-            if len(out) < shots and (item is None or example.input != item.input):
+            if len(out) == shots:
+                break
+            if item is None or example.input != item.input:
                 out.append(example)
         if len(out) < shots:
             of = f" for {ability!r}" if ability else ""

@@ -124,9 +124,9 @@ def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Task], int]:
     return text, questions[: config.limit or None], bad.count
 
 
-def _numbers(questions: Sequence[Task]) -> list[str]:
-    """Names for questions whose ids may be the same."""
-    return [str(n) for n in range(len(questions))]
+def _numbers(of: Sequence[object]) -> list[str]:
+    """Names for questions or documents, whose ids may be the same."""
+    return [str(n) for n in range(len(of))]
 
 
 def _overlaps(config: EvalConfig, suite: Sequence[SuiteTask], questions: Sequence[Task], text: Sequence[Document],
@@ -137,7 +137,10 @@ def _overlaps(config: EvalConfig, suite: Sequence[SuiteTask], questions: Sequenc
         asked = [f"{t.prompt[-1].content} {t.answers[0]}" for t in questions]
         sets["--tasks"] = dict(zip(_numbers(questions), asked))
     if text:
-        sets |= {f"--text {source}": {d.id: d.text for d in group} for source, group in by_source(text).items()}
+        sets |= {
+            f"--text {source}": {str(n): d.text for n, d in enumerate(group)}
+            for source, group in by_source(text).items()
+        }
     return contamination(sets, (d.text for d in documents(config.training_text, bad)))
 
 
@@ -189,7 +192,7 @@ def evaluate(
                 row["bits_per_byte_mean"] = average(bits)
                 if dirty:
                     row["text_contamination"] = {
-                        s: dirty[f"--text {s}"].split([d.id for d in group], [1.0] * len(group))
+                        s: dirty[f"--text {s}"].split(_numbers(group), [1.0] * len(group))
                         for s, group in by_source(text).items()
                     }
             if questions:
@@ -205,6 +208,7 @@ def evaluate(
             if suite:
                 row["suite"] = measure(lm, suite, config.seed, dirty)
             result["models"][str(run.path)] = row
+        result["skipped_rows"] += bad.count
     if out is not None:
         try:
             write_text(Path(out), json.dumps(result, indent=1, ensure_ascii=False) + "\n")

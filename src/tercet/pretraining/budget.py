@@ -18,13 +18,12 @@ import torch
 
 from tercet.data.readers import BadRows, documents
 from tercet.errors import ConfigError
-from tercet.evaluation.likelihood import by_source
 from tercet.evaluation.metrics import Estimate
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.pretraining.clm import must_agree
 from tercet.pretraining.config import PretrainConfig
-from tercet.pretraining.counting import Text
+from tercet.pretraining.counting import ENDLESS, READINGS, Text
 from tercet.pretraining.scaling import FAR, Choice, Law, best_choice, best_for_flops
 from tercet.pretraining.scaling_config import LadderConfig, rows_of, shape_of
 from tercet.tokenizer.bpe import Tokenizer
@@ -151,13 +150,40 @@ def tokens_within(seconds: float, context_length: int, cost: tuple[float, float]
     return low
 
 
-def text_of(config: PretrainConfig, tokenizer: Tokenizer) -> Text:
-    """About how many tokens each source has, by the characters of all and the tokens of some. Raises DataError for bad rows, as training would."""
-    own: dict[str, float] = {}
-    for source, group in by_source(list(documents(config.data, BadRows(skip=config.skip_bad_rows)))).items():
-        characters = sum(len(d.text) for d in group)
-        some = [d.text[:SAMPLE] for d in group[:: max(1, characters // SAMPLE)]]
-        own[source] = max(1.0, characters * sum(map(len, tokenizer.encode_batch(some))) / max(1, sum(map(len, some))))
+@dataclass
+class _Sample:
+    """The length of a source's text, and every n-th document of it, n growing with the source."""
+
+    count: int = 0
+    characters: int = 0
+    every: int = 1
+    kept: list[str] = dataclasses.field(default_factory=list)
+
+    def add(self, text: str) -> None:
+        if self.count % self.every == 0:
+            self.kept.append(text[:SAMPLE])
+            if sum(map(len, self.kept)) > 2 * SAMPLE and len(self.kept) > 1:
+                self.kept, self.every = self.kept[::2], 2 * self.every
+        self.count += 1
+        self.characters += len(text)
+
+    def tokens(self, tokenizer: Tokenizer) -> float:
+        """Those of all documents, with the one that ends each."""
+        rate = sum(map(len, tokenizer.encode_batch(self.kept))) / max(1, sum(map(len, self.kept)))
+        return self.count + self.characters * rate
+
+
+def text_of(config: PretrainConfig, tokenizer: Tokenizer, until: float = math.inf) -> Text:
+    """About how many tokens each source has, by the characters of all and the tokens of some. Raises DataError for bad rows, as training would.
+
+    A text that takes longer than `until` (time.monotonic) to read is taken to have no end: it is read a hundred times as fast as a model learns.
+    """
+    found: dict[str, _Sample] = {}
+    for document in documents(config.data, BadRows(skip=config.skip_bad_rows)):
+        found.setdefault(document.source, _Sample()).add(document.text)
+        if time.monotonic() > until:
+            return ENDLESS
+    own = {source: sample.tokens(tokenizer) for source, sample in found.items()}
     mixture = shares(config.mixture, "mixture")
     must_agree(mixture, own)
     mixture = mixture or own
@@ -169,8 +195,9 @@ def least_flops(law: Law, target: float, vocab_size: int, context_length: int) -
     """The cheapest run that the law expects to reach `target` bits per byte. Raises ConfigError where none would."""
     low, high = math.log(1e8), math.log(1e24)
     if (best := best_for_flops(law, math.exp(high), vocab_size, context_length).loss) > target:
+        mend = "a --law of your own data" if law.text == ENDLESS else "more text, or a --law of your own data"
         raise ConfigError(
-            f"--target-bpb is {target:g}, but by the law 1e24 FLOPs give {best:.3f}; ask for more bits, or give a --law of your own data"
+            f"--target-bpb is {target:g}, but by the law 1e24 FLOPs on this text give {best:.3f}; ask for more bits, or give {mend}"
         )
     for _ in range(60):
         middle = (low + high) / 2
@@ -194,9 +221,12 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
         raise ConfigError(f"the budget chooses {', '.join(given)}; leave out the one or the other")
     seconds, flops = parse_budget(budget) if budget else (0.0, 0.0)
     tokenizer = Tokenizer.load(config.tokenizer)
-    laws = dataclasses.replace(Law.load(law or DEFAULT_LAW), text=text_of(config, tokenizer))
+    planning = min(PLANNING * seconds or PLANNING_MOST, PLANNING_MOST)
+    ends = time.monotonic() + planning
+    text = text_of(config, tokenizer, ends - planning / 2 if seconds else math.inf)
+    laws = dataclasses.replace(Law.load(law or DEFAULT_LAW), text=text)
     vocab, context = tokenizer.vocab_size, config.context_length
-    cost = Speeds(config, time.monotonic() + min(PLANNING * seconds or PLANNING_MOST, PLANNING_MOST))
+    cost = Speeds(config, ends)
     if seconds:
         choice = best_choice(laws, vocab, context, lambda s: tokens_within(seconds * (1 - BESIDES), context, cost(s)))
     elif flops:
@@ -224,6 +254,8 @@ def _strange(law: Law, shape: ModelConfig, tokens: float) -> tuple[str, ...]:
         f"the law is of {law.vocab_size} token ids, this run of {shape.vocab_size}": law.vocab_size != shape.vocab_size,
         f"of a context of {law.context_length}, this run of {shape.context_length}": law.context_length != shape.context_length,
         f"of runs of at most {law.flops:.1e} FLOPs, this one has {times:,.0f} times as many": times > FAR,
+        "of too few runs to know how it strays from larger ones": law.drift is None,
+        "readings of your text beyond four count for nothing: give more text, or a smaller budget": law.text.readings(tokens) > 1.1 * READINGS,
     }  # fmt: skip
     return tuple(text for text, true in found.items() if true)
 

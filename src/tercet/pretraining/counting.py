@@ -30,6 +30,10 @@ class Text:
 
     sources: tuple[tuple[float, float], ...]
 
+    def tokens(self) -> float:
+        """How many there are."""
+        return sum(own for _, own in self.sources)
+
     def readings(self, tokens: float) -> float:
         """How often `tokens` tokens read the source that is read most often."""
         return max(share * tokens / own for share, own in self.sources)

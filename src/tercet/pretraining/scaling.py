@@ -34,10 +34,11 @@ from tercet.pretraining.laws import (
 )
 from tercet.pretraining.scaling_config import shape_of
 
-FORMAT = 1
+FORMAT = 2
 FORECAST = ("parametric", "simple")  # laws of N and D, all parameters counted, that predict together
 FAR = 30.0  # times the FLOPs of the largest run behind a law: beyond, a prediction is hardly more than a guess
 HELD_BACK = 3.0  # runs of more than a third of the largest run's FLOPs are held back to see how far the laws stray
+LARGEST = 16.0  # parameters for each token of a text: where little is read again and again, up to 8 were measured to be of use
 SAME_BUDGET = 1.1  # runs whose FLOPs differ by less than this factor are of one budget: steps are whole
 # to choose from: beyond 64 only such as have heads of at least 32 dimensions (`shape_of`). 80 and 112, with 5 and 7 heads of 16, were
 # up to 6 % worse than 96 on the same budget (docs/scaling.md), which a law of N and D cannot know
@@ -98,6 +99,8 @@ def drift_of(points: Points) -> float | None:
     None where the smaller runs are too few for a law.
     """
     small = points.flops <= points.flops.max() / HELD_BACK
+    if not small.any():
+        return None
     try:
         fits = [fit(points.take(small), draws=2) for fit in (fit_parametric, fit_simple)]
     except DataError:
@@ -148,7 +151,7 @@ class Law:
     vocab_size: int
     context_length: int
     flops: float  # of the largest run behind the law
-    drift: float = 0.0  # of the forecast for each doubling beyond that: `drift_of`
+    drift: float | None = 0.0  # of the forecast for each doubling beyond that: `drift_of`
     text: Text = ENDLESS  # that the runs asked about would read
 
     def law(self, name: str = "parametric") -> Fit:
@@ -169,7 +172,7 @@ class Law:
     def predict(self, size: float, tokens: float, level: float = 0.9) -> Estimate:
         """The same with an interval: of the draws of all, and as much wider as the laws strayed on the ladder itself."""
         found = forecast(self.forecasters(), size, self.text.worth(tokens), level)
-        stray = math.exp(self.drift * max(0.0, math.log2(6 * size * tokens / self.flops)))
+        stray = math.exp((self.drift or 0) * max(0.0, math.log2(6 * size * tokens / self.flops)))
         return dataclasses.replace(found, low=found.low / stray, high=found.high * stray)
 
     @classmethod
@@ -180,13 +183,20 @@ class Law:
             raise DataError(f"{file}: no such file; write it with `tercet scaling fit {path}`")
         try:
             value = json.loads(file.read_text(encoding="utf-8"))
+            if value["format"] != FORMAT:
+                raise ValueError(
+                    f"it has the format {value['format']}, wanted {FORMAT}; make it again with that command"
+                )
+            drift = None if value["drift"] is None else float(value["drift"])
+            if drift is not None and not 0 <= drift < 1:
+                raise ValueError(f"drift is {drift}; wanted 0 to 1")
             laws = {name: Fit.from_json(fit, f"{file}: {name}") for name, fit in value["laws"].items()}
             flops = max(float(run["flops"]) for run in value["runs"])
             for name in FORECAST:
                 fit = laws.get(name)
                 if fit and (fit.law != name or len(fit.residuals) != len(value["runs"])):
                     raise ValueError(f"{name} is {fit.law} of {len(fit.residuals)} runs, of {len(value['runs'])}")
-            return cls(laws, int(value["vocab_size"]), int(value["context_length"]), flops, float(value["drift"] or 0))
+            return cls(laws, int(value["vocab_size"]), int(value["context_length"]), flops, drift)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{file}: not a fit.json of `tercet scaling fit`: {error!r}") from error
 
@@ -205,6 +215,8 @@ def best_choice(law: Law, vocab_size: int, context_length: int, tokens_of: Calla
                 widths: Sequence[int] = WIDTHS) -> Choice:  # fmt: skip
     """The width of least expected loss, where `tokens_of(shape)` says how many tokens that size can have.
 
+    Beyond the smallest none has more than `LARGEST` parameters for each token that there is to read.
+
     Widths are tried upwards until the law says three times in a row that larger is worse. Raises ConfigError where not even the smallest
     gets one row of tokens.
     """
@@ -213,7 +225,7 @@ def best_choice(law: Law, vocab_size: int, context_length: int, tokens_of: Calla
     for width in widths:
         shape = ModelConfig(vocab_size, context_length, **shape_of(width))
         tokens = tokens_of(shape)
-        if tokens < context_length:
+        if tokens < context_length or (best and shape.parameters() > LARGEST * law.text.tokens()):
             break
         loss = law.loss(shape.parameters(), tokens)
         if best is None or loss < best.loss:

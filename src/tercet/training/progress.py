@@ -139,13 +139,15 @@ class Requests:
     """What `Primitives` tell of their requests, on standard error: in a terminal a line that is rewritten, elsewhere one every ten seconds."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr
-        self.live = self.stream.isatty()
+        self.stream = stream or sys.stderr  # None where standard error is closed
+        self.live = self.stream is not None and self.stream.isatty()
         self.done = self.total = self.first = 0
         self.began = self.last = 0.0
 
     def __call__(self, done: int, total: int) -> None:
         """`done` of `total` requests are finished; where that is not more than before, it is of others than before."""
+        if self.stream is None:
+            return
         now = time.monotonic()
         if total != self.total or done <= self.done:
             self.total, self.first, self.began, self.last = total, done, now, now
