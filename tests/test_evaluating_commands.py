@@ -132,7 +132,8 @@ def test_what_training_holds_of_questions_and_of_held_out_text_stands_beside_the
     same = [{"id": "x", "text": f"{held_out[0]} {n}"} for n in range(2)]
     write_rows(Path("same-id.jsonl"), same)
     assert (
-        type_in("eval runs/base --text same-id.jsonl --training-text leak.jsonl --threads 1 --out doubled.json").code == 0
+        type_in("eval runs/base --text same-id.jsonl --training-text leak.jsonl --threads 1 --out doubled.json").code
+        == 0
     )
     (both,) = models("doubled.json")["runs/base"]["text_contamination"].values()
     assert both["found"] == 2  # documents of one name
@@ -286,6 +287,7 @@ def files_here() -> list[str]:
         ("prompt runs/base --text Hi --shots 0 --vary labels --metric f1", r"--shots, --vary, --metric: a --text is continued"),
         ("prompt runs/base --task sums.json --shots 0 --vary labels", r"--vary labels: changes nothing here; it needs --shots above 0"),
         ("prompt runs/base --task sums.json --shots 0,4 --orders 9", r"--orders 9: is for --vary order"),
+        ("eval runs/base --suite sums.json --journal new.jsonl --out new.jsonl", r"--out new\.jsonl: is the --journal"),
         ("prompt runs/base --text Hi --figure f.svg", r"--figure: a --text is continued as it stands"),
         ("prompt runs/base --text Hi --out nowhere/p.json", r"--out nowhere/p\.json: cannot be written"),
         ("prompt runs/base --task mappin --shots 0", r"no task 'mappin'; did you mean 'mapping'"),

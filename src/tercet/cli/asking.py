@@ -48,8 +48,8 @@ def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None)
     # a shell's double quotes keep \\n as two characters; nobody means those here
     texts = {name: getattr(config, name).replace("\\n", "\n") for name in ("description", "template", "separator")}
     config, text = dataclasses.replace(config, **texts), text.replace("\\n", "\n")
-    check_writable(out, "--out")
-    check_writable(figure, "--figure")
+    check_writable(out, "--out", config.journal)
+    check_writable(figure, "--figure", config.journal)
     if text:
         from tercet.generation.chat import Chat
         from tercet.training.run import threads
@@ -109,8 +109,10 @@ def write_whole(path: Path, text: str, option: str) -> None:
         raise ConfigError(f"{option} {path}: cannot be written: {error}") from error
 
 
-def check_writable(path: Path | None, option: str) -> None:
-    """Raise ConfigError, before hours are spent, where a file cannot be written later."""
+def check_writable(path: Path | None, option: str, journal: str = "") -> None:
+    """Raise ConfigError, before hours are spent, where a file cannot be written later, or is the journal."""
+    if path is not None and journal and path.resolve() == Path(journal).resolve():
+        raise ConfigError(f"{option} {path}: is the --journal, and would be written over; choose another {option}")
     if path is not None and path.is_dir():
         raise ConfigError(f"{option} {path}: cannot be written: it is a folder; name a file")
     if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
@@ -120,7 +122,7 @@ def check_writable(path: Path | None, option: str) -> None:
 
 
 def _eval(config: EvalConfig, out: Path | None) -> None:
-    check_writable(out, "--out")
+    check_writable(out, "--out", config.journal)
     from tercet.cli.show import console, score_table, suite_table
     from tercet.posttraining.scores import evaluate
     from tercet.training.progress import Requests
@@ -134,7 +136,7 @@ def _eval(config: EvalConfig, out: Path | None) -> None:
 
 
 def _winrate(config: WinRateConfig, out: Path | None) -> None:
-    check_writable(out, "--out")
+    check_writable(out, "--out", config.journal)
     from tercet.cli.show import console, winrate_tables
     from tercet.posttraining.judging import win_rates
     from tercet.training.progress import Requests
