@@ -369,10 +369,10 @@ def test_a_plan_for_flops_spends_them(home: Path) -> None:
     assert found.tokens * found.shape.flops_per_token() == pytest.approx(3e10, rel=0.05)
     assert found.config.minutes == 0
     assert found.expected.low < found.expected.value < found.expected.high
-    assert "the law is of 512 token ids, this run of 300" in found.lines()[-1]
+    assert "the law's runs have 512 token ids, this one 300" in found.lines()[-1]
     assert "context" not in found.lines()[-1]  # both are 32
     assert (
-        "of at most 1.3e+12 FLOPs, this one has 76 times as many"
+        "at most 1.3e+12 FLOPs, this one 76 times as many"
         in budget.plan(base(home), budget="1e14flops").lines()[-1]
     )
 

@@ -251,10 +251,10 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
 def _strange(law: Law, shape: ModelConfig, tokens: float) -> tuple[str, ...]:
     times = tokens * shape.flops_per_token() / law.flops
     found = {
-        f"the law is of {law.vocab_size} token ids, this run of {shape.vocab_size}": law.vocab_size != shape.vocab_size,
-        f"of a context of {law.context_length}, this run of {shape.context_length}": law.context_length != shape.context_length,
-        f"of runs of at most {law.flops:.1e} FLOPs, this one has {times:,.0f} times as many": times > FAR,
-        "of too few runs to know how it strays from larger ones": law.drift is None,
+        f"the law's runs have {law.vocab_size} token ids, this one {shape.vocab_size}": law.vocab_size != shape.vocab_size,
+        f"the law's runs have a context of {law.context_length}, this one {shape.context_length}": law.context_length != shape.context_length,
+        f"the law's runs have at most {law.flops:.1e} FLOPs, this one {times:,.0f} times as many": times > FAR,
+        "the law's runs are too few to say how it strays from larger ones": law.drift is None,
         "readings of your text beyond four count for nothing: give more text, or a smaller budget": law.text.readings(tokens) > 1.1 * READINGS,
     }  # fmt: skip
     return tuple(text for text, true in found.items() if true)
