@@ -371,10 +371,7 @@ def test_a_plan_for_flops_spends_them(home: Path) -> None:
     assert found.expected.low < found.expected.value < found.expected.high
     assert "the law's runs have 512 token ids, this one 300" in found.lines()[-1]
     assert "context" not in found.lines()[-1]  # both are 32
-    assert (
-        "at most 1.3e+12 FLOPs, this one 76 times as many"
-        in budget.plan(base(home), budget="1e14flops").lines()[-1]
-    )
+    assert "at most 1.3e+12 FLOPs, this one 76 times as many" in budget.plan(base(home), budget="1e14flops").lines()[-1]
 
 
 def test_what_repeated_text_is_worth() -> None:
