@@ -207,7 +207,8 @@ def run_demo(out: Path, *, minutes: float, seed: int, threads: int, progress: Pr
     with cpu_threads(threads):
         plan.measure()
         progress.say(
-            f"this machine: {plan.speed:,.0f} training tokens/s in float32, {plan.fast_speed:,.0f} in {plan.precision}, {threads} threads"
+            f"this machine: {plan.speed:,.0f} training tokens/s in float32, {threads} threads"
+            + (f"; {plan.fast_speed:,.0f} in {plan.precision}" if plan.precision != "float32" else "")
         )
         demo = Demo(out, plan, seed, progress)
         tokenizer = demo.prepare()
