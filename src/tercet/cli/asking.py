@@ -15,10 +15,13 @@ from tercet.errors import ConfigError
 from tercet.evaluation.config import LONGEST, AskConfig
 from tercet.posttraining.config import EvalConfig, WinRateConfig
 
-OF_TASKS = (
-    "examples", "imports", "shots", "seeds", "vary", "orders", "calibrate", "self_consistency", "metric", "description", "template",
-    "separator", "limit", "journal", "skip_bad_rows",
-)  # fmt: skip
+OF_TEXT = (
+    "model",
+    "temperature",
+    "max_new_tokens",
+    "threads",
+    "seed",
+)  # settings that count where a --text is continued
 
 
 def register(app: typer.Typer) -> None:
@@ -54,8 +57,10 @@ def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None)
         from tercet.generation.chat import Chat
         from tercet.training.run import threads
 
-        usual = AskConfig(model=config.model)
-        useless = [f"--{n.replace('_', '-')}" for n in OF_TASKS if getattr(config, n) != getattr(usual, n)]
+        names = [
+            f.name for f in dataclasses.fields(config) if f.name not in OF_TEXT and getattr(config, f.name) != f.default
+        ]
+        useless = [f"--{n.replace('_', '-')}" for n in names]
         if useless or figure is not None:
             raise ConfigError(
                 f"tercet prompt: {', '.join(useless or ['--figure'])}: a --text is continued as it stands, not asked as a task: leave it out"

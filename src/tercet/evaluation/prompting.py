@@ -12,7 +12,7 @@ Where seeds draw different examples, the interval is over draws and items at onc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,9 @@ from tercet.errors import ConfigError
 from tercet.evaluation.asking import Reply, Way, answer, check_room
 from tercet.evaluation.config import LONGEST, AskConfig
 from tercet.evaluation.loaders import import_tasks, open_task
-from tercet.evaluation.metrics import Estimate, mean, proportion
-from tercet.evaluation.primitives import Primitives
-from tercet.evaluation.statistics import clustered, crossed
+from tercet.evaluation.metrics import Estimate, proportion
+from tercet.evaluation.primitives import Primitives, Progress
+from tercet.evaluation.statistics import crossed, score
 from tercet.evaluation.task import Form, Task, from_questions
 from tercet.training.run import threads
 
@@ -47,7 +47,7 @@ def ask(
     config: AskConfig,
     bad: BadRows | None = None,
     lm: Primitives | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """One row for each task, condition, number of shots and ability (and "all"): accuracy with its interval, the worst and
     best of its draws, orders or formats, and a sample prompt with its answer.
@@ -162,11 +162,7 @@ def combined(table: Sequence[Sequence[float]], groups: Sequence[str] = ()) -> Es
             if min(flat) < 0 or max(flat) > 1
             else replace(found, low=max(0.0, found.low), high=min(1.0, found.high))
         )
-    if len(names) < len(of):
-        return clustered(flat, list(of) * len(table))
-    if set(flat) <= {0.0, 1.0}:
-        return proportion(int(sum(flat)), len(flat))
-    return mean(flat)
+    return score(flat, list(of) * len(table) if len(names) < len(of) else None)
 
 
 def _rows(task: Task, c: Condition, replies: Sequence[Sequence[Reply]]) -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ from tercet.errors import ConfigError, ContextError, DataError
 from tercet.evaluation.answers import ask_all
 from tercet.evaluation.journal import Journal
 from tercet.evaluation.metrics import win_rate
-from tercet.evaluation.primitives import Primitives, split_tokens
+from tercet.evaluation.primitives import Primitives, Progress, split_tokens
 from tercet.evaluation.winrates import Game, both_orders, difficulties, length_controlled, strengths
 from tercet.generation.chat import answer_params
 from tercet.posttraining.config import WinRateConfig
@@ -211,7 +211,7 @@ def kept(judge: Judge, journal: Journal, name: str) -> Judge:
     return judged_once
 
 
-def open_judge(config: WinRateConfig, progress: Callable[[int, int], None] | None = None) -> tuple[Judge, bool]:
+def open_judge(config: WinRateConfig, progress: Progress | None = None) -> tuple[Judge, bool]:
     """(the judge that the settings name, whether it is to be asked in both orders). Raises ConfigError."""
     name, _, rest = config.judge.partition(":")
     if config.journal and (config.judge == "rubric" or name == "reward"):
@@ -245,7 +245,7 @@ def judged(judge: Judge, pairs: Sequence[Pair], both: bool) -> tuple[list[float]
 def win_rates(
     config: WinRateConfig,
     judge: tuple[Judge, bool] | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Every model's win rate against the first, plain and length-controlled, and the strengths of all.
 

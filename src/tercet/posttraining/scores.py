@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tercet.evaluation.answers import score_answers
 from tercet.evaluation.contamination import Contamination, contamination
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source
 from tercet.evaluation.metrics import Estimate, mean, paired_difference, proportion, win_rate
-from tercet.evaluation.primitives import Primitives
+from tercet.evaluation.primitives import Primitives, Progress
 from tercet.evaluation.suites import measure, open_suites, text_of
 from tercet.evaluation.task import Task as SuiteTask
 from tercet.generation.chat import answer_params, fit_prompts
@@ -138,15 +138,13 @@ def _overlaps(config: EvalConfig, suite: Sequence[SuiteTask], questions: Sequenc
         sets["--tasks"] = dict(zip(_numbers(questions), asked))
     if text:
         sets |= {
-            f"--text {source}": {str(n): d.text for n, d in enumerate(group)}
+            f"--text {source}": dict(zip(_numbers(group), [d.text for d in group]))
             for source, group in by_source(text).items()
         }
     return contamination(sets, (d.text for d in documents(config.training_text, bad)))
 
 
-def evaluate(
-    config: EvalConfig, out: str | Path | None = None, progress: Callable[[int, int], None] | None = None
-) -> dict[str, Any]:
+def evaluate(config: EvalConfig, out: str | Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Measure every model of `config.models`; returns the scores and, with `out`, writes them there as JSON.
 
     Raises ConfigError where there is nothing to measure or a reference has another tokenizer.

@@ -158,18 +158,21 @@ class _Sample:
     characters: int = 0
     every: int = 1
     kept: list[str] = dataclasses.field(default_factory=list)
+    size: int = 0  # characters of `kept`
 
     def add(self, text: str) -> None:
         if self.count % self.every == 0:
             self.kept.append(text[:SAMPLE])
-            if sum(map(len, self.kept)) > 2 * SAMPLE and len(self.kept) > 1:
+            self.size += len(self.kept[-1])
+            if self.size > 2 * SAMPLE:
                 self.kept, self.every = self.kept[::2], 2 * self.every
+                self.size = sum(map(len, self.kept))
         self.count += 1
         self.characters += len(text)
 
     def tokens(self, tokenizer: Tokenizer) -> float:
         """Those of all documents, with the one that ends each."""
-        rate = sum(map(len, tokenizer.encode_batch(self.kept))) / max(1, sum(map(len, self.kept)))
+        rate = sum(map(len, tokenizer.encode_batch(self.kept))) / max(1, self.size)
         return self.count + self.characters * rate
 
 
