@@ -24,7 +24,7 @@ from typing import Any
 from safetensors.numpy import load_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-from helpers import write_world  # noqa: E402
+from helpers import write_world
 
 TERCET = [str(Path(sys.executable).with_name("tercet"))]
 SHAPE = (
