@@ -31,10 +31,10 @@ NEW_TOKENS = 24
 
 def make_model(folder: Path, shape: Shape) -> list[str]:
     """A run at its initial weights and its export; returns texts that were not trained on."""
+    from tercet import pretrain
     from tercet.data.sources import python_docs
     from tercet.exchange.huggingface import export_model
-    from tercet.pretraining.clm import pretrain
-    from tercet.pretraining.config import PretrainConfig
+    from tercet.pretraining.pretrain_stage import PretrainConfig
     from tercet.tokenizer.bpe import train_tokenizer
 
     texts = [asdict(d) for d, _ in zip(python_docs(), range(400))]

@@ -57,25 +57,25 @@ def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Stamps) -> Non
     stage: Callable[..., Any]
     config: Any
     if task.startswith("sft"):
-        from tercet.posttraining.config import SFTConfig
-        from tercet.posttraining.sft import sft as stage
+        from tercet import sft as stage
+        from tercet.posttraining.sft_stage import SFTConfig
 
         data, rows = ("chats", shape.rows) if task == "sft" else ("varied", shape.packed)
         chats: dict[str, Any] = {"data": (path(f"{data}.jsonl"),), "heldout": (path("heldout.chats.jsonl"),)}
         config = SFTConfig(**common, **chats, batch_size=rows, muon_lr=0.0)
     elif task == "reward":
-        from tercet.posttraining.config import RewardConfig
-        from tercet.posttraining.reward import reward as stage
+        from tercet import reward as stage
+        from tercet.posttraining.reward_stage import RewardConfig
 
         config = RewardConfig(**common, **pairs)
     elif task.startswith("dpo"):
-        from tercet.posttraining.dpo import dpo as stage
-        from tercet.posttraining.preference_config import DPOConfig
+        from tercet import dpo as stage
+        from tercet.posttraining.preference_stage import DPOConfig
 
         config = DPOConfig(**common, **pairs)
     elif task == "grpo":
-        from tercet.posttraining.grpo import grpo as stage
-        from tercet.posttraining.rl_config import GRPOConfig
+        from tercet import grpo as stage
+        from tercet.posttraining.rl_stage import GRPOConfig
 
         rule = f"python:{Path(__file__).with_name('rule.py')}:rule"
         config = GRPOConfig(
@@ -88,8 +88,8 @@ def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Stamps) -> Non
             log_kl=False,
         )
     else:
-        from tercet.posttraining.ppo import ppo as stage
-        from tercet.posttraining.rl_config import PPOConfig
+        from tercet import ppo as stage
+        from tercet.posttraining.rl_stage import PPOConfig
 
         config = PPOConfig(**common, **rollout, reward=(path("judge"),), batch_size=shape.rollouts)
     stage(config, out, progress=stamps)

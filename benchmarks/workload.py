@@ -123,10 +123,9 @@ def _data(folder: Path, shape: Shape) -> Shape:
 
 def _runs(folder: Path, shape: Shape) -> None:
     """A model at its initial weights and a reward model of it: one step each, at a learning rate of 0."""
-    from tercet.posttraining.config import RewardConfig
-    from tercet.posttraining.reward import reward
-    from tercet.pretraining.clm import pretrain
-    from tercet.pretraining.config import PretrainConfig
+    from tercet import pretrain, reward
+    from tercet.posttraining.reward_stage import RewardConfig
+    from tercet.pretraining.pretrain_stage import PretrainConfig
 
     still: dict[str, Any] = {"steps": 1, "lr": 0.0, "batch_size": 2, "threads": shape.threads}
     pretrain(

@@ -21,15 +21,16 @@ from typing import Any
 
 from scaling_prediction import DATA, own_text, prepare
 
+from tercet import pretrain
 from tercet.model.config import ModelConfig
 from tercet.pretraining.budget import BESIDES, chosen, measure, parse_budget, tokens_within
-from tercet.pretraining.clm import pretrain
-from tercet.pretraining.config import PretrainConfig
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.pretraining.scaling import Choice
 from tercet.pretraining.scaling_config import shape_of
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.progress import Plain
-from tercet.training.run import Run, write_text
+from tercet.training.records import write_text
+from tercet.training.run import Run
 
 BUDGETS, GRID, WIDTHS = ("1min", "5min", "20min"), ("2min",), (32, 48, 64, 96, 128)
 

@@ -14,8 +14,8 @@ from curves_world import END, SIZES, World, ppo_config, run_ppo
 from tercet.model.transformer import Transformer
 from tercet.posttraining.best_of_n import best_of_k, kl_bon
 from tercet.posttraining.dpo import pair_objective
-from tercet.posttraining.preference_config import DPOConfig
 from tercet.posttraining.preference_data import answer_logprobs, pair_batch
+from tercet.posttraining.preference_stage import DPOConfig
 from tercet.training.batch import pack_whole
 from tercet.training.feed import Feed, permuted
 from tercet.training.learner import Learner

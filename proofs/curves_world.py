@@ -23,14 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tercet.generation.sampler import Completion, SamplingParams
+from tercet.generation.sampler import Completion, SamplingParams, generate
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.ppo import PPO
 from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, normalise, ranking_loss, score_texts
-from tercet.posttraining.rl_config import PPOConfig
-from tercet.posttraining.rollouts import Clock, Rollouts, explore, sample
+from tercet.posttraining.rl_stage import PPOConfig
+from tercet.posttraining.rollouts import Clock, Rollouts, explore
 from tercet.training.batch import Rows, pack_whole
 from tercet.training.feed import Feed, permuted
 from tercet.training.learner import Learner
@@ -145,7 +145,8 @@ class World:
         """`each` answers of the base policy to every prompt."""
         every = [p for p in prompts for _ in range(each)]
         first = (self.seed * 100 + key) * 1_000_003
-        return every, sample(self.base, every, PARAMS, range(first, first + len(every)))
+        seeds = range(first, first + len(every))
+        return every, generate(self.base, every, PARAMS, seeds, batch_size=128)
 
     def normalised(self, model: ScalarModel) -> ScalarModel:
         """Mean 0 and standard deviation 1 over answers of the base policy, as the reward stage does it."""

@@ -43,7 +43,7 @@ from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.ppo import PPO
 from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, normalise, ranking_loss, score_texts
-from tercet.posttraining.rl_config import PPOConfig
+from tercet.posttraining.rl_stage import PPOConfig
 from tercet.posttraining.rollouts import Clock, explore
 from tercet.pretraining.clm import build_feed
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer

@@ -24,7 +24,8 @@ from tercet.pretraining.scaling import Law, best_for_flops, fit_ladder
 from tercet.pretraining.scaling_config import LadderConfig
 from tercet.tokenizer.bpe import train_tokenizer
 from tercet.training.progress import Plain
-from tercet.training.run import Run, write_text
+from tercet.training.records import write_text
+from tercet.training.run import Run
 
 DATA: dict[str, Callable[[], Iterator[Document]]] = {
     "bible": sources.bible, "code": sources.python_code, "docs": sources.python_docs,

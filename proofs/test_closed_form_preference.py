@@ -26,9 +26,9 @@ from torch import Tensor
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.posttraining.dpo import kto_objective, pair_objective
-from tercet.posttraining.preference_config import DPOConfig
 from tercet.posttraining.preference_data import LabelledBatch, PairBatch
 from tercet.posttraining.preference_losses import kto_reference_point
+from tercet.posttraining.preference_stage import DPOConfig
 from tercet.training.grouped import Grouped, group
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig, schedule

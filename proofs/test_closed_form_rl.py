@@ -19,7 +19,7 @@ from tercet.generation.sampler import SamplingParams
 from tercet.posttraining.advantages import advantages_and_returns, place_rewards
 from tercet.posttraining.grpo import GroupMethod
 from tercet.posttraining.ppo import PPO
-from tercet.posttraining.rl_config import GRPOConfig, PPOConfig
+from tercet.posttraining.rl_stage import GRPOConfig, PPOConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, explore, values
 
 SEEDS = (0, 1, 2, 3)
@@ -182,7 +182,7 @@ class KLAsLoss(PPO):
 
         self.critic.forward_backward([rollouts], value_objective)
         self.critic.optim_step(self.policy.scale(step))
-        self.policy.step(self.policy.scale(step))
+        self.policy.step(step, {}, {})
         return {}
 
 

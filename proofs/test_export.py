@@ -11,11 +11,11 @@ import torch
 
 pytest.importorskip("transformers")
 from helpers import write_world
+from tercet import import_model
 from tercet.data.types import Message
 from tercet.evaluation.primitives import Primitives
-from tercet.exchange.config import ImportConfig
 from tercet.exchange.huggingface import export_model
-from tercet.exchange.importing import import_model
+from tercet.exchange.import_stage import ImportConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render, render_prompt
 from tercet.training.load import load_language_model, load_reward_model

@@ -17,7 +17,7 @@ from tercet.model.transformer import Transformer
 from tercet.posttraining import rollouts as ro
 from tercet.posttraining.advantages import by_group, leave_one_out, totals
 from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.rl_config import KL_PLACES, REFUSED
+from tercet.posttraining.rl_stage import KL_PLACES, REFUSED
 from tercet.posttraining.rollouts import Rollouts, assemble
 
 F64 = torch.float64

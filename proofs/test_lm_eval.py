@@ -21,14 +21,14 @@ import pytest
 pytest.importorskip("lm_eval")
 
 from helpers import write_world
+from tercet import import_model
 from tercet.data.readers import BadRows
 from tercet.evaluation.asking import Way, answer
 from tercet.evaluation.loaders import olmo
 from tercet.evaluation.primitives import Primitives
 from tercet.evaluation.task import Form, Item, Task
-from tercet.exchange.config import ImportConfig
 from tercet.exchange.huggingface import export_model
-from tercet.exchange.importing import import_model
+from tercet.exchange.import_stage import ImportConfig
 
 NAMES = ("Anna", "Ben", "Cleo", "Dora")
 ITEMS = 24

@@ -25,7 +25,7 @@ from helpers import options, write_rows
 from tercet.data.microworld import documents
 from tercet.errors import ConfigError, DataError
 from tercet.pretraining import cluster, ladder
-from tercet.pretraining.config import PretrainConfig
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.pretraining.scaling_config import LadderConfig
 from tercet.tokenizer.bpe import train_tokenizer
 from tercet.training.run import Run

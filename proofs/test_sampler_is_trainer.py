@@ -11,7 +11,7 @@ from tercet.generation.sampler import SamplingParams, generate
 from tercet.posttraining import rollouts as ro
 from tercet.posttraining.grpo import GroupMethod
 from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.rl_config import GRPOConfig
+from tercet.posttraining.rl_stage import GRPOConfig
 from tercet.posttraining.rollouts import Clock, explore
 
 SAMPLES = 100_000

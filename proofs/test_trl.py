@@ -28,11 +28,11 @@ from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining import preference_losses
 from tercet.posttraining.dpo import kto_objective, pair_objective
 from tercet.posttraining.grpo import GroupMethod
-from tercet.posttraining.preference_config import DPOConfig
 from tercet.posttraining.preference_data import Labelled, labelled_batches, pair_batch
+from tercet.posttraining.preference_stage import DPOConfig
 from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, ranking_loss
-from tercet.posttraining.rl_config import GRPOConfig
+from tercet.posttraining.rl_stage import GRPOConfig
 from tercet.posttraining.rollouts import Rollouts, assemble, logprobs
 from tercet.training.grouped import group
 

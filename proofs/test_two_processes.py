@@ -20,7 +20,7 @@ from tercet.posttraining.grpo import GroupMethod
 from tercet.posttraining.ppo import value_objective
 from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, ranking_loss
-from tercet.posttraining.rl_config import METHODS, GRPOConfig
+from tercet.posttraining.rl_stage import METHODS, GRPOConfig
 from tercet.posttraining.rollouts import Rollouts, assemble
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig

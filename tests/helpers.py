@@ -19,15 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import tercet
-from tercet.posttraining.config import RankConfig, RewardConfig, SFTConfig
-from tercet.posttraining.preference_config import DPOConfig
-from tercet.posttraining.rl_config import GRPOConfig, PPOConfig
-from tercet.pretraining.config import PretrainConfig
-from tercet.recipes.verbs import STAGES
+from tercet.posttraining.annotator_stage import RankConfig
+from tercet.posttraining.preference_stage import DPOConfig
+from tercet.posttraining.reward_stage import RewardConfig
+from tercet.posttraining.rl_stage import GRPOConfig, PPOConfig
+from tercet.posttraining.sft_stage import SFTConfig
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.tokenizer.bpe import train_tokenizer
-from tercet.training import run as run_module
+from tercet.training import checkpoints
+from tercet.training import records as record_files
 from tercet.training.run import Run
 from tercet.training.settings import Settings
+from tercet.training.stage import stages
 
 TRAINED = ("pretrain", "sft", "reward", "ppo", "grpo", "dpo")
 PARENTS = {
@@ -119,7 +122,7 @@ class World:
     def run(self, verb: str, name: str, *, progress: Any = None, **changes: Any) -> Run:
         """Do a stage in this process; the run is the folder `name`."""
         self.make_parents(verb)
-        run: Run = STAGES[verb].run()(self.config(verb, **changes), self.folder / name, progress=progress)
+        run: Run = stages()[verb](self.config(verb, **changes), self.folder / name, progress=progress)
         return run
 
     def make_parents(self, verb: str) -> None:
@@ -234,7 +237,7 @@ def options(config: Settings) -> list[str]:
 
 # Every process is forked from a server that has imported torch but never computed with it: a start costs milliseconds.
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["pytest", *(stage.module for stage in STAGES.values()), "tercet.recipes.stages"])
+_SERVER.set_forkserver_preload(["pytest", *(s.body.partition(":")[0] for s in stages().values())])
 
 
 @contextmanager
@@ -279,11 +282,11 @@ def _work(verb: str, config: Settings, out: Path, stall: tuple[str, int] | None,
     if (out / "run.json").exists():
         tercet.resume(out)
     else:
-        STAGES[verb].run()(config, out)
+        stages()[verb](config, out)
 
 
 def _install(place: str, number: int, announce: Callable[[], None]) -> None:
-    """Make tercet.training.run stop when it passes `place` for the `number`-th time, in this process only."""
+    """Make the code that writes a run stop when it passes `place` for the `number`-th time, in this process only."""
     passed = itertools.count(1)
 
     def stop(before: Callable[[], object] = lambda: None) -> None:
@@ -319,7 +322,7 @@ def _install(place: str, number: int, announce: Callable[[], None]) -> None:
     def patched(module: types.ModuleType, **names: Any) -> Any:
         return types.SimpleNamespace(**{**vars(module), **names})
 
-    real_save = run_module.save_file
+    real_save = checkpoints.save_file
     changes: dict[str, dict[str, Any]] = {
         "half a file": {"save_file": save_file},
         "before the rename": {"os": patched(os, rename=rename)},
@@ -328,5 +331,6 @@ def _install(place: str, number: int, announce: Callable[[], None]) -> None:
         "before a replace": {"os": patched(os, replace=replace)},
         "half a removal": {"shutil": patched(shutil, rmtree=rmtree)},
     }
+    module = record_files if place == "before a replace" else checkpoints
     for name, value in changes[place].items():
-        setattr(run_module, name, value)
+        setattr(module, name, value)

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import tercet
+from tercet import best_of_n
 from tercet.data.conversations import conversations, to_messages
 from tercet.data.microworld.rubric import rubric_score
 from tercet.data.readers import BadRows
@@ -25,10 +26,11 @@ from tercet.errors import ConfigError, DataError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining import best_of_n as module
-from tercet.posttraining.best_config import BestOfNConfig
-from tercet.posttraining.best_of_n import Judged, best_of_k, best_of_n, chances, curve, kept, kl_bon
-from tercet.posttraining.config import RewardConfig, SFTConfig
+from tercet.posttraining.best_of_n import Judged, best_of_k, chances, curve, kept, kl_bon
+from tercet.posttraining.best_stage import BestOfNConfig
+from tercet.posttraining.reward_stage import RewardConfig
 from tercet.posttraining.rewards import Answered
+from tercet.posttraining.sft_stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import answer_text, render_prompt
 from tercet.training.load import load_reward_model

@@ -23,10 +23,10 @@ import typer.main
 from helpers import TERCET, assistant, tensors, user, write_rows, write_world
 from tercet.cli.main import app, main
 from tercet.errors import ConfigError
-from tercet.pretraining.config import PretrainConfig
-from tercet.recipes.verbs import STAGES
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer
 from tercet.training.run import Run
+from tercet.training.stage import stages
 
 SHAPE = "--context-length 64 --hidden-size 32 --num-layers 2 --num-heads 2 --num-kv-heads 1 --head-dim 16 --intermediate-size 48"
 QUICK = "--steps 20 --lr 0.01 --batch-size 8 --threads 1"
@@ -348,11 +348,12 @@ def test_help_has_an_example_that_the_command_understands(name: str) -> None:
     command.make_context(name, shlex.split(example[1] or ""))  # raises a usage error where it does not parse
 
 
-@pytest.mark.parametrize("verb", STAGES)
+@pytest.mark.parametrize("verb", stages())
 def test_every_setting_is_an_option_with_an_explanation(verb: str) -> None:
     shown = re.sub(r"\s+", " ", type_in(f"{verb} --help").out)
-    for field in fields(STAGES[verb].config()):
-        assert re.search(rf"--{field.name.replace('_', '-')}\b", shown)
+    for field in fields(stages()[verb].settings):
+        if field.name != stages()[verb].positional:
+            assert re.search(rf"--{field.name.replace('_', '-')}\b", shown)
         assert re.sub(r"\s+", " ", field.metadata["help"]) in shown
 
 
@@ -403,7 +404,7 @@ WRONG = [
     (f"{SFT} --data binary.txt", 2, r"binary\.txt: found a text file where rows are wanted"),
     (f"{SFT} --data long-chat.jsonl --long-conversations refuse", 2, r"long-chat\.jsonl:1: the conversation is longer than"),
     (f"{SFT} --data longer-chat.jsonl --heldout longer-chat.jsonl", 2, r"none of 1 conversations fits into the context"),
-    (f"{SFT} --data chats.jsonl --model runs/reward", 2, r"runs/reward is a reward (run|model); wanted .*`tercet pretrain`, `sft` or `ppo`"),
+    (f"{SFT} --data chats.jsonl --model runs/reward", 2, r"runs/reward is a reward (run|model); wanted a language model, as made by .*`tercet pretrain`"),
     (f"{SFT} --data chats.jsonl --model runs/nowhere", 2, r"runs/nowhere: not a run directory"),
     (f"{SFT} --data chats.jsonl --tasks long-task.jsonl", 2, r"long-task\.jsonl:2: .*context"),
     ("rank --model runs/sft --tasks long-task.jsonl --max-new-tokens 8 --threads 1 --out runs/new", 2, r"long-task\.jsonl:2: .*context"),
@@ -411,7 +412,7 @@ WRONG = [
     ("reward --model runs/reward --data pairs.jsonl --out runs/new", 2, r"runs/reward is a reward (run|model); wanted"),
     ("reward --model runs/sft --data pairs.jsonl --demonstrations longer-chat.jsonl --steps 2 --threads 1 --out runs/new", 2, r"demonstration"),
     (f"{PPO} --prompts tasks.jsonl", 2, r"gamma is 1\.0, but no pretrain_data is named; name text, or set gamma to 0"),
-    (f"{PPO} --gamma 0 --prompts tasks.jsonl --reward runs/sft", 2, r"runs/sft is a sft run; wanted a run of `tercet reward`"),
+    (f"{PPO} --gamma 0 --prompts tasks.jsonl --reward runs/sft", 2, r"runs/sft is a language model; wanted a reward model, as made by `tercet reward`"),
     (f"{PPO} --gamma 0 --prompts text.jsonl", 2, r"text\.jsonl:1: \"prompt\" must be"),
     (f"{PPO} --gamma 0 --prompts long-task.jsonl", 2, r"long-task\.jsonl:2: .*context"),
     (f"{PPO} --gamma 0 --prompts tasks.jsonl --max-new-tokens 100", 2, r"max.new.tokens"),

@@ -12,12 +12,12 @@ import pytest
 import typer
 
 from tercet.cli.main import app
-from tercet.posttraining.best_config import BestOfNConfig
-from tercet.posttraining.config import SFTConfig
-from tercet.posttraining.preference_config import BELONGS, LOSSES
-from tercet.posttraining.rl_config import KL_PLACES, METHODS, REFUSED, GRPOConfig, PolicyConfig, PPOConfig
-from tercet.recipes.verbs import STAGES
+from tercet.posttraining.best_stage import BestOfNConfig
+from tercet.posttraining.preference_stage import BELONGS, LOSSES
+from tercet.posttraining.rl_stage import KL_PLACES, METHODS, REFUSED, GRPOConfig, PolicyConfig, PPOConfig
+from tercet.posttraining.sft_stage import SFTConfig
 from tercet.training.settings import TuneSettings
+from tercet.training.stage import stages
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "docs" / "methods"
@@ -102,12 +102,12 @@ def test_settings_and_defaults_are_those_of_the_code(page: Path) -> None:
     before, found, table = read(page).partition(HEADER)
     if not found:
         return
-    verbs = [v for v in dict.fromkeys(re.findall(r"`tercet ([a-z-]+)", before)) if v in STAGES]
+    verbs = [v for v in dict.fromkeys(re.findall(r"`tercet ([a-z-]+)", before)) if v in stages()]
     assert verbs, "no command is named above the table"
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", table, flags=re.M)
     assert rows
     for name, default in rows:
-        defaults = {shown(f.default) for v in verbs for f in dataclasses.fields(STAGES[v].config()) if f.name == name}
+        defaults = {shown(f.default) for v in verbs for f in dataclasses.fields(stages()[v].settings) if f.name == name}
         assert default.strip(" `") in defaults, (
             f"{name} is {default!r}; {', '.join(verbs)}: {defaults or 'no such setting'}"
         )

@@ -20,7 +20,6 @@ from tercet.model.transformer import Transformer
 from tercet.posttraining import preference_data
 from tercet.posttraining import preference_losses as losses
 from tercet.posttraining.dpo import chosen_fall, kto_objective, pair_objective
-from tercet.posttraining.preference_config import LOSSES, DPOConfig
 from tercet.posttraining.preference_data import (
     Labelled,
     answer_logprobs,
@@ -29,6 +28,7 @@ from tercet.posttraining.preference_data import (
     mismatched,
     pair_batch,
 )
+from tercet.posttraining.preference_stage import LOSSES, DPOConfig
 from tercet.posttraining.rankings import Ranked, encode_comparison
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner

@@ -275,7 +275,7 @@ def files_here() -> list[str]:
         (f"winrate runs/base runs/base-0/../base {QUESTIONS}", r"a run is named twice"),
         (f"winrate runs/base runs/nowhere {QUESTIONS}", r"runs/nowhere: not a run directory"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge oracle", r"--judge 'oracle'; wanted rubric, reward:RUN"),
-        (f"winrate runs/base runs/sft {QUESTIONS} --judge reward:runs/sft", r"runs/sft is a sft run; wanted a run of `tercet reward`"),
+        (f"winrate runs/base runs/sft {QUESTIONS} --judge reward:runs/sft", r"runs/sft is a language model; wanted a reward model, as made by `tercet reward`"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge model:runs", r"runs: not a run directory"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge model:runs/sft", r"judge model:runs/sft: 24 of 24 prompts do not fit.* its context has 64: ask for shorter"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge http://127.0.0.1:9/v1", r"--judge-model"),

@@ -18,9 +18,10 @@ from tercet.generation.sampler import Completion
 from tercet.model.transformer import Transformer
 from tercet.posttraining.actor import differing, join
 from tercet.posttraining.grpo import GroupMethod, best_of_group
-from tercet.posttraining.policy import Policy, adapted_beta, truncated
+from tercet.posttraining.policy import Policy, truncated
 from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.rl_config import METHODS, GRPOConfig, PPOConfig
+from tercet.posttraining.reinforce import adapted_beta
+from tercet.posttraining.rl_stage import METHODS, GRPOConfig, PPOConfig
 from tercet.posttraining.rollouts import Rollouts, assemble, grouped, logprobs
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig
@@ -310,8 +311,8 @@ def test_stale_rollouts_pay_for_the_policy_that_is_updated(make_model: Make) -> 
     method.policy.updates = 1
     old = logprobs(model, r, 1.0)
     seen: list[Rollouts] = []
-    original = method.policy.accumulate
-    method.policy.accumulate = lambda batches, objective: seen.extend(batches) or original(batches, objective)  # type: ignore[method-assign]
+    original = method.policy.learner.forward_backward
+    method.policy.learner.forward_backward = lambda batches, loss: seen.extend(batches) or original(batches, loss)  # type: ignore[method-assign]
     method.update(0, r, 0.5)
     order = [int(b.group[i]) * K + i % K for b in seen for i in range(len(b.tokens))]
     assert sorted({g // K for g in order}) == [0, 1, 2]
@@ -362,7 +363,7 @@ def test_the_average_of_the_weights(make_model: Make) -> None:
     start = {n: p.clone() for n, p in policy.model.state_dict().items()}
     for p in policy.model.parameters():
         p.grad = torch.ones_like(p)
-    policy.step(1.0)
+    policy.step(0, {}, {})
     now, kept = policy.model.state_dict(), policy.state()["model"]
     for name, value in kept.items():
         torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * now[name])

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from tercet import import_model
 from tercet.cli.main import app
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.primitives import Primitives
-from tercet.exchange.config import ImportConfig
-from tercet.exchange.importing import import_model
+from tercet.exchange.import_stage import ImportConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render
 from tercet.tokenizer.llama2c import read_llama2c_tokenizer, read_pieces

@@ -16,23 +16,19 @@ from torch import Tensor
 
 import tercet
 from helpers import At, World, assert_same_run, press_ctrl_c, tensors, write_world
+from tercet import merge as merge_run
 from tercet.cli.main import main
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LORA_TARGETS, LoRAConfig
 from tercet.model.lora import adapters, apply_lora, load_adapter, merge, save_adapter
 from tercet.model.transformer import ScalarModel, Transformer
-from tercet.posttraining.config import MergeConfig, SFTConfig
-from tercet.posttraining.merge import merge_run
+from tercet.posttraining.merge_stage import MergeConfig
+from tercet.posttraining.sft_stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.adapt import adapt, write_adapter
 from tercet.training.batch import Batch
 from tercet.training.learner import Learner
-from tercet.training.load import (
-    language_model_run,
-    load_language_model,
-    load_reward_model,
-    reward_model_run,
-)
+from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
 from tercet.training.objectives import linear_cross_entropy, next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Interrupted, Run
@@ -469,6 +465,6 @@ def test_a_run_without_adapters_is_not_merged(world: World, tuned: Run, tmp_path
     plain = dataclasses.replace(MergeConfig(model=""), model=world.path("base"))
     with pytest.raises(ConfigError, match="has no adapters to merge"):
         merge_run(plain, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert list((tmp_path / "out").iterdir()) == []  # a corrected command may use the folder
     with pytest.raises(ConfigError, match="exists and is not empty"):
         merge_run(MergeConfig(model=str(tuned.path)), world.folder / "lora")

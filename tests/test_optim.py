@@ -222,7 +222,7 @@ def test_a_learner_that_was_saved_goes_on_as_if_never_stopped(make_model: Make, 
     for name, group in first.state().items():
         save_file({k: v.detach().contiguous() for k, v in group.items()}, tmp_path / f"{name}.safetensors")
     second = Learner(make_model(2), config)
-    second.load(load_file(tmp_path / "model.safetensors"), load_file(tmp_path / "optimizer.safetensors"), 4)
+    second.load({n: load_file(tmp_path / f"{n}.safetensors") for n in ("model", "optimizer")}, {"step": 4})
     assert second.step == 4
     train(second, range(4, 8))
     for name, group in whole.state().items():

@@ -18,16 +18,17 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tercet.data.readers import BadRows
-from tercet.generation.sampler import Completion, SamplingParams
+from tercet.generation.sampler import Completion, SamplingParams, generate
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.actor import Actor
 from tercet.posttraining.advantages import advantages_and_returns, place_rewards, whiten
-from tercet.posttraining.config import RewardConfig, SFTConfig
 from tercet.posttraining.policy_loss import PolicyObjective
 from tercet.posttraining.ppo import PPO, value_objective
 from tercet.posttraining.reward import normalise
-from tercet.posttraining.rl_config import PPOConfig
-from tercet.posttraining.rollouts import Clock, Rollouts, action_logprobs, assemble, logprobs, sample, spread, values
+from tercet.posttraining.reward_stage import RewardConfig
+from tercet.posttraining.rl_stage import PPOConfig
+from tercet.posttraining.rollouts import Clock, Rollouts, action_logprobs, assemble, logprobs, spread, values
+from tercet.posttraining.sft_stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.batch import Batch
 from tercet.training.learner import Learner
@@ -176,7 +177,7 @@ def sampled(make_model: Make, dtype: torch.dtype, temperature: float = 1.0, beta
     critic = ScalarModel(make_model(2, dtype), seed=3).to(dtype)
     prompts = [[7 * n + i for i in range(3 + n % 4)] for n in range(8)]
     params = SamplingParams(14, temperature, stop_ids=tuple(range(0, 300, 8)))
-    done = sample(policy, prompts, params, range(8))
+    done = generate(policy, prompts, params, range(8))
     tokens, mask = assemble(prompts, done, pad=3)
     r = judge(of(tokens, mask, rewards=torch.linspace(-1, 2, 8, dtype=dtype)), policy, reference, critic, temperature)
     rewards = place_rewards(r.rewards, r.kl(), mask, beta)
@@ -367,7 +368,7 @@ def test_a_collection_of_rollouts_by_naive_loops(make_model: Make, tokenizer: To
         batch_size=4, group_size=4, max_new_tokens=9, temperature=0.9, beta=0.3, missing_eos_score=-7.0, whiten_advantages=False, gae_lambda=0.9,
     )  # fmt: skip
     with Run.start("ppo", config, tmp_path / "ppo") as run:
-        actor = Actor(config, run, runs["sft"], BadRows())
+        actor = Actor(config, runs["sft"], BadRows())
         trainer = PPO(config, actor.reference, critic)
         with torch.no_grad():  # the policy has moved away from its reference
             trainer.policy.model.model.embed_tokens.weight[9] += 0.3
@@ -460,7 +461,7 @@ def test_the_gradient_of_an_update_is_the_sum_of_its_parts(
         got.append(gradient(trainer.policy.module))
         return 0.0
 
-    monkeypatch.setattr(trainer.policy, "step", step)
+    monkeypatch.setattr(trainer.policy.learner, "optim_step", step)
     metrics = trainer.update(0, r, config.beta)
     assert len(got) == epochs
     assert metrics["first_ratio"] == pytest.approx(1, abs=1e-12)

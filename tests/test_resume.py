@@ -224,7 +224,7 @@ def test_a_run_whose_config_was_changed_cannot_be_resumed(stopped: Path) -> None
 
 
 def test_a_stage_does_not_go_on_with_other_settings(world: World, stopped: Path) -> None:
-    from tercet.pretraining.clm import pretrain
+    from tercet import pretrain
 
     with pytest.raises(CheckpointError, match=r"config\.json has changed"):
         pretrain(world.config("pretrain", lr=0.5), copy(stopped, "other-settings"), resume=True)

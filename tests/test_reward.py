@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import World, records, tensors, write_rows, write_world
+from tercet import reward
 from tercet.data.types import Comparison, Message
 from tercet.errors import CheckpointError, DataError
 from tercet.model.transformer import ScalarModel, Transformer
@@ -26,7 +27,6 @@ from tercet.posttraining.reward import (
     load_demonstrations,
     normalise,
     ranking_loss,
-    reward,
     score_ranked,
     score_texts,
     trust,

@@ -23,9 +23,10 @@ from tercet.errors import ConfigError, DataError, TercetError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining import rewards_external
-from tercet.posttraining.config import RewardConfig, SFTConfig
+from tercet.posttraining.reward_stage import RewardConfig
 from tercet.posttraining.rewards import Answered, Rewards, parse_rewards, reward_files, reward_runs
 from tercet.posttraining.rewards_external import within
+from tercet.posttraining.sft_stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.run import Run
 
@@ -140,7 +141,7 @@ def test_no_reward_at_all_and_runs_of_another_kind_are_refused(
         opened()
     with Run.start("sft", SFTConfig(model="x", data=("x",)), tmp_path / "sft") as run:
         save(run, make_model(0), tokenizer)
-    with pytest.raises(ConfigError, match="is a sft run; wanted a run of `tercet reward`"):
+    with pytest.raises(ConfigError, match="is a language model; wanted a reward model, as made by `tercet reward`"):
         reward_runs([str(tmp_path / "sft")])
     with pytest.raises(ConfigError, match="not a run directory"):
         reward_runs([str(tmp_path)])

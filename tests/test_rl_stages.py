@@ -12,17 +12,17 @@ import pytest
 import torch
 
 from helpers import At, World, assert_same_run, press_ctrl_c, records, write_world
+from tercet import best_of_n
 from tercet.errors import ConfigError, DataError
 from tercet.model.transformer import Transformer
 from tercet.posttraining import actor
-from tercet.posttraining.best_config import BestOfNConfig
-from tercet.posttraining.best_of_n import best_of_n
-from tercet.posttraining.rl_config import METHODS
-from tercet.recipes.stages import resume
+from tercet.posttraining.best_stage import BestOfNConfig
+from tercet.posttraining.rl_stage import METHODS
 from tercet.reporting.report import write_report
 from tercet.training import objectives
 from tercet.training.load import load_language_model
 from tercet.training.run import Interrupted, Run
+from tercet.training.stage import resume
 
 
 @pytest.fixture(scope="module")

@@ -21,19 +21,20 @@ from safetensors.numpy import load_file
 
 import tercet
 from helpers import LONGER, TRAINED, At, World, assert_same_run, press_ctrl_c, records, tensors, write_world
+from tercet import pretrain
 from tercet.data.types import Document
 from tercet.errors import CheckpointError, ConfigError, DataError, NonFiniteError, TrainingError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.pretraining.clm import pack_documents, pretrain
-from tercet.recipes.verbs import STAGES
+from tercet.pretraining.clm import pack_documents
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.fit import fit
 from tercet.training.learner import Learner
 from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Interrupted, Run
 from tercet.training.settings import from_json
+from tercet.training.stage import stages
+from tercet.training.trainer import training_steps
 
 NAME = {"pretrain": "base", "sft": "tuned", "reward": "judge", "ppo": "policy", "grpo": "group", "dpo": "direct"}
 
@@ -126,7 +127,7 @@ def test_run_json_names_the_commit_of_the_source(world: World) -> None:
 @pytest.mark.parametrize("verb", TRAINED)
 def test_config_json_has_every_setting_and_gives_the_same_settings_back(world: World, verb: str) -> None:
     run = Run(world.folder / NAME[verb])
-    config = STAGES[verb].config()
+    config = stages()[verb].settings
     assert run.config.keys() == {f.name for f in dataclasses.fields(config)}
     longer = LONGER if verb in ("pretrain", "sft") else {}
     assert from_json(config, run.config, "config.json") == world.config(verb, **longer)
@@ -164,7 +165,7 @@ def test_keep_is_how_many_of_the_newest_checkpoints_stay(world: World, keep: int
 
 @pytest.mark.parametrize("verb", TRAINED)
 def test_a_folder_in_use_is_refused_and_nothing_in_it_changes(world: World, tmp_path: Path, verb: str) -> None:
-    stage = STAGES[verb].run()
+    stage = stages()[verb]
     (tmp_path / "thesis.txt").write_text("ten years of work")
     (tmp_path / "a file").write_text("")
     for out in (tmp_path, world.folder / "base", tmp_path / "a file"):
@@ -241,7 +242,7 @@ def test_an_absurd_learning_rate_ends_with_the_step_and_a_hint(
         verb, **{setting: 1e30}, checkpoint_every=0, eval_every=every, **({"minibatches": 1} if verb == "ppo" else {})
     )
     with pytest.raises(NonFiniteError) as caught:
-        STAGES[verb].run()(config, tmp_path / "out")
+        stages()[verb](config, tmp_path / "out")
     assert re.search(r"step \d+", str(caught.value))
     assert f"in {tmp_path / 'out'}; no checkpoint was written yet. Hint: lower the learning rate" in str(caught.value)
     run = Run(tmp_path / "out")
@@ -279,7 +280,7 @@ def test_ppo_counts_a_failing_step_as_its_metrics_and_checkpoints_do(
     with pytest.raises(
         NonFiniteError, match=r"^step 3: the loss is nan .*; the last good checkpoint is \S*/step-00000002\. Hint"
     ):
-        STAGES["ppo"].run()(world.config("ppo"), tmp_path / "out")
+        stages()["ppo"](world.config("ppo"), tmp_path / "out")
     assert records(tmp_path / "out")[-1]["step"] == 3
 
 
@@ -296,7 +297,7 @@ def test_a_loss_that_is_nan_names_the_last_good_checkpoint_from_which_the_run_go
     with monkeypatch.context() as patch:
         fail_once(patch, f"tercet.{target}", 6)
         with pytest.raises(NonFiniteError) as caught:
-            STAGES[verb].run()(world.config(verb), out)
+            stages()[verb](world.config(verb), out)
     good = out / "checkpoints" / "step-00000004"
     assert str(caught.value).startswith(
         f"step 5: the loss is nan in {out}; the last good checkpoint is {good}. Hint: lower the learning rate"
@@ -305,7 +306,7 @@ def test_a_loss_that_is_nan_names_the_last_good_checkpoint_from_which_the_run_go
     assert (run.manifest["status"], run.manifest["error"]) == ("failed", "NonFiniteError: step 5: the loss is nan")
     assert all(np.isfinite(a).all() for a in load_file(good / "model.safetensors").values())
     tercet.resume(out)
-    assert_same_run(out, STAGES[verb].run()(world.config(verb), tmp_path / "never-failed").path)
+    assert_same_run(out, stages()[verb](world.config(verb), tmp_path / "never-failed").path)
 
 
 def test_a_batch_with_nothing_to_train_on_ends_the_run_before_it_changes_a_weight(world: World, tmp_path: Path) -> None:
@@ -315,18 +316,15 @@ def test_a_batch_with_nothing_to_train_on_ends_the_run_before_it_changes_a_weigh
     empty = dataclasses.replace(rows, weights=np.zeros_like(rows.weights))
     model = Transformer(ModelConfig(tokenizer.vocab_size, 64, 32, 2, 2, 1, 16, 48))
     learner = Learner(model, OptimizerConfig.of(config))
-    with (
-        pytest.raises(TrainingError, match=r"^step 2: the batch has nothing to train on"),
-        Run.start("pretrain", config, tmp_path / "out") as run,
-    ):
-        fit(
-            run,
-            learner,
-            lambda step: [(empty if step == 2 else rows).batch(range(4))],
-            next_token,
-            config,
-            lambda done: None,
-        )
+
+    def train() -> None:
+        with Run.start("pretrain", config, tmp_path / "out") as run:
+            for step in training_steps(run, config, learner, lambda done: None):
+                batches = [(empty if step.number == 2 else rows).batch(range(4))]
+                step.update(learner, learner.forward_backward(batches, next_token), batches)
+
+    with pytest.raises(TrainingError, match=r"^step 2: the batch has nothing to train on"):
+        train()
     run = Run(tmp_path / "out")
     assert run.manifest["status"] == "failed"
     assert run.manifest["error"].startswith("TrainingError: step 2: ")
@@ -398,7 +396,7 @@ def test_bad_rows_stop_a_stage_or_are_counted_in_run_json_and_named_in_the_log(
     }
     assert len(changed) == 1
     with pytest.raises(DataError, match=re.escape(f"{bad}:{line}: ")):
-        STAGES[verb].run()(dataclasses.replace(config, **changed), tmp_path / "stopped")
-    run = STAGES[verb].run()(dataclasses.replace(config, skip_bad_rows=True, **changed), tmp_path / "skipped")
+        stages()[verb](dataclasses.replace(config, **changed), tmp_path / "stopped")
+    run = stages()[verb](dataclasses.replace(config, skip_bad_rows=True, **changed), tmp_path / "skipped")
     assert run.manifest.get("skipped_rows") == 1
     assert f"skipped 1 bad rows; the first: {bad}:{line}: " in (run.path / "log.txt").read_text()

@@ -24,7 +24,7 @@ from tercet.data.microworld import documents
 from tercet.errors import CheckpointError, ConfigError, DataError
 from tercet.model.config import ModelConfig
 from tercet.pretraining import budget, cluster, counting, ladder, laws, scaling
-from tercet.pretraining.config import PretrainConfig
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.pretraining.scaling_config import LadderConfig, rate_of, rows_of, shape_of
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.deadline import Deadline
@@ -504,7 +504,7 @@ def test_a_run_ends_at_its_time(
 
 
 def test_a_run_with_a_deadline_can_be_resumed(home: Path, tmp_path: Path) -> None:
-    from tercet.pretraining.clm import pretrain
+    from tercet import pretrain
 
     timed = base(
         home, minutes=0.03, hidden_size=16, num_heads=1, num_kv_heads=1, head_dim=16, steps=1, checkpoint_every=10

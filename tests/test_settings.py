@@ -14,9 +14,12 @@ import pytest
 from tercet.errors import ConfigError
 from tercet.evaluation.config import AskConfig
 from tercet.model.config import ModelConfig
-from tercet.posttraining.config import EvalConfig, RankConfig, RewardConfig, SFTConfig, WinRateConfig
-from tercet.posttraining.rl_config import PPOConfig
-from tercet.pretraining.config import PretrainConfig
+from tercet.posttraining.annotator_stage import RankConfig
+from tercet.posttraining.config import EvalConfig, WinRateConfig
+from tercet.posttraining.reward_stage import RewardConfig
+from tercet.posttraining.rl_stage import PPOConfig
+from tercet.posttraining.sft_stage import SFTConfig
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.training.settings import Settings, TrainSettings, from_json, shares
 
 REQUIRED: dict[type[Settings], dict[str, Any]] = {

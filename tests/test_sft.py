@@ -20,9 +20,9 @@ from tercet.data.conversations import parse_conversation, parse_messages, to_mes
 from tercet.data.types import Conversation, Message
 from tercet.errors import ConfigError, ContextError, DataError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.config import SFTConfig
 from tercet.posttraining.neftune import NoisyNextToken, embedding_noise, place
 from tercet.posttraining.sft import load_conversations
+from tercet.posttraining.sft_stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import Rendered, render, render_fitting, render_prompt
 from tercet.training.batch import Batch, Rows, pack_whole

@@ -17,44 +17,35 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "pretrain": "tercet.pretraining.clm",
-    "PretrainConfig": "tercet.pretraining.config",
-    "sft": "tercet.posttraining.sft",
-    "SFTConfig": "tercet.posttraining.config",
-    "rank": "tercet.posttraining.annotator",
-    "RankConfig": "tercet.posttraining.config",
-    "reward": "tercet.posttraining.reward",
-    "RewardConfig": "tercet.posttraining.config",
-    "ppo": "tercet.posttraining.ppo",
-    "PPOConfig": "tercet.posttraining.rl_config",
-    "grpo": "tercet.posttraining.grpo",
-    "GRPOConfig": "tercet.posttraining.rl_config",
-    "best_of_n": "tercet.posttraining.best_of_n",
-    "BestOfNConfig": "tercet.posttraining.best_config",
-    "dpo": "tercet.posttraining.dpo",
-    "DPOConfig": "tercet.posttraining.preference_config",
     "evaluate": "tercet.posttraining.scores",
     "EvalConfig": "tercet.posttraining.config",
     "Primitives": "tercet.evaluation.primitives",
     "export_model": "tercet.exchange.huggingface",
-    "import_model": "tercet.exchange.importing",
-    "ImportConfig": "tercet.exchange.config",
     "Chat": "tercet.generation.chat",
     "Tokenizer": "tercet.tokenizer.bpe",
     "train_tokenizer": "tercet.tokenizer.bpe",
     "Run": "tercet.training.run",
-    "resume": "tercet.recipes.stages",
+    "Stage": "tercet.training.stage",
+    "resume": "tercet.training.stage",
     "write_report": "tercet.reporting.report",
 }
 
-__all__ = ["__version__", *_PUBLIC]
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _PUBLIC:
-        raise AttributeError(f"module 'tercet' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    """A public name: one of the table above, or a stage with its settings (`pretrain`, `PretrainConfig`, …)."""
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    if name.startswith("_") and name != "__all__":
+        raise AttributeError(f"module 'tercet' has no attribute {name!r}")
+    from tercet.training.stage import public_names
+
+    stages = public_names()
+    if name == "__all__":
+        return ["__version__", *_PUBLIC, *stages]
+    if name not in stages:
+        raise AttributeError(f"module 'tercet' has no attribute {name!r}; it has {', '.join([*_PUBLIC, *stages])}")
+    return stages[name]
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(__getattr__("__all__"))

@@ -47,8 +47,4 @@ class TrainingError(TercetError):
 
 
 class NonFiniteError(TrainingError):
-    """A loss or a gradient is NaN or infinite; `step` is the number of steps whose weights gave it, where known."""
-
-    def __init__(self, message: str, step: int | None = None) -> None:
-        super().__init__(message)
-        self.step = step
+    """A loss or a gradient is NaN or infinite."""

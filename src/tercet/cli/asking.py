@@ -106,7 +106,7 @@ def write_json(path: Path, value: object) -> None:
 
 def write_whole(path: Path, text: str, option: str) -> None:
     """Write a text file, as a whole. Raises ConfigError, naming the option, where that cannot be done."""
-    from tercet.training.run import write_text
+    from tercet.training.records import write_text
 
     try:
         write_text(path, text)

@@ -1,4 +1,4 @@
-"""Commands to and from other programs: export, import."""
+"""The command that writes a model for other programs: export."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from typing import Annotated
 
 import typer
 
-from tercet.cli.options import add_command, option
 from tercet.errors import ConfigError
-from tercet.exchange.config import ImportConfig
 
 
 def register(app: typer.Typer) -> None:
-    """Add this file's commands."""
+    """Add this file's command."""
     app.command("export", no_args_is_help=True)(export)
-    out = option(Path, "--out", "new folder for the run", ...)
-    add_command(app, "import", ImportConfig, _import, extra={"out": out}, positional="model",
-                example="tercet import stories15M.bin --tokenizer tokenizer.bin --out runs/stories")  # fmt: skip
 
 
 def export(
@@ -34,10 +29,3 @@ def export(
     if to != "hf":
         raise ConfigError(f"--to {to}: unknown format; wanted hf")
     typer.echo(f"written: {export_model(run, out)}")
-
-
-def _import(config: ImportConfig, out: Path) -> None:
-    from tercet.exchange.importing import import_model
-    from tercet.training.progress import for_terminal
-
-    typer.echo(f"done: {import_model(config, out, progress=for_terminal()).path}")

@@ -1,4 +1,4 @@
-"""Commands that make models: tokenizer, pretrain, sft, rank, reward, ppo, dpo, merge, resume, demo, data."""
+"""Commands that make things: every stage, resume, tokenizer, data, demo."""
 
 from __future__ import annotations
 
@@ -9,73 +9,60 @@ from typing import Annotated, Any
 
 import typer
 
-from tercet.cli.options import add_command, option
+from tercet.cli.options import SettingsParser, option
 from tercet.errors import ConfigError
-from tercet.recipes.verbs import STAGES, Stage
 from tercet.training.progress import for_terminal
-from tercet.training.settings import Settings
+from tercet.training.stage import Stage, stages
 
-EXAMPLES = {
-    "pretrain": "tercet pretrain --data books/ --tokenizer tokenizer.json --steps 2000 --out runs/base",
-    "sft": "tercet sft --model runs/base --data chats.jsonl --out runs/sft",
-    "rank": "tercet rank --model runs/sft --tasks questions.jsonl --out runs/rank",
-    "reward": "tercet reward --model runs/sft --data rankings.jsonl --demonstrations chats.jsonl --out runs/reward",
-    "best-of-n": "tercet best-of-n --model runs/sft --reward runs/reward --prompts prompts.jsonl --out runs/best",
-    "ppo": "tercet ppo --model runs/sft --reward runs/reward --prompts prompts.jsonl --pretrain-data books/ --out runs/rlhf",
-    "grpo": "tercet grpo --model runs/sft --reward exact_match --prompts questions.jsonl --method dr_grpo --out runs/grpo",
-    "dpo": "tercet dpo --model runs/sft --data rankings.jsonl --out runs/dpo",
-}
-
-
-def _stage_command(app: typer.Typer, verb: str, stage: Stage) -> None:
-    def action(config: Settings, out: Path) -> None:
-        run = stage.run()(config, out, progress=for_terminal())
-        typer.echo(f"done in {run.manifest['seconds']:.0f} s: {run.path}")
-
-    out = option(Path, "--out", "new folder for the run", ...)
-    add_command(app, verb, stage.config(), action, example=EXAMPLES[verb], extra={"out": out})
+OUT = option(Path, "--out", "new folder for the run", ...)
+BUDGET = {
+    "budget": option(
+        str, "--budget", "20min, 90s, 1.5h or 1e15flops: chooses size, steps, batch and learning rate", ""
+    ),
+    "target_bpb": option(
+        float, "--target-bpb", "the same for the cheapest run that reaches so many bits per byte", 0.0
+    ),
+    "law": option(
+        str, "--law", "fit.json that --budget goes by, of `tercet scaling fit`  [default: tercet's own]", ""
+    ),
+}  # fmt: skip
 
 
-def _pretrain_command(app: typer.Typer, stage: Stage) -> None:
-    """`pretrain` is a stage with a dial: a budget may choose size, tokens, batch and learning rate."""
+def stage_command(app: typer.Typer, stage: Stage) -> None:
+    """Add the command of a stage: its settings, --out, and for pretraining the budget."""
+    parser = SettingsParser(stage.verb, stage.settings, {"out": OUT, **(BUDGET if stage.verb == "pretrain" else {})})
 
-    def action(config: Any, out: Path, budget: str, target_bpb: float, law: str) -> None:
+    # the stage's own function is called here and not by Stage.__call__: the way from a command to the model stays short
+    def command(**given: Any) -> None:
         began = time.monotonic()
-        if budget or target_bpb:
-            from tercet.pretraining.budget import plan
-
-            found = plan(config, budget=budget, target_bpb=target_bpb, law=law, began=began)
-            for line in found.lines():
-                typer.echo(line)
-            config = found.config
-        elif law:
-            raise ConfigError("--law is for --budget or --target-bpb; give one of them")
-        run = stage.run()(config, out, progress=for_terminal())
+        config, own = parser.read(given)
+        out = own.pop("out")
+        config = planned(config, began, **own)
+        with stage.start(config, out, progress=for_terminal()) as run:
+            stage.function(config, run)
         typer.echo(f"done in {run.manifest['seconds']:.0f} s: {run.path}")
 
-    extra = {
-        "out": option(Path, "--out", "new folder for the run", ...),
-        "budget": option(
-            str, "--budget", "20min, 90s, 1.5h or 1e15flops: chooses size, steps, batch and learning rate", ""
-        ),
-        "target_bpb": option(
-            float, "--target-bpb", "the same for the cheapest run that reaches so many bits per byte", 0.0
-        ),
-        "law": option(
-            str, "--law", "fit.json that --budget goes by, of `tercet scaling fit`  [default: tercet's own]", ""
-        ),
-    }
-    add_command(app, "pretrain", stage.config(), action, example=EXAMPLES["pretrain"], extra=extra)
+    parser.install(app, command, stage.example, stage.positional)
+
+
+def planned(config: Any, began: float, budget: str = "", target_bpb: float = 0.0, law: str = "") -> Any:
+    """The settings as a budget or a target changes them; without either, as they are. Prints the plan."""
+    if not (budget or target_bpb):
+        if law:
+            raise ConfigError("--law is for --budget or --target-bpb; give one of them")
+        return config
+    from tercet.pretraining.budget import plan
+
+    found = plan(config, budget=budget, target_bpb=target_bpb, law=law, began=began)
+    for line in found.lines():
+        typer.echo(line)
+    return found.config
 
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
-    for verb, stage in STAGES.items():
-        if verb == "pretrain":
-            _pretrain_command(app, stage)
-        else:
-            _stage_command(app, verb, stage)
-    app.command("merge", no_args_is_help=True)(merge)
+    for stage in stages().values():
+        stage_command(app, stage)
     app.command("resume", no_args_is_help=True)(resume)
     app.command("data", no_args_is_help=True)(data)
     app.command("demo")(demo)
@@ -87,26 +74,12 @@ def register(app: typer.Typer) -> None:
     app.add_typer(tokenizer, name="tokenizer")
 
 
-def merge(
-    run: Annotated[Path, typer.Argument(help="run that was trained with adapters (--lora-rank)")],
-    out: Annotated[Path, typer.Option(help="new folder for the run")],
-) -> None:
-    """Add a run's adapters (LoRA) to its weights: a run with a plain model, for what does not know adapters.
-
-    Example: tercet merge runs/sft --out runs/sft-merged
-    """
-    from tercet.posttraining.config import MergeConfig
-    from tercet.posttraining.merge import merge_run
-
-    typer.echo(f"done: {merge_run(MergeConfig(model=str(run)), out, progress=for_terminal()).path}")
-
-
 def resume(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
     """Continue a run that was interrupted or killed, with the same result as if it never had been.
 
     Example: tercet resume runs/base
     """
-    from tercet.recipes.stages import resume as go_on
+    from tercet.training.stage import resume as go_on
 
     done = go_on(run, for_terminal())
     typer.echo(f"done: {done.path}")

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import json
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,46 +31,61 @@ def _option(field: dataclasses.Field[Any], kind: Any, flag: str) -> tuple[Any, A
     return annotation, typer.Option(None, flag, help=text, show_default=False)
 
 
+class SettingsParser:
+    """The command-line options of a settings class, and the settings that were typed."""
+
+    def __init__(self, name: str, cls: type[Settings], extra: Mapping[str, inspect.Parameter] | None = None) -> None:
+        self.name, self.cls, self.extra = name, cls, dict(extra or {})
+        self.kinds = typing.get_type_hints(cls)
+
+    def read(self, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """(settings, values of the extra parameters) of what typer gives a command. Raises ConfigError."""
+        own = {key: given.pop(key) for key in self.extra}
+        values = _from_file(given.pop("config"))
+        values |= {k: _whole(k, v, self.kinds[k]) for k, v in given.items() if v is not None and v != []}
+        return from_json(self.cls, values, f"tercet {self.name}"), own
+
+    def install(self, app: typer.Typer, command: Callable[..., None], example: str, positional: str = "") -> None:
+        """Make `command(**given)` a command of `app`. `positional` names the field that is typed without an option."""
+        parameters = [self._parameter(field, positional) for field in dataclasses.fields(self.cls)]
+        declared = self.cls.__annotations__
+        own = {f.name: f.default is not dataclasses.MISSING for f in dataclasses.fields(self.cls) if f.name in declared}
+        # what must be given comes first, then what is the stage's own, then what all stages share
+        parameters.sort(key=lambda p: (p.name != positional, own.get(p.name, True), p.name not in own))
+        config_option = typer.Option(
+            None, "--config", help="config.json of a run to repeat; options given here override it", show_default=False
+        )
+        parameters.append(
+            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=config_option, annotation=Path | None)
+        )
+        parameters += self.extra.values()
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__name__ = self.name
+        doc = inspect.cleandoc(self.cls.__doc__ or "")
+        app.command(self.name, help=f"{doc}\n\nExample: {example}", no_args_is_help=True)(command)
+
+    def _parameter(self, field: dataclasses.Field[Any], positional: str) -> inspect.Parameter:
+        flag = field.metadata.get("flag") or "--" + field.name.replace("_", "-")
+        annotation, default = _option(field, self.kinds[field.name], flag)
+        if field.name == positional:
+            default = typer.Argument(None, help=field.metadata["help"], show_default=False)
+        return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
 def add_command(app: typer.Typer, name: str, cls: type[Settings], action: Callable[..., None], *, example: str,
-                extra: dict[str, inspect.Parameter] | None = None, positional: str = "") -> None:  # fmt: skip
+                extra: Mapping[str, inspect.Parameter] | None = None, positional: str = "") -> None:  # fmt: skip
     """Add command `name`: options from `cls`, then `action(config, **extra)`.
 
     `positional` names a field that is given as argument(s) instead of an option; `extra` are the action's own parameters.
     """
-    kinds = typing.get_type_hints(cls)
-    parameters = []
-    for field in dataclasses.fields(cls):
-        kind = kinds[field.name]
-        annotation, default = _option(field, kind, field.metadata.get("flag") or "--" + field.name.replace("_", "-"))
-        if field.name == positional:
-            default = typer.Argument(None, help=field.metadata["help"], show_default=False)
-        parameters.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
-        )
-    own = {
-        f.name: f.default is not dataclasses.MISSING for f in dataclasses.fields(cls) if f.name in cls.__annotations__
-    }
-    # what must be given comes first, then what is the stage's own, then what all stages share
-    parameters.sort(key=lambda p: (p.name != positional, own.get(p.name, True), p.name not in own))
-    config_option = typer.Option(
-        None, "--config", help="config.json of a run to repeat; options given here override it", show_default=False
-    )
-    parameters.append(
-        inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=config_option, annotation=Path | None)
-    )
-    parameters += (extra or {}).values()
+    parser = SettingsParser(name, cls, extra)
 
     def command(**given: Any) -> None:
-        own = {key: given.pop(key) for key in extra or {}}
-        values = _from_file(given.pop("config"))
-        values |= {k: _whole(k, v, kinds[k]) for k, v in given.items() if v is not None and v != []}
-        action(from_json(cls, values, f"tercet {name}"), **own)
+        config, own = parser.read(given)
+        action(config, **own)
 
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in parameters}
-    command.__name__ = name
-    doc = inspect.cleandoc(cls.__doc__ or "")
-    app.command(name, help=f"{doc}\n\nExample: {example}", no_args_is_help=True)(command)
+    parser.install(app, command, example, positional)
 
 
 def _whole(name: str, value: Any, kind: Any) -> Any:

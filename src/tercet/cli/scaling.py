@@ -73,7 +73,7 @@ def fit(
     from tercet.pretraining.ladder import read_runs
     from tercet.pretraining.scaling import fit_ladder
     from tercet.reporting.scaling_figures import write_figures
-    from tercet.training.run import write_text
+    from tercet.training.records import write_text
 
     runs = read_runs(ladder)
     if max_flops:

@@ -19,7 +19,8 @@ from tercet.model.config import ModelConfig
 from tercet.tokenizer.bpe import IM_START, Tokenizer
 from tercet.tokenizer.chat import ANSWER_TEMPLATE, CHAT_TEMPLATE
 from tercet.training.load import language_model_run, load_language_model, load_reward_model, trained_by
-from tercet.training.run import Run, new_folder, write_text
+from tercet.training.records import write_text
+from tercet.training.run import Run, new_folder
 
 
 def export_model(run: str | Path | Run, out: str | Path) -> Path:

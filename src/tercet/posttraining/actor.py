@@ -15,7 +15,7 @@ from tercet.generation.chat import answer_params, fit_prompts
 from tercet.generation.sampler import Completion
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rewards import Answered, Rewards
-from tercet.posttraining.rl_config import PolicyConfig
+from tercet.posttraining.rl_stage import PolicyConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, explore
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import answer_text
@@ -27,14 +27,12 @@ from tercet.training.run import Run
 class Actor:
     """Prompts, reference and rewards of a run; `collect` gives the rollouts of a step, a function of (weights, step)."""
 
-    def __init__(self, config: PolicyConfig, run: Run, parent: Run, bad: BadRows) -> None:
+    def __init__(self, config: PolicyConfig, parent: Run, bad: BadRows) -> None:
         self.config = config
         self.tokenizer = Tokenizer.load(parent.path)
         self.reference = load_language_model(parent)
         shape = self.reference.config
         self.rewards = Rewards(config.reward, self.tokenizer, shape, config.reward_timeout, config.reward_retries)
-        self.tokenizer.save(run.path / "tokenizer.json")
-        run.save_model_config(shape)
         self.params = answer_params(self.tokenizer, config.max_new_tokens, config.temperature)
         self.asked = list(questions(config.prompts, bad))
         self.rewards.check((where, task) for where, _, task in self.asked)
@@ -55,51 +53,66 @@ class Actor:
         With `resample`, groups whose answers all score alike (they teach nothing) are replaced by those of other
         prompts, drawn in so many further rounds at most (Yu et al. 2025, dynamic sampling); the log is of the first.
         """
-        first = step * (1 + resample)  # further rounds go on where the one before ended: no prompt comes twice
-        rollouts, metrics = self._round(policy, first, version, clock)
-        k, wanted = self.config.group_size, len(rollouts.tokens)
-        kept = rollouts.rows(differing(rollouts, k)) if resample else rollouts
-        for number in range(first + 1, first + 1 + resample):
-            if len(kept.tokens) >= wanted:
-                break
-            more, _ = self._round(policy, number, version, clock)
-            kept = join([kept, more.rows(differing(more, k))], self.tokenizer.pad)
-        return (kept.rows(slice(0, wanted)) if len(kept.tokens) else rollouts), metrics
-
-    def _round(self, policy: Transformer, number: int, version: int, clock: Clock) -> tuple[Rollouts, dict[str, float]]:
-        """Answers to the `number`-th batch of prompts."""
         config, size = self.config, self.config.batch_size
-        numbers = [permuted(number * size + i, len(self.prompts), (config.seed, 2)) for i in range(size)]
-        count = size * config.group_size
-        seeds = [(config.seed * 1_000_003 + number) * 65_537 + i for i in range(count)]
-        answers: list[Answered] = []
-        parts: dict[str, float] = {}
+        reference = self.reference if config.beta > 0 or config.log_kl else None
+        wanted = size * config.group_size
+        kept: list[Rollouts] = []
+        first, metrics = None, dict[str, float]()
+        for number in range(step * (1 + resample), (step + 1) * (1 + resample)):  # no prompt comes twice
+            scoring = _Scoring(self, [self.prompt_number(number * size + i) for i in range(size)])
+            seeds = [(config.seed * 1_000_003 + number) * 65_537 + i for i in range(wanted)]
+            rollouts, _ = explore(
+                policy, reference, [self.prompts[n] for n in scoring.numbers], self.params, seeds, scoring,
+                group_size=config.group_size, end_id=self.tokenizer.im_end, missing_eos_score=config.missing_eos_score,
+                pad=self.tokenizer.pad, version=version, clock=clock,
+            )  # fmt: skip
+            if first is None:
+                first, metrics = rollouts, self.metrics(rollouts, scoring)
+            if not resample:
+                return rollouts, metrics
+            kept.append(rollouts.rows(differing(rollouts, config.group_size)))
+            if sum(len(k.tokens) for k in kept) >= wanted:
+                break
+        assert first is not None  # at least one round is made
+        joined = join(kept, self.tokenizer.pad)
+        return (joined.rows(slice(0, wanted)) if len(joined.tokens) else first), metrics
 
-        def score(which: Sequence[int], done: Sequence[Completion]) -> list[float]:
-            answers.extend(self.answered(numbers[i], c) for i, c in zip(which, done))
-            totals, logged = self.rewards(answers)
-            parts.update(logged)
-            return totals
+    def prompt_number(self, index: int) -> int:
+        """Which prompt is the `index`-th of the run: a new permutation of all prompts for every pass over them."""
+        return permuted(index, len(self.prompts), (self.config.seed, 2))
 
-        rollouts, _ = explore(
-            policy, self.reference if config.beta > 0 or config.log_kl else None, [self.prompts[n] for n in numbers], self.params, seeds, score,
-            group_size=config.group_size, end_id=self.tokenizer.im_end, missing_eos_score=config.missing_eos_score,
-            pad=self.tokenizer.pad, version=version, clock=clock,
-        )  # fmt: skip
+    def metrics(self, rollouts: Rollouts, scored: _Scoring) -> dict[str, float]:
+        """What is logged of a step's rollouts."""
+        answers = scored.answers
         metrics = {
             "reward": float(rollouts.rewards.mean()),
             "finished": sum(a.finished for a in answers) / len(answers),
             "length": float(rollouts.lengths().float().mean()),
-            **(parts if len(parts) > 1 else {}),
+            **(scored.parts if len(scored.parts) > 1 else {}),
         }
         if rollouts.ref_logp is not None:
             metrics["kl"] = float(rollouts.kl().sum(1).mean())
             metrics["kl_k3"] = float(rollouts.k3().sum(1).mean())
-        if config.group_size > 1:
-            metrics["equal_groups"] = 1.0 - len(differing(rollouts, config.group_size)) / count
+        if self.config.group_size > 1:
+            metrics["equal_groups"] = 1.0 - len(differing(rollouts, self.config.group_size)) / len(answers)
         if known := [(a.task, (a.text, a.finished)) for a in answers if a.task is not None]:
             metrics["gold"] = score_answers([t for t, _ in known], [a for _, a in known]).mean_rubric.value
-        return rollouts, metrics
+        return metrics
+
+
+class _Scoring:
+    """Scores the answers of one round, and keeps them with the mean of every part of the reward."""
+
+    def __init__(self, actor: Actor, numbers: list[int]) -> None:
+        self.actor, self.numbers = actor, numbers
+        self.answers: list[Answered] = []
+        self.parts: dict[str, float] = {}
+
+    def __call__(self, which: Sequence[int], done: Sequence[Completion]) -> list[float]:
+        """The reward of every completion of the prompts `which`."""
+        self.answers = [self.actor.answered(self.numbers[i], c) for i, c in zip(which, done)]
+        totals, self.parts = self.actor.rewards(self.answers)
+        return totals
 
 
 def differing(rollouts: Rollouts, group_size: int) -> torch.Tensor:

@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 from tercet.data.comparisons import to_row
 from tercet.data.microworld.rubric import RUBRIC_TEXT, rubric_score
-from tercet.data.readers import BadRows, fingerprints, write_jsonl
+from tercet.data.readers import BadRows, write_jsonl
 from tercet.data.splits import in_split
 from tercet.data.tasks import tasks
 from tercet.data.types import Comparison, Task
 from tercet.errors import DataError
 from tercet.evaluation.answers import Answer
 from tercet.generation.chat import answer_all, answer_params
-from tercet.posttraining.config import RankConfig
+from tercet.posttraining.annotator_stage import RankConfig
 from tercet.posttraining.sides import question
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.load import language_model_run, load_language_model
-from tercet.training.progress import Progress
-from tercet.training.run import Run, threads
+from tercet.training.load import load_language_model
+from tercet.training.run import Run
 
 LABELER = "simulated"
 
@@ -39,50 +37,37 @@ def ranked(task: Task, answers: Sequence[Answer], noise: float, tie_width: float
     )
 
 
-def rank(config: RankConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
-    """Sample K answers to each task and rank them; writes OUT/rankings/{train,heldout}.jsonl and returns the run."""
-    parent = language_model_run(config.model)
-    with (
-        Run.start("rank", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
-        threads(config.threads),
-    ):
-        run.pin_inputs(fingerprints(config.tasks))
-        bad = BadRows(skip=config.skip_bad_rows)
-        questions = [t for _, t in tasks(config.tasks, bad)]
-        run.log_skipped(bad.count, bad.messages)
-        model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
-        params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
-        prompts = [(t.where, t.prompt) for t in questions for _ in range(config.answers)]
-        answers = answer_all(model, tokenizer, prompts, params, config.seed)
-        sides: tuple[list[Comparison], list[Comparison]] = ([], [])
-        pairs = ties = 0
-        for number, task in enumerate(questions):
-            mine = answers[number * config.answers : (number + 1) * config.answers]
-            comparison = ranked(task, mine, config.noise, config.tie_width, random.Random(f"{config.seed}/{task.id}"))
-            k = len(comparison.ranks)
-            pairs += k * (k - 1) // 2
-            ties += sum(comparison.ranks[i] == comparison.ranks[j] for i in range(k) for j in range(i))
-            sides[in_split(question(task.prompt), config.heldout_share)].append(comparison)
-        if not sides[0] or not sides[1]:
-            raise DataError(
-                f"{len(questions)} task(s) are too few for a training and a held-out part; give more, or change heldout_share"
-            )
-        for name, side in zip(("train", "heldout"), sides):
-            write_jsonl(run.path / "rankings" / f"{name}.jsonl", (to_row(c) for c in side))
-        (run.path / "rankings" / "README.txt").write_text(
-            f"SIMULATED rankings: no person has seen these answers. Rubric, with noise {config.noise}:\n\n{RUBRIC_TEXT}",
-            encoding="utf-8",
+def rank(config: RankConfig, run: Run) -> None:
+    """Sample K answers to each task and rank them; writes RUN/rankings/{train,heldout}.jsonl."""
+    bad = BadRows(skip=config.skip_bad_rows)
+    questions = [t for _, t in tasks(config.tasks, bad)]
+    run.log_skipped(bad.count, bad.messages)
+    parent = run.parents["model"]
+    model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
+    params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
+    prompts = [(t.where, t.prompt) for t in questions for _ in range(config.answers)]
+    answers = answer_all(model, tokenizer, prompts, params, config.seed)
+    sides: tuple[list[Comparison], list[Comparison]] = ([], [])
+    pairs = ties = 0
+    for number, task in enumerate(questions):
+        mine = answers[number * config.answers : (number + 1) * config.answers]
+        comparison = ranked(task, mine, config.noise, config.tie_width, random.Random(f"{config.seed}/{task.id}"))
+        k = len(comparison.ranks)
+        pairs += k * (k - 1) // 2
+        ties += sum(comparison.ranks[i] == comparison.ranks[j] for i in range(k) for j in range(i))
+        sides[in_split(question(task.prompt), config.heldout_share)].append(comparison)
+    if not sides[0] or not sides[1]:
+        raise DataError(
+            f"{len(questions)} task(s) are too few for a training and a held-out part; give more, or change heldout_share"
         )
-        run.update(
-            rankings={
-                "labeler": LABELER,
-                "prompts": len(questions),
-                "answers": config.answers,
-                "pairs": pairs,
-                "ties": ties,
-            }
-        )
-        run.log_line(
-            f"simulated annotator: {len(questions)} prompts with {config.answers} answers each, {pairs} pairs of which {ties} tied"
-        )
-    return run
+    for name, side in zip(("train", "heldout"), sides):
+        write_jsonl(run.path / "rankings" / f"{name}.jsonl", (to_row(c) for c in side))
+    (run.path / "rankings" / "README.txt").write_text(
+        f"SIMULATED rankings: no person has seen these answers. Rubric, with noise {config.noise}:\n\n{RUBRIC_TEXT}",
+        encoding="utf-8",
+    )
+    counts = {"prompts": len(questions), "answers": config.answers, "pairs": pairs, "ties": ties}
+    run.update(rankings={"labeler": LABELER, **counts})
+    run.log_line(
+        f"simulated annotator: {len(questions)} prompts with {config.answers} answers each, {pairs} pairs of which {ties} tied"
+    )

@@ -9,25 +9,23 @@ import math
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from tercet.data.conversations import to_messages, to_row
 from tercet.data.microworld.rubric import rubric_score
-from tercet.data.readers import BadRows, fingerprints, write_jsonl
+from tercet.data.readers import BadRows, write_jsonl
 from tercet.data.tasks import questions
 from tercet.data.types import Message
 from tercet.errors import ConfigError
 from tercet.evaluation.metrics import mean
 from tercet.generation.chat import answer_params, fit_prompts
 from tercet.generation.sampler import generate
-from tercet.posttraining.best_config import BestOfNConfig
-from tercet.posttraining.rewards import Answered, Rewards, reward_files, reward_runs
+from tercet.posttraining.best_stage import BestOfNConfig
+from tercet.posttraining.rewards import Answered, Rewards
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import answer_text
-from tercet.training.load import language_model_run, load_language_model
-from tercet.training.progress import Progress
-from tercet.training.run import Run, threads
+from tercet.training.load import load_language_model
+from tercet.training.run import Run
 
 BATCH = 512  # answers sampled and scored together
 
@@ -150,30 +148,22 @@ def _row(one: Judged) -> dict[str, Any]:
     return row | ({"gold": one.gold} if one.gold is not None else {})
 
 
-def best_of_n(config: BestOfNConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
-    """Sample n answers to each prompt and keep the best; returns the run, which has
+def best_of_n(config: BestOfNConfig, run: Run) -> None:
+    """Sample n answers to each prompt and keep the best. The run has
 
     best/train.jsonl (conversations), scores.jsonl (every answer with its scores) and the curve under "best_of_n" in
-    run.json. Raises ConfigError, DataError, ContextError on bad input.
+    run.json.
     """
-    parent = language_model_run(config.model)
-    parents = {"model": parent, **reward_runs(config.reward)}
-    with (
-        Run.start("best-of-n", config, out, parents=parents, resume=resume, progress=progress) as run,
-        threads(config.threads),
-    ):
-        run.pin_inputs(fingerprints(config.prompts, reward_files(config.reward)))
-        bad = BadRows(skip=config.skip_bad_rows)
-        judged = list(_judge(config, parent, bad))
-        run.log_skipped(bad.count, bad.messages)
-        write_jsonl(run.path / "scores.jsonl", map(_row, judged))
-        best, left = kept(judged, config.minimum_score)
-        rows = (to_row((*one.prompt, Message("assistant", one.text))) for one in best)
-        write_jsonl(run.path / "best" / "train.jsonl", rows)
-        counts = {"prompts": len(judged), "answers": config.answers, "kept": len(best), **left}
-        run.update(best=counts, best_of_n=curve(judged))
-        run.log_line(
-            f"best of {config.answers}: {len(best)} of {len(judged)} prompts kept; left out: {left['unfinished']} whose best "
-            f"answer has no end, {left['too_low']} whose best answer is not above the minimum score"
-        )
-    return run
+    bad = BadRows(skip=config.skip_bad_rows)
+    judged = list(_judge(config, run.parents["model"], bad))
+    run.log_skipped(bad.count, bad.messages)
+    write_jsonl(run.path / "scores.jsonl", map(_row, judged))
+    best, left = kept(judged, config.minimum_score)
+    rows = (to_row((*one.prompt, Message("assistant", one.text))) for one in best)
+    write_jsonl(run.path / "best" / "train.jsonl", rows)
+    counts = {"prompts": len(judged), "answers": config.answers, "kept": len(best), **left}
+    run.update(best=counts, best_of_n=curve(judged))
+    run.log_line(
+        f"best of {config.answers}: {len(best)} of {len(judged)} prompts kept; left out: {left['unfinished']} whose best "
+        f"answer has no end, {left['too_low']} whose best answer is not above the minimum score"
+    )

@@ -16,11 +16,12 @@ from statistics import fmean, median
 from safetensors import safe_open
 
 from tercet.errors import TercetError
-from tercet.posttraining import doctor_probe, doctor_stages
+from tercet.posttraining import doctor_probe
 from tercet.posttraining.findings import INF, Finding, Records, judged, late
 from tercet.training.load import trained_by
 from tercet.training.optim import schedule
 from tercet.training.run import Run, in_use
+from tercet.training.stage import load_object, stages
 
 Check = Callable[[Records], list[Finding]]
 
@@ -32,21 +33,15 @@ def examine(path: str | Path, probe: bool = True) -> list[Finding]:
     ConfigError where `path` is no run, CheckpointError where its run.json or config.json is damaged.
     """
     run = Run(path)
-    records, verb = Records(run), trained_by(run)
+    records, stage = Records(run), stages().get(trained_by(run))
     checks: tuple[Check, ...] = (check_status,)
-    if verb in doctor_stages.CHECKS:  # a stage that makes a model
-        checks += (
-            check_records,
-            check_checkpoints,
-            check_numbers,
-            check_schedule,
-            check_gradients,
-            *doctor_stages.CHECKS.get(verb, ()),
-        )
+    if stage is not None and stage.checks:  # a stage that trains
+        checks += (check_records, check_checkpoints, check_numbers, check_schedule, check_gradients)
+        checks += load_object(stage.checks)
     found = [finding for check in checks for finding in check(records)]
-    if probe and verb in doctor_stages.CHECKS and run.checkpoints():
+    if probe and stage is not None and stage.probe and run.checkpoints():
         try:
-            for finding in doctor_probe.measure(run):
+            for finding in doctor_probe.measure(run, load_object(stage.probe)):
                 found.append(finding)  # one by one: what was measured before an error stays
         except (TercetError, OSError) as error:
             advice = "what the run was made from is not where it was, or is damaged: start from the same folder, or use --no-probe"

@@ -29,18 +29,25 @@ from tercet.tokenizer.chat import Rendered, render_fitting
 from tercet.training.batch import Rows, pad_right
 from tercet.training.feed import permuted
 from tercet.training.grouped import group
-from tercet.training.load import load_language_model, load_reward_model, trained_by
+from tercet.training.load import holds, load_language_model, load_reward_model
 from tercet.training.objectives import mean_loss
 from tercet.training.run import Run, threads
+from tercet.training.settings import REWARD_MODEL
 
 PROMPTS, ANSWERS, LONGEST = 8, 4, 64  # what is sampled: prompts, answers to each, tokens of an answer
 ROWS, COMPARISONS, DEMONSTRATIONS = 200, 32, 20_000  # what is read of the data
 
 
-def measure(run: Run) -> Iterator[Finding]:
-    """Load the newest checkpoint and measure it. Raises TercetError, OSError where what it needs is not there."""
+Probe = Callable[[Run, Any, Tokenizer], Iterator[Finding]]
+
+
+def measure(run: Run, probe: Probe) -> Iterator[Finding]:
+    """Load the newest checkpoint and measure it, with the stage's own `probe` where the stage itself made the weights.
+
+    Raises TercetError, OSError where what it needs is not there.
+    """
     with threads(run.config.get("threads", 1)):
-        model = load_reward_model(run) if trained_by(run) == "reward" else load_language_model(run)
+        model = load_reward_model(run) if holds(run) == REWARD_MODEL else load_language_model(run)
         odd = sum(int((~torch.isfinite(t)).sum()) for t in model.state_dict().values())
         advice = "the weights have diverged: go back to an earlier checkpoint, and lower --lr"
         yield judged("weights that are not finite", odd, "0", advice, wrong=(0, 0))
@@ -50,8 +57,8 @@ def measure(run: Run) -> Iterator[Finding]:
                 "another reference or start than the run had: bring it back, or what follows is about another model"
             )
             yield judged(f"parent {role} is as it was", float(same), "1", advice, look=(1, 1))
-        if odd == 0 and run.manifest["verb"] in PROBES:
-            yield from PROBES[run.manifest["verb"]](run, model, Tokenizer.load(run.path))
+        if odd == 0 and "merges" not in run.manifest:
+            yield from probe(run, model, Tokenizer.load(run.path))
 
 
 def _parent(run: Run) -> Transformer:
@@ -280,8 +287,3 @@ def probe_reward(run: Run, model: ScalarModel, tokenizer: Tokenizer) -> Iterator
             look=(-limit, limit),
             found=f"{mean:.3f} ± {noise:.3f}",
         )
-
-
-PROBES: dict[str, Callable[[Run, Any, Tokenizer], Iterator[Finding]]] = {
-    "pretrain": probe_pretrain, "sft": probe_sft, "reward": probe_reward, "dpo": probe_dpo, "ppo": probe_policy, "grpo": probe_policy,
-}  # fmt: skip

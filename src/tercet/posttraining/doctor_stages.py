@@ -8,10 +8,9 @@ from collections.abc import Callable
 from statistics import fmean, pstdev
 from typing import Any
 
-from tercet.posttraining import doctor_rl
 from tercet.posttraining.dpo import chosen_fall
 from tercet.posttraining.findings import INF, Band, Finding, Records, banded, judged, late
-from tercet.posttraining.preference_config import WITH_REFERENCE
+from tercet.posttraining.preference_stage import WITH_REFERENCE
 
 BANDS = (
     Band("reward_margin", "chosen reward − rejected reward", "above 0", (0.0, INF), (0.0, INF),
@@ -155,12 +154,7 @@ def check_preferences(r: Records) -> list[Finding]:
 
 
 Check = Callable[[Records], list[Finding]]
-_SUPERVISED: tuple[Check, ...] = (check_loss, check_heldout)
-CHECKS: dict[str, tuple[Check, ...]] = {
-    "pretrain": _SUPERVISED,
-    "sft": (*_SUPERVISED, check_answers_end),
-    "reward": (*_SUPERVISED, check_order, check_reward_model),
-    "dpo": (*_SUPERVISED, check_order, check_preferences),
-    "ppo": doctor_rl.CHECKS,
-    "grpo": doctor_rl.CHECKS,
-}
+SUPERVISED: tuple[Check, ...] = (check_loss, check_heldout)
+SFT = (*SUPERVISED, check_answers_end)
+REWARD = (*SUPERVISED, check_order, check_reward_model)
+PREFERENCES = (*SUPERVISED, check_order, check_preferences)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tercet.data.readers import fingerprints
 from tercet.evaluation.metrics import Estimate
 from tercet.model.transformer import Transformer
 from tercet.posttraining import preference_losses as losses
-from tercet.posttraining.preference_config import WITH_REFERENCE, DPOConfig
 from tercet.posttraining.preference_data import (
     Asked,
     Labelled,
@@ -26,17 +23,17 @@ from tercet.posttraining.preference_data import (
     pair_batch,
     reference_logprobs,
 )
+from tercet.posttraining.preference_stage import WITH_REFERENCE, DPOConfig
 from tercet.posttraining.rankings import Ranked, accuracy, load_rankings, mean_size
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.adapt import adapt, write_adapter
+from tercet.training.adapt import adapt
 from tercet.training.batch import rows_per_pass
 from tercet.training.feed import permuted
-from tercet.training.fit import due, fit
 from tercet.training.learner import Learner, Objective
-from tercet.training.load import language_model_run, load_language_model
+from tercet.training.load import load_language_model
 from tercet.training.optim import OptimizerConfig
-from tercet.training.progress import Progress
-from tercet.training.run import Run, threads
+from tercet.training.run import Run
+from tercet.training.trainer import due, training_steps
 
 WATCHED = 20  # steps whose mean is compared when the chosen answers' log-probability is watched
 FALL = 0.2  # share by which that may fall before the run warns
@@ -159,39 +156,29 @@ def measure(
 # -- the stage ------------------------------------------------------------------------------------------------------
 
 
-def dpo(config: DPOConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
-    """Train a policy from comparisons; returns its run. Raises ConfigError, DataError on bad input."""
-    parent = language_model_run(config.model)
-    with (
-        Run.start("dpo", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
-        threads(config.threads),
-    ):
-        run.pin_inputs(fingerprints(config.data, config.heldout))
-        model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
-        tokenizer.save(run.path / "tokenizer.json")
-        run.save_model_config(model.config)
-        learner = Learner(adapt(model, config), OptimizerConfig.of(config), config.precision)
-        make = labelled_steps if config.loss == "kto" else paired_steps
-        step_batches, heldout, references = make(config, learner, tokenizer, run)
-        objective: Objective[Any] = kto_objective(config) if config.loss == "kto" else pair_objective(config)
+def dpo(config: DPOConfig, run: Run) -> None:
+    """Train a policy from comparisons."""
+    model, tokenizer = adapt(load_language_model(run.parents["model"]), config), Tokenizer.load(run.path)
+    learner = Learner(model, OptimizerConfig.of(config), config.precision)
+    make = labelled_steps if config.loss == "kto" else paired_steps
+    batches_of, heldout, references = make(config, learner, tokenizer, run)
+    objective: Objective[Any] = kto_objective(config) if config.loss == "kto" else pair_objective(config)
 
-        def batches(step: int) -> Sequence[Any]:
-            if step and step % WATCHED == 0:
-                warn_of_fall(run)
-            return step_batches(step)
+    def evaluate(done: int) -> None:
+        metrics, right = measure(config, heldout, answer_logprobs(learner, asked(heldout)), references)
+        run.log(done, **metrics)
+        if due(done, 0, config.steps):
+            warn_of_fall(run)
+            if right is not None:
+                longer = accuracy(heldout, [p.characters for p in heldout])
+                run.update(accuracy=right.to_json(), longer_wins=longer.to_json())
 
-        def evaluate(done: int) -> None:
-            metrics, right = measure(config, heldout, answer_logprobs(learner, asked(heldout)), references)
-            run.log(done, **metrics)
-            if due(done, 0, config.steps):
-                warn_of_fall(run)
-                if right is not None:
-                    longer = accuracy(heldout, [p.characters for p in heldout])
-                    run.update(accuracy=right.to_json(), longer_wins=longer.to_json())
-
-        fit(run, learner, batches, objective, config, evaluate)
-        write_adapter(model, run)
-    return run
+    for step in training_steps(run, config, learner, evaluate):
+        if step.number and step.number % WATCHED == 0:
+            warn_of_fall(run)
+        batches = batches_of(step.number)
+        metrics = learner.forward_backward(batches, objective)
+        step.update(learner, metrics, batches)
 
 
 # Below: (step → its micro-batches, held-out prompts, their reference log-probabilities). The reference is the policy before

@@ -18,14 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tercet.model.transformer import Transformer
-from tercet.posttraining.actor import Actor
 from tercet.posttraining.advantages import (
     by_group,
     centred,
@@ -36,13 +34,11 @@ from tercet.posttraining.advantages import (
     totals,
     whiten,
 )
-from tercet.posttraining.policy import Policy, train_policy
+from tercet.posttraining.policy import Policy
 from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.rl_config import GRPOConfig
+from tercet.posttraining.rl_stage import GRPOConfig
 from tercet.posttraining.rollouts import Rollouts, action_logprobs
 from tercet.training.feed import Feed
-from tercet.training.progress import Progress
-from tercet.training.run import Run
 
 
 def of_answers(rollouts: Rollouts, advantage_N: Tensor) -> Rollouts:
@@ -197,7 +193,12 @@ class GroupMethod:
         if rollouts.advantages is not None:
             chosen = rollouts.at_actions("advantages")
             metrics = {"advantage_mean": float(chosen.mean()), "advantage_std": float(chosen.std(correction=0))}
-        return metrics | self.policy.learn(step, rollouts, self.objective(beta))
+        objective = self.policy.on_policy(self.objective(beta))
+        for batches in self.policy.minibatches(step, rollouts):
+            done = self.policy.per_action(self.policy.learner.forward_backward(batches, objective))
+            done |= self.policy.read_text()
+            metrics = self.policy.step(step, done, metrics)
+        return metrics
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Policy and optimizer."""
@@ -206,15 +207,3 @@ class GroupMethod:
     def load(self, tensors: dict[str, dict[str, Tensor]], updates: int) -> None:
         """Take over what `state` gave."""
         self.policy.load(tensors, updates)
-
-
-def grpo(config: GRPOConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
-    """Train a policy against rewards with a group method; returns its run.
-
-    Raises ConfigError, DataError, ContextError on bad input, NonFiniteError where training diverges.
-    """
-
-    def make(config: GRPOConfig, actor: Actor, text: Feed | None) -> GroupMethod:
-        return GroupMethod(config, actor.reference, text)
-
-    return train_policy("grpo", config, make, out, resume, progress)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tercet.errors import ConfigError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rollouts import Rollouts, action_logprobs, grouped
-from tercet.training.objectives import token_kl
+from tercet.posttraining.rollouts import Rollouts, grouped
+from tercet.training.objectives import token_kl, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class PolicyObjective:
         """The summed loss, and summed metrics ("actions" is what the per-token ones must be divided by)."""
         if batch.advantages is None:
             raise ConfigError("the rollouts have no advantages yet: a method fills them in")
-        logp, entropy = action_logprobs(model, batch, self.temperature)
+        rows = grouped(batch)
+        logp, entropy = token_logprobs(model, rows.hidden(model, rows.before), rows.target, self.temperature)
         old = logp.detach() if batch.logp is None else batch.at_actions("logp")
         advantage = batch.at_actions("advantages")
         weights = torch.ones_like(advantage) if batch.weights is None else batch.at_actions("weights")

@@ -5,24 +5,19 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from tercet.model.transformer import ScalarModel, Transformer
-from tercet.posttraining.actor import Actor
 from tercet.posttraining.advantages import advantages_and_returns, place_rewards, whiten
-from tercet.posttraining.policy import Policy, train_policy
+from tercet.posttraining.policy import Policy
 from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.rl_config import PPOConfig
+from tercet.posttraining.rl_stage import PPOConfig
 from tercet.posttraining.rollouts import Rollouts, action_values, values
 from tercet.training.feed import Feed
 from tercet.training.learner import Learner
-from tercet.training.load import load_reward_model
 from tercet.training.optim import OptimizerConfig
-from tercet.training.progress import Progress
-from tercet.training.run import Run
 
 
 def value_objective(critic: ScalarModel, batch: Rollouts) -> tuple[Tensor, dict[str, float]]:
@@ -81,17 +76,22 @@ class PPO:
 
     def update(self, step: int, rollouts: Rollouts, beta: float) -> dict[str, float]:
         """Policy, critic and pretraining gradients, then one optimizer step, for every minibatch of every epoch."""
-        config, scale = self.config, self.policy.scale(step)
+        policy, config = self.policy, self.config
+        rollouts, metrics = self.credit(policy.with_old(rollouts), beta)
+        objective = policy.on_policy(PolicyObjective(config.temperature, config.clip, config.clip))
+        for batches in policy.minibatches(step, rollouts):
+            done = policy.per_action(policy.learner.forward_backward(batches, objective))
+            done |= policy.read_text()
+            done |= self.learn_values(batches, policy.scale(step))
+            metrics = policy.step(step, done, metrics)
+        return metrics
 
-        def value(batches: Sequence[Rollouts]) -> dict[str, float]:
-            if self.critic is None:
-                return self.policy.learner.forward_backward(batches, value_objective, coef=config.value_coef)
-            done = self.critic.forward_backward(batches, value_objective)
-            return done | {"critic_grad_norm": self.critic.optim_step(scale)}
-
-        rollouts, metrics = self.credit(self.policy.with_old(rollouts), beta)
-        objective = PolicyObjective(config.temperature, config.clip, config.clip)
-        return metrics | self.policy.learn(step, rollouts, objective, value)
+    def learn_values(self, batches: Sequence[Rollouts], scale: float) -> dict[str, float]:
+        """Gradients of the value loss; a separate critic takes its optimizer step at once."""
+        if self.critic is None:
+            return self.policy.learner.forward_backward(batches, value_objective, coef=self.config.value_coef)
+        done = self.critic.forward_backward(batches, value_objective)
+        return done | {"critic_grad_norm": self.critic.optim_step(scale)}
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """Policy, critic and both optimizers."""
@@ -105,17 +105,5 @@ class PPO:
         """Take over what `state` gave."""
         self.policy.load(tensors, updates)
         if self.critic is not None:
-            self.critic.load(tensors["critic"], tensors["critic_optimizer"], updates)
-
-
-def ppo(config: PPOConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
-    """Train a policy against rewards; returns its run.
-
-    Raises ConfigError, DataError, ContextError on bad input, NonFiniteError where training diverges.
-    """
-
-    def make(config: PPOConfig, actor: Actor, text: Feed | None) -> PPO:
-        judge = load_reward_model(actor.rewards.runs["reward"]) if "reward" in actor.rewards.runs else None
-        return PPO(config, actor.reference, judge, text)
-
-    return train_policy("ppo", config, make, out, resume, progress)
+            state = {"model": tensors["critic"], "optimizer": tensors["critic_optimizer"]}
+            self.critic.load(state, {"step": updates})

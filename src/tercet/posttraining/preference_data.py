@@ -21,9 +21,10 @@ from tercet.posttraining.rankings import Ranked, RankingData, encode_comparison
 from tercet.posttraining.reward import collate
 from tercet.posttraining.sides import question, sides
 from tercet.tokenizer.bpe import Tokenizer
+from tercet.training.checkpoints import load_tensors
 from tercet.training.grouped import Grouped, group
 from tercet.training.learner import Learner
-from tercet.training.run import Run, load_tensors
+from tercet.training.run import Run
 
 PASS_TOKENS = 16_384  # tokens per forward pass outside of training
 Asked = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # a prompt and its answers, as ids

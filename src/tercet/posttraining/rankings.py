@@ -11,8 +11,8 @@ from tercet.data.readers import BadRows
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
 from tercet.evaluation.metrics import Estimate, pair_accuracy
-from tercet.posttraining.config import RewardConfig
-from tercet.posttraining.preference_config import DPOConfig
+from tercet.posttraining.preference_stage import DPOConfig
+from tercet.posttraining.reward_stage import RewardConfig
 from tercet.posttraining.sides import question, sides
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render_prompt

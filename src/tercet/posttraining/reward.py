@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,23 +14,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tercet.data.conversations import conversations
-from tercet.data.readers import BadRows, fingerprints
+from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.calibration import report
-from tercet.posttraining.config import RewardConfig
 from tercet.posttraining.rankings import Ranked, accuracy, encode_answer, load_rankings, mean_size
+from tercet.posttraining.reward_stage import RewardConfig
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.adapt import adapt, write_adapter
+from tercet.training.adapt import adapt
 from tercet.training.batch import pad_right, rows_per_pass
 from tercet.training.feed import permuted
-from tercet.training.fit import due, fit
 from tercet.training.grouped import Grouped, group
 from tercet.training.learner import Learner
-from tercet.training.load import language_model_run, load_language_model
+from tercet.training.load import load_language_model
 from tercet.training.optim import OptimizerConfig
-from tercet.training.progress import Progress
-from tercet.training.run import Run, threads, write_text
+from tercet.training.records import write_text
+from tercet.training.run import Run
+from tercet.training.trainer import due, training_steps
 
 SCORED_TOKENS = 2048  # of a forward pass outside of training
 
@@ -177,47 +176,37 @@ def check_scores(config: RewardConfig, prompts: Sequence[Ranked]) -> None:
         )
 
 
-def reward(config: RewardConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
-    """Train a reward model from comparisons; returns its run. Raises ConfigError, DataError on bad input."""
-    parent = language_model_run(config.model)
-    with (
-        Run.start("reward", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
-        threads(config.threads),
-    ):
-        run.pin_inputs(fingerprints(config.data, config.heldout, config.demonstrations))
-        backbone, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
-        tokenizer.save(run.path / "tokenizer.json")
-        run.save_model_config(backbone.config)
-        train, heldout = load_rankings(config, tokenizer, backbone.config.context_length, run)
-        check_scores(config, train)
-        demonstrations = load_demonstrations(config, tokenizer, backbone.config.context_length, run)
-        model = adapt(ScalarModel(backbone, seed=config.seed), config)
-        # the bias cancels in every pair: its gradient is rounding noise, which Adam would blow up
-        model.score.bias.requires_grad_(False)
-        learner = Learner(model, OptimizerConfig.of(config), config.precision)
-        longer = accuracy(heldout, [p.characters for p in heldout])
-        micro = rows_per_pass(config.micro_batch, mean_size(train))
+def reward(config: RewardConfig, run: Run) -> None:
+    """Train a reward model from comparisons."""
+    backbone, tokenizer = load_language_model(run.parents["model"]), Tokenizer.load(run.path)
+    train, heldout = load_rankings(config, tokenizer, backbone.config.context_length, run)
+    check_scores(config, train)
+    demonstrations = load_demonstrations(config, tokenizer, backbone.config.context_length, run)
+    model = adapt(ScalarModel(backbone, seed=config.seed).to(run.device), config)
+    # the bias cancels in every pair: its gradient is rounding noise, which Adam would blow up
+    model.score.bias.requires_grad_(False)
+    learner = Learner(model, OptimizerConfig.of(config), config.precision)
+    longer = accuracy(heldout, [p.characters for p in heldout])
 
-        def batches(step: int) -> list[RankedBatch]:
-            first = step * config.batch_size
-            picks = [train[permuted(first + i, len(train), (config.seed, 2))] for i in range(config.batch_size)]
-            return [collate(picks[a : a + micro], config.margin) for a in range(0, len(picks), micro)]
+    def evaluate(done: int) -> None:
+        end = due(done, 0, config.steps)
+        if end:
+            ranked = [score for scores in score_ranked(model, train) for score in scores]
+            normalise(model, score_texts(model, demonstrations, tokenizer.pad), ranked)
+        scores = score_ranked(model, heldout)
+        right = accuracy(heldout, scores)
+        run.log(done, heldout_accuracy=right.value, longer_wins=longer.value)
+        if end:
+            zero = score_texts(model, demonstrations, tokenizer.pad)
+            mean = sum(zero) / len(zero) if zero else None
+            run.update(accuracy=right.to_json(), longer_wins=longer.to_json(), demonstrations_mean=mean)
+            found = trust(heldout, scores, float(model.gain))
+            write_text(run.path / "calibration.json", json.dumps(found, indent=1) + "\n")
 
-        def evaluate(done: int) -> None:
-            end = due(done, 0, config.steps)
-            if end:
-                ranked = [score for scores in score_ranked(model, train) for score in scores]
-                normalise(model, score_texts(model, demonstrations, tokenizer.pad), ranked)
-            scores = score_ranked(model, heldout)
-            right = accuracy(heldout, scores)
-            run.log(done, heldout_accuracy=right.value, longer_wins=longer.value)
-            if end:
-                zero = score_texts(model, demonstrations, tokenizer.pad)
-                mean = sum(zero) / len(zero) if zero else None
-                run.update(accuracy=right.to_json(), longer_wins=longer.to_json(), demonstrations_mean=mean)
-                found = trust(heldout, scores, float(model.gain))
-                write_text(run.path / "calibration.json", json.dumps(found, indent=1) + "\n")
-
-        fit(run, learner, batches, ranking_loss, config, evaluate)
-        write_adapter(model, run)
-    return run
+    micro = rows_per_pass(config.micro_batch, mean_size(train))
+    for step in training_steps(run, config, learner, evaluate):
+        first = step.number * config.batch_size
+        picks = [train[permuted(first + i, len(train), (config.seed, 2))] for i in range(config.batch_size)]
+        batches = [collate(picks[a : a + micro], config.margin) for a in range(0, len(picks), micro)]
+        metrics = learner.forward_backward(batches, ranking_loss)
+        step.update(learner, metrics, batches)

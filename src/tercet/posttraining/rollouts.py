@@ -107,15 +107,12 @@ class Clock:
         self.seconds[f"seconds/{phase}"] = self.seconds.get(f"seconds/{phase}", 0.0) + time.perf_counter() - began
 
 
-def sample(
-    policy: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int]
-) -> list[Completion]:
-    """One answer to each prompt. Raises ConfigError for top-k or top-p: they would bias the probability ratio."""
+def check_sampling(params: SamplingParams) -> None:
+    """Raise ConfigError for top-k, top-p or temperature 0: they would bias the probability ratio."""
     if params.top_k or params.top_p < 1 or params.temperature == 0:
         raise ConfigError(
             "rollouts need plain sampling: top_k 0, top_p 1 and a temperature above 0, or π_old is not what was sampled from"
         )
-    return generate(policy, prompts, params, seeds, batch_size=128)
 
 
 def assemble(prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: int) -> tuple[Tensor, Tensor]:
@@ -133,10 +130,11 @@ def explore(policy: Transformer, reference: Transformer | None, prompts: Sequenc
 
     `seeds` holds one seed a rollout. A missing end *replaces* the score by `missing_eos_score` (Ziegler et al. 2019).
     """
+    check_sampling(params)
     numbers = [n for n in range(len(prompts)) for _ in range(group_size)]
     texts = [prompts[n] for n in numbers]
     with clock("sample"):
-        done = sample(policy, texts, params, seeds)
+        done = generate(policy, texts, params, seeds, batch_size=128)
     with clock("reward"):
         scores = score(numbers, done)
     tokens, mask = assemble(texts, done, pad)

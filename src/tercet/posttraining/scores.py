@@ -28,7 +28,8 @@ from tercet.pretraining.clm import limit_bytes
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import answer_text
 from tercet.training.load import language_model_run, load_reward_model, reward_model_run
-from tercet.training.run import threads, write_text
+from tercet.training.records import write_text
+from tercet.training.run import threads
 
 
 @dataclass

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from tercet.data.conversations import conversations
-from tercet.data.readers import BadRows, fingerprints
+from tercet.data.readers import BadRows
 from tercet.data.splits import fold
 from tercet.data.tasks import tasks
 from tercet.data.types import Conversation, Task
@@ -14,21 +13,20 @@ from tercet.errors import ContextError, DataError
 from tercet.evaluation.answers import ask_all, score_answers
 from tercet.generation.chat import answer_params
 from tercet.model.transformer import Transformer
-from tercet.posttraining.config import SFTConfig
 from tercet.posttraining.neftune import NoisyNextToken, place
+from tercet.posttraining.sft_stage import SFTConfig
 from tercet.posttraining.sides import sides
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import Rendered, render_fitting
-from tercet.training.adapt import adapt, write_adapter
-from tercet.training.batch import Batch, Rows, pack_whole, rows_per_pass
+from tercet.training.adapt import adapt
+from tercet.training.batch import Rows, pack_whole, rows_per_pass
 from tercet.training.feed import Feed
-from tercet.training.fit import due, fit
 from tercet.training.learner import Learner
-from tercet.training.load import language_model_run, load_language_model
+from tercet.training.load import load_language_model
 from tercet.training.objectives import mean_loss, next_token
 from tercet.training.optim import OptimizerConfig
-from tercet.training.progress import Progress
-from tercet.training.run import Run, threads
+from tercet.training.run import Run
+from tercet.training.trainer import due, training_steps
 
 
 def render_all(
@@ -84,53 +82,42 @@ def load_conversations(
     return train, heldout
 
 
-def sft(config: SFTConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
-    """Tune a base model on conversations; returns the run. Raises ConfigError, DataError, ContextError on bad input."""
-    parent = language_model_run(config.model)
-    with (
-        Run.start("sft", config, out, parents={"model": parent}, resume=resume, progress=progress) as run,
-        threads(config.threads),
-    ):
-        run.pin_inputs(fingerprints(config.data, config.heldout, config.tasks))
-        model, tokenizer = adapt(load_language_model(parent), config), Tokenizer.load(parent.path)
-        tokenizer.save(run.path / "tokenizer.json")
-        run.save_model_config(model.config)
-        length, refuse = model.config.context_length, config.long_conversations == "refuse"
-        train, heldout = load_conversations(config, run)
-        bad = BadRows(skip=config.skip_bad_rows)
-        questions = [t for _, t in tasks(config.tasks, bad)] if config.tasks else []
-        run.log_skipped(bad.count, bad.messages)
+def sft(config: SFTConfig, run: Run) -> None:
+    """Tune a base model on conversations."""
+    model, tokenizer = adapt(load_language_model(run.parents["model"]), config), Tokenizer.load(run.path)
+    length, refuse = model.config.context_length, config.long_conversations == "refuse"
+    train, heldout = load_conversations(config, run)
+    bad = BadRows(skip=config.skip_bad_rows)
+    questions = [t for _, t in tasks(config.tasks, bad)] if config.tasks else []
+    run.log_skipped(bad.count, bad.messages)
 
-        def pack(found: Sequence[tuple[str, Conversation]]) -> Rows:
-            rendered = render_all(tokenizer, found, length + 1, refuse, run)
-            return pack_whole([(r.tokens, r.weights) for r in rendered], length, tokenizer.pad)
+    def pack(found: Sequence[tuple[str, Conversation]]) -> Rows:
+        rendered = render_all(tokenizer, found, length + 1, refuse, run)
+        return pack_whole([(r.tokens, r.weights) for r in rendered], length, tokenizer.pad)
 
-        feed, measured = Feed({"chat": pack(train)}, None, config.batch_size, config.seed), pack(heldout)
-        run.log_line(
-            f"{len(train)} conversations in {len(feed.sources[0])} rows of {length} tokens, {len(heldout)} held out"
-        )
-        learner = Learner(model, OptimizerConfig.of(config), config.precision)
+    feed, measured = Feed({"chat": pack(train)}, None, config.batch_size, config.seed), pack(heldout)
+    run.log_line(
+        f"{len(train)} conversations in {len(feed.sources[0])} rows of {length} tokens, {len(heldout)} held out"
+    )
+    learner = Learner(model, OptimizerConfig.of(config), config.precision)
 
-        def evaluate(done: int) -> None:
-            metrics = {"heldout": mean_loss(model, measured, config.batch_size)}
-            if questions and done in (0, config.steps):
-                metrics |= measure_answers(run, model, tokenizer, questions, config, done)
-            run.log(done, **metrics)
-            if due(done, 0, config.steps):
-                run.update(heldout_loss=metrics["heldout"])
+    def evaluate(done: int) -> None:
+        metrics = {"heldout": mean_loss(model, measured, config.batch_size)}
+        if questions and done in (0, config.steps):
+            metrics |= measure_answers(run, model, tokenizer, questions, config, done)
+        run.log(done, **metrics)
+        if due(done, 0, config.steps):
+            run.update(heldout_loss=metrics["heldout"])
 
-        micro = rows_per_pass(config.micro_batch, length)
-
-        def batches(step: int) -> list[Batch]:
-            return list(feed.batch(step).split(micro))
-
-        if config.neftune_alpha > 0:
-            noisy = NoisyNextToken(config.neftune_alpha, config.seed)
-            fit(run, learner, lambda step: place(batches(step), step), noisy, config, evaluate)
+    micro = rows_per_pass(config.micro_batch, length)
+    noisy = NoisyNextToken(config.neftune_alpha, config.seed) if config.neftune_alpha else None
+    for step in training_steps(run, config, learner, evaluate):
+        batches = list(feed.batch(step.number).split(micro))
+        if noisy is None:
+            metrics = learner.forward_backward(batches, next_token)
         else:
-            fit(run, learner, batches, next_token, config, evaluate)
-        write_adapter(model, run)
-    return run
+            metrics = learner.forward_backward(place(batches, step.number), noisy)
+        step.update(learner, metrics, batches)
 
 
 def measure_answers(

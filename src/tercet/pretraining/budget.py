@@ -22,8 +22,8 @@ from tercet.evaluation.metrics import Estimate
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.pretraining.clm import must_agree
-from tercet.pretraining.config import PretrainConfig
 from tercet.pretraining.counting import ENDLESS, READINGS, Text
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.pretraining.scaling import FAR, Choice, Law, best_choice, best_for_flops
 from tercet.pretraining.scaling_config import LadderConfig, rows_of, shape_of
 from tercet.tokenizer.bpe import Tokenizer

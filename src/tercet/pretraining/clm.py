@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
-from tercet.data.readers import BadRows, documents, fingerprints
+from tercet.data.readers import BadRows, documents
 from tercet.data.splits import split
 from tercet.data.types import Document
 from tercet.errors import ConfigError, DataError
@@ -15,18 +14,17 @@ from tercet.evaluation.primitives import Primitives
 from tercet.generation.sampler import SamplingParams, generate
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.pretraining.config import PretrainConfig
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.batch import Rows, pack_stream, rows_per_pass
 from tercet.training.deadline import Deadline
 from tercet.training.feed import Feed
-from tercet.training.fit import fit
 from tercet.training.learner import Learner
 from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig
-from tercet.training.progress import Progress
-from tercet.training.run import Run, threads
+from tercet.training.run import Run
 from tercet.training.settings import shares
+from tercet.training.trainer import training_steps
 
 
 def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int) -> Rows:
@@ -91,50 +89,41 @@ def build_feed(tokenizer: Tokenizer, train: Mapping[str, Sequence[Document]], mi
     )
 
 
-def pretrain(config: PretrainConfig, out: str | Path, *, resume: bool = False, progress: Progress | None = None) -> Run:
-    """Train a language model from scratch; returns its run.
-
-    Raises ConfigError, DataError for bad settings and input, NonFiniteError where training diverges.
-    """
+def pretrain(config: PretrainConfig, run: Run) -> None:
+    """Train a language model from scratch."""
     tokenizer = Tokenizer.load(config.tokenizer)
     shape = ModelConfig(
         tokenizer.vocab_size, config.context_length, config.hidden_size, config.num_layers, config.num_heads,
         config.num_kv_heads, config.head_dim, config.intermediate_size,
     )  # fmt: skip
-    with Run.start("pretrain", config, out, resume=resume, progress=progress) as run, threads(config.threads):
-        run.pin_inputs({**fingerprints(config.data, config.heldout), config.tokenizer: tokenizer.fingerprint()})
-        tokenizer.save(run.path / "tokenizer.json")
-        run.save_model_config(shape)
-        train, heldout = load_text(config, run)
-        feed = build_feed(
-            tokenizer, train, shares(config.mixture, "mixture"), config.context_length, config.batch_size, config.seed
-        )
-        model = Transformer(shape, seed=config.seed)
-        learner = Learner(model, OptimizerConfig.of(config), config.precision)
-        run.log_line(
-            f"{shape.parameters():,} parameters ({shape.parameters(embeddings=False):,} without embeddings), "
-            f"{config.steps * config.batch_size * config.context_length:,} tokens in {config.steps} steps"
-            + (f", or what fits into {config.minutes:g} minutes" if config.minutes else "")
-        )
+    tokenizer.save(run.path / "tokenizer.json")
+    run.save_model_config(shape)
+    train, heldout = load_text(config, run)
+    feed = build_feed(
+        tokenizer, train, shares(config.mixture, "mixture"), config.context_length, config.batch_size, config.seed
+    )
+    model = Transformer(shape, seed=config.seed).to(run.device)
+    learner = Learner(model, OptimizerConfig.of(config), config.precision)
+    run.log_line(
+        f"{shape.parameters():,} parameters ({shape.parameters(embeddings=False):,} without embeddings), "
+        f"{config.steps * config.batch_size * config.context_length:,} tokens in {config.steps} steps"
+        + (f", or what fits into {config.minutes:g} minutes" if config.minutes else "")
+    )
+    deadline = Deadline.after(60 * config.minutes - run.elapsed()) if config.minutes else None
 
-        deadline = Deadline.after(60 * config.minutes - run.elapsed()) if config.minutes else None
+    def evaluate(done: int) -> None:
+        bits = bits_per_byte(Primitives(model, tokenizer), heldout)
+        run.log(done, **{f"heldout/{source}": e.value for source, e in bits.items()}, heldout=average(bits))
+        texts = continue_texts(model, tokenizer, config)
+        run.log_samples(done, [{"prompt": p, "text": t} for p, t in zip(config.sample_prompts, texts)])
+        if done == config.steps or deadline:
+            run.update(heldout={source: e.to_json() for source, e in bits.items()})
 
-        def evaluate(done: int) -> None:
-            bits = bits_per_byte(Primitives(model, tokenizer), heldout)
-            run.log(done, **{f"heldout/{source}": e.value for source, e in bits.items()}, heldout=average(bits))
-            run.log_samples(
-                done,
-                [
-                    {"prompt": p, "text": t}
-                    for p, t in zip(config.sample_prompts, continue_texts(model, tokenizer, config))
-                ],
-            )
-            if done == config.steps or deadline:
-                run.update(heldout={source: e.to_json() for source, e in bits.items()})
-
-        micro = rows_per_pass(config.micro_batch, model.config.context_length)
-        fit(run, learner, lambda step: list(feed.batch(step).split(micro)), next_token, config, evaluate, deadline)
-    return run
+    micro = rows_per_pass(config.micro_batch, config.context_length)
+    for step in training_steps(run, config, learner, evaluate, deadline):
+        batches = list(feed.batch(step.number).split(micro))
+        metrics = learner.forward_backward(batches, next_token)
+        step.update(learner, metrics, batches)
 
 
 def continue_texts(model: Transformer, tokenizer: Tokenizer, config: PretrainConfig) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.errors import ConfigError, TrainingError
-from tercet.pretraining.config import PretrainConfig
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.training.run import Interrupted, in_use
 
 Work = Callable[[PretrainConfig, str], float]

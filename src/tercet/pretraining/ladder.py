@@ -19,9 +19,8 @@ from typing import Any
 import numpy as np
 
 from tercet.errors import CheckpointError, ConfigError, DataError
-from tercet.pretraining.clm import pretrain
-from tercet.pretraining.config import PretrainConfig
 from tercet.pretraining.laws import Points, Reals
+from tercet.pretraining.pretrain_stage import PRETRAIN, PretrainConfig
 from tercet.pretraining.scaling_config import LadderConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.progress import Progress, silent
@@ -49,12 +48,12 @@ def climb(config: PretrainConfig, path: str) -> float:
     Raises CheckpointError where a run of other settings is there.
     """
     if not begun(Path(path)):
-        return float(pretrain(config, path).manifest["seconds"])
+        return float(PRETRAIN(config, path).manifest["seconds"])
     run = Run(path)
     if from_json(PretrainConfig, run.config, f"{path}/config.json") != config:
         raise CheckpointError(f"{path}: is a run of other settings than this ladder's; choose another --out")
     if run.manifest["status"] != "finished":
-        run = pretrain(config, path, resume=True)
+        run = PRETRAIN(config, path, resume=True)
     return float(run.manifest["seconds"])
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tercet.errors import ConfigError
 from tercet.model.config import ModelConfig
-from tercet.pretraining.config import PretrainConfig
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.training.settings import PRECISION, Settings, setting
 
 AT = 65_536  # training tokens at which a ladder's batch and rates are given

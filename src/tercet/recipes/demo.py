@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import resource
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,25 @@ from tercet.evaluation.config import AskConfig
 from tercet.evaluation.likelihood import by_source
 from tercet.evaluation.ngram import ngram_baselines, xz_bits_per_byte
 from tercet.evaluation.prompting import ask
-from tercet.posttraining.annotator import rank
-from tercet.posttraining.config import EvalConfig, RankConfig, RewardConfig, SFTConfig
-from tercet.posttraining.ppo import ppo
-from tercet.posttraining.reward import reward
-from tercet.posttraining.rl_config import PPOConfig
+from tercet.posttraining.annotator_stage import RankConfig
+from tercet.posttraining.config import EvalConfig
+from tercet.posttraining.reward_stage import RewardConfig
+from tercet.posttraining.rl_stage import PPOConfig
 from tercet.posttraining.scores import evaluate
-from tercet.posttraining.sft import sft
-from tercet.pretraining.clm import limit_bytes, pretrain
-from tercet.pretraining.config import PretrainConfig
+from tercet.posttraining.sft_stage import SFTConfig
+from tercet.pretraining.clm import limit_bytes
+from tercet.pretraining.pretrain_stage import PretrainConfig
 from tercet.recipes.claims import claims
 from tercet.recipes.demo_data import MIXTURE, write_demo_data
 from tercet.recipes.plan import CONTEXT, FAST, ROWS, VOCABULARY, Plan, check_minutes
 from tercet.reporting.report import write_report
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.progress import Progress, clock
-from tercet.training.run import Run, new_folder, write_text
+from tercet.training.records import write_text
+from tercet.training.run import Run, new_folder
 from tercet.training.run import threads as cpu_threads
 from tercet.training.settings import Settings
+from tercet.training.stage import stages
 
 SAMPLE_PROMPTS = (
     "In the beginning", "def main(", "Anna has a red ball.", "Q: What colour is the frog?\nA:",
@@ -59,10 +59,10 @@ class Demo:
         """A file or folder of the demo, as settings name it."""
         return str(self.out.joinpath(*parts))
 
-    def stage(self, name: str, run: Callable[..., Run], config: Settings) -> Run:
+    def stage(self, name: str, verb: str, config: Settings) -> Run:
         """Run a stage into its folder, and tell the plan how fast the machine really was."""
         self.progress.say(f"\n[{self.plan.clock()}] {name}")
-        done = run(config, self.out / name, progress=self.progress)
+        done = stages()[verb](config, self.out / name, progress=self.progress)
         if done.manifest["verb"] in FAST:
             self.plan.correct(done.metrics("tokens_per_s")[-1]["tokens_per_s"])
         return done
@@ -93,7 +93,7 @@ class Demo:
             mixture=MIXED, heldout_bytes=self.heldout_bytes, sample_prompts=SAMPLE_PROMPTS, steps=steps, eval_every=-(-steps // 2),
             lr=8e-3, muon_lr=0.012, checkpoint_every=max(50, steps // 4), **self.plan.shape(), **self.trained,
         )  # fmt: skip
-        return self.stage("base", pretrain, config)
+        return self.stage("base", "pretrain", config)
 
     def ask(self) -> list[dict[str, Any]]:
         """The lecture's prompts: questions with 0, 1 and 4 examples, and word translation."""
@@ -127,20 +127,20 @@ class Demo:
             tasks=(self.path("data", "tasks", "heldout.jsonl"),), steps=(steps := self.plan.steps("sft")), eval_every=-(-steps // 4),
             lr=2e-3, muon_lr=0.02, **self.trained,
         )  # fmt: skip
-        return self.stage("sft", sft, config)
+        return self.stage("sft", "sft", config)
 
     def compare(self) -> tuple[Run, Run]:
         """Simulated rankings, and the reward model that learns from them."""
         rank_config = RankConfig(
             model=self.path("sft"), tasks=(self.path("data", "tasks", "preference.jsonl"),), **self.common
         )
-        ranked = self.stage("rankings", rank, rank_config)
+        ranked = self.stage("rankings", "rank", rank_config)
         config = RewardConfig(
             model=self.path("sft"), data=(self.path("rankings", "rankings", "train.jsonl"),),
             heldout=(self.path("rankings", "rankings", "heldout.jsonl"),), demonstrations=(self.path("data", "chat", "train.jsonl"),),
             steps=(steps := self.plan.steps("reward")), eval_every=-(-steps // 3), **self.common,
         )  # fmt: skip
-        return ranked, self.stage("reward", reward, config)
+        return ranked, self.stage("reward", "reward", config)
 
     def align(self) -> list[Run]:
         """PPO with the pretraining term, and the same without it."""
@@ -159,8 +159,8 @@ class Demo:
             **self.common,
         }
         return [
-            self.stage("rlhf", ppo, PPOConfig(gamma=0.5, **text, **shared)),
-            self.stage("rlhf-gamma0", ppo, PPOConfig(gamma=0.0, **shared)),
+            self.stage("rlhf", "ppo", PPOConfig(gamma=0.5, **text, **shared)),
+            self.stage("rlhf-gamma0", "ppo", PPOConfig(gamma=0.0, **shared)),
         ]
 
     def measure(self) -> dict[str, Any]:

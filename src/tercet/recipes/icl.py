@@ -28,19 +28,20 @@ from tercet.data.readers import write_jsonl
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.pretraining.clm import pretrain
-from tercet.pretraining.config import PretrainConfig
+from tercet.pretraining.pretrain_stage import PRETRAIN, PretrainConfig
 from tercet.recipes.icl_config import CONTEXT, LENGTHS, SHOTS, SIZES, ICLConfig, Size
 from tercet.recipes.icl_measure import by_shots, heads, hits, tuning_against_asking, without_each_head
 from tercet.recipes.icl_summary import claims, summarise, tables
 from tercet.reporting.icl_figures import draw
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.batch import Batch
+from tercet.training.checkpoints import load_tensors
 from tercet.training.learner import Learner
 from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.progress import Progress, clock
-from tercet.training.run import Run, load_tensors, new_folder, threads, write_text
+from tercet.training.records import write_text
+from tercet.training.run import Run, new_folder, threads
 
 HELDOUT_ROWS = 40
 VOCABULARY = 512  # at most: bytes, marks and words are fewer
@@ -153,9 +154,9 @@ def _trained(config: ICLConfig, folder: Path, size: Size, seed: int, steps: int,
     )  # fmt: skip
     path = folder / slug(size)
     if not (path / "run.json").is_file():
-        return pretrain(settings, path, progress=progress)
+        return PRETRAIN(settings, path, progress=progress)
     run = Run(path)
-    return run if run.manifest["status"] == "finished" else pretrain(settings, path, resume=True, progress=progress)
+    return run if run.manifest["status"] == "finished" else PRETRAIN(settings, path, resume=True, progress=progress)
 
 
 def _measured(config: ICLConfig, run: Run, tokenizer: Tokenizer, world: World, *, last: bool) -> dict[str, Any]:

@@ -10,34 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tercet.errors import ConfigError
-from tercet.exchange.config import ImportConfig
-from tercet.posttraining.best_config import BestOfNConfig
-from tercet.posttraining.config import MergeConfig, RankConfig, RewardConfig, SFTConfig
-from tercet.posttraining.preference_config import DPOConfig
-from tercet.posttraining.rl_config import GRPOConfig, PPOConfig
-from tercet.pretraining.config import PretrainConfig
 from tercet.training.run import Run
-from tercet.training.settings import Settings, from_json
-
-CONFIGS: dict[str, type[Settings]] = {
-    "import": ImportConfig, "pretrain": PretrainConfig, "sft": SFTConfig, "rank": RankConfig, "reward": RewardConfig, "dpo": DPOConfig,
-    "best-of-n": BestOfNConfig, "ppo": PPOConfig, "grpo": GRPOConfig, "merge": MergeConfig,
-}  # fmt: skip
-STAGES = tuple(CONFIGS)
-NAMES = {
-    "import": "imported",
-    "pretrain": "base",
-    "sft": "SFT",
-    "rank": "rankings",
-    "reward": "reward model",
-    "dpo": "DPO",
-    "best-of-n": "best of n",
-    "ppo": "RLHF",
-    "grpo": "RL",
-    "merge": "merged",
-}
-POSITIONAL = {"merge": "model", "import": "model"}  # settings that a command takes without a flag
+from tercet.training.stage import settings_of, stage_of, stages
 
 
 @dataclass(frozen=True)
@@ -63,7 +37,7 @@ class Member:
 
     @property
     def verb(self) -> str:
-        """The stage: one of `STAGES`."""
+        """The stage's command."""
         return str(self.run.manifest["verb"])
 
     @property
@@ -75,18 +49,16 @@ class Member:
 def command(run: Run) -> str:
     """The command line that repeats a run: the required settings and those that differ from their defaults.
 
-    Raises ConfigError where the run's verb or one of its settings is unknown.
+    Raises CheckpointError where the run's stage is unknown, ConfigError where one of its settings is.
     """
-    verb = str(run.manifest["verb"])
-    if verb not in CONFIGS:
-        raise ConfigError(f"{run.path / 'run.json'}: verb is {verb!r}; wanted one of {', '.join(CONFIGS)}")
-    config = from_json(CONFIGS[verb], run.config, str(run.path / "config.json"))
-    words = ["tercet", verb]
+    stage, config = stage_of(run), settings_of(run)
+    words = ["tercet", stage.verb]
     for field in dataclasses.fields(config):
-        value, flag = getattr(config, field.name), "--" + field.name.replace("_", "-")
+        value = getattr(config, field.name)
+        flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")
         if value is None or value == field.default:
             continue
-        if field.name == POSITIONAL.get(verb):
+        if field.name == stage.positional:
             words.append(str(value))
         elif isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
@@ -99,7 +71,7 @@ def command(run: Run) -> str:
 def family(paths: Sequence[str | Path]) -> list[Member]:
     """The runs at `paths` and all their ancestors that are still there, by stage, parents before children.
 
-    Raises CheckpointError where one of `paths` is no run, ConfigError where one is of an unknown verb.
+    Raises ConfigError where one of `paths` is no run, CheckpointError where one is of an unknown stage.
     """
     found: dict[str, Run] = {}
     for path in paths:
@@ -127,7 +99,7 @@ def label_of(path: str, verb: str, members: Sequence[Member]) -> str:
     for member in members:
         if _key(member.run.path) == _key(path):
             return member.label
-    return f"{NAMES.get(verb, verb)} ({Path(path).name})"
+    return f"{stages()[verb].label if verb in stages() else verb} ({Path(path).name})"
 
 
 def _key(path: str | Path) -> str:
@@ -135,15 +107,13 @@ def _key(path: str | Path) -> str:
 
 
 def _parents(run: Run) -> list[tuple[str, Path, str]]:
-    """(role, path, hash) of the runs it was made from; rankings come to a reward model as files, not as a parent."""
+    """(role, path, hash) of the runs it was made from; those whose files it read are named by the folder of the files."""
     out = []
     for role, parent in run.manifest["parents"].items():
         out.append((role, Path(os.path.normpath(run.path / parent["path"])), str(parent["sha256"])))
-    if run.manifest["verb"] == "reward":
-        folders = dict.fromkeys(
-            Path(p).parent.parent for p in run.config.get("data", ()) if Path(p).parent.name == "rankings"
-        )
-        out += [("rankings", folder, "") for folder in folders if (folder / "run.json").is_file()]
+    # a file in a folder of a run was made by that run
+    folders = dict.fromkeys(Path(p).parent for p in settings_of(run).files())
+    out += [(f.name, f.parent, "") for f in folders if (f.parent / "run.json").is_file() and f.parent != run.path]
     return out
 
 
@@ -151,24 +121,24 @@ def _collect(run: Run, found: dict[str, Run]) -> None:
     """Put a run's ancestors and then itself into `found`."""
     if _key(run.path) in found:
         return
-    if run.manifest["verb"] not in CONFIGS:
-        raise ConfigError(
-            f"{run.path / 'run.json'}: verb is {run.manifest['verb']!r}; wanted one of {', '.join(CONFIGS)}"
-        )
     for _, path, _ in _parents(run):
         if (path / "run.json").is_file():
             _collect(Run(path), found)
     found[_key(run.path)] = run
 
 
-def _place(run: Run) -> tuple[int, bool]:
-    verb = run.manifest["verb"]
-    return STAGES.index(verb), verb == "ppo" and run.config["gamma"] == 0
+def _place(run: Run) -> tuple[int, str]:
+    return stage_of(run).order, _variant(run)
+
+
+def _variant(run: Run) -> str:
+    """What tells a run from others of its stage: the settings that are 0 where that makes another method."""
+    return "".join(f", {text}" for name, text in stage_of(run).variants.items() if run.config.get(name) == 0)
 
 
 def _labels(runs: dict[str, Run]) -> dict[str, str]:
     """A short name for each run; runs of the same name get their folder's name too, or their path where that is the same."""
-    names = {k: NAMES[r.manifest["verb"]] + (", γ = 0" if _place(r)[1] else "") for k, r in runs.items()}
+    names = {k: stage_of(r).label + _variant(r) for k, r in runs.items()}
     for extra in (lambda r: r.path.name, lambda r: str(r.path)):
         count = Counter(names.values())
         names = {k: f"{name} ({extra(runs[k])})" if count[name] > 1 else name for k, name in names.items()}

@@ -13,11 +13,12 @@ from tercet.errors import DataError
 from tercet.reporting.blocks import Cell, Row, Section, Table, compact, duration, listed, measured, memory, plain
 from tercet.reporting.compare import answering, labels, prompting, scoring
 from tercet.reporting.lineage import Member, command, family
-from tercet.reporting.preference_story import choosing, preferring
-from tercet.reporting.story import pretraining, ranking, rewarding, rlhf, tuning
-from tercet.training.run import write_text
+from tercet.reporting.story import against_counting
+from tercet.training.records import write_text
+from tercet.training.stage import load_object, stage_of, stages
 
 TITLE = "How a language model was made"
+PRETRAINING = stages()["pretrain"].order  # prompting comes after it
 UNSHOWABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")  # control characters and lone surrogates
 
 
@@ -57,32 +58,31 @@ def write_report(paths: Sequence[str | Path], out: str | Path, scores: dict[str,
 def _sections(members: Sequence[Member], scores: Mapping[str, Any] | None, asking: Sequence[Mapping[str, Any]] | None,
               baselines: Mapping[str, Any] | None) -> list[Section]:  # fmt: skip
     """In the order of the lecture: pretraining, prompting, instruction tuning, preferences, RLHF, comparison."""
-    by_verb: dict[str, list[Member]] = {}
+    by_section: dict[str, list[Member]] = {}
     for member in members:
-        by_verb.setdefault(member.verb, []).append(member)
-    sections: list[Section | None] = []
-    if "pretrain" in by_verb or baselines:
-        sections.append(pretraining(by_verb.get("pretrain", []), baselines))
+        by_section.setdefault(stage_of(member.run).section, []).append(member)
+    sections: list[tuple[int, Section]] = []
+    for name, mine in by_section.items():
+        if name:
+            sections.append((stage_of(mine[0].run).order, load_object(name)(mine)))
+    if baselines:
+        counted = against_counting(baselines)
+        if found := next((s for _, s in sections if s.id == counted.id), None):
+            found.blocks.extend(counted.blocks)
+        else:
+            sections.append((PRETRAINING, counted))
     if asking:
-        sections.append(prompting(asking))
-    by_verb["rl"] = [*by_verb.get("ppo", ()), *by_verb.get("grpo", ())]
-    stages = (
-        ("sft", tuning), ("rank", ranking), ("reward", rewarding), ("dpo", preferring), ("best-of-n", choosing), ("rl", rlhf),
-    )  # fmt: skip
-    sections += [make(by_verb[verb]) for verb, make in stages if by_verb.get(verb)]
+        sections.append((PRETRAINING, prompting(asking)))
+    out = [section for _, section in sorted(sections, key=lambda pair: pair[0])]
     if scores and scores["models"]:
-        sections += [scoring(scores, members), answering(scores, members)]
-    return [section for section in sections if section is not None]
+        out += [s for s in (scoring(scores, members), answering(scores, members)) if s is not None]
+    return out
 
 
 def _subtitle(members: Sequence[Member]) -> str:
     """What was done, in one sentence."""
-    done = {
-        "pretrain": "pretrained on raw text", "sft": "tuned on conversations", "rank": "ranked by a simulated annotator",
-        "reward": "judged by a reward model", "dpo": "trained on comparisons directly",
-        "ppo": "trained with reinforcement learning from that feedback (RLHF)", "grpo": "trained with reinforcement learning",
-    }  # fmt: skip
-    return f"A small language model, {listed([text for verb, text in done.items() if any(m.verb == verb for m in members)])}."
+    deeds = dict.fromkeys(stage.deed for m in members if (stage := stage_of(m.run)).deed)
+    return f"A small language model, {listed(list(deeds))}."
 
 
 def _key_numbers(members: Sequence[Member], scores: Mapping[str, Any] | None) -> list[tuple[str, Cell]]:

@@ -72,18 +72,21 @@ def _loss_chart(member: Member, name: str, caption: str) -> Chart | None:
 # -- pretraining ------------------------------------------------------------------------------------------------
 
 
-def pretraining(members: Sequence[Member], baselines: Mapping[str, Any] | None) -> Section:
-    """The base model, and what counting alone gets on the same text."""
+def pretraining(members: Sequence[Member]) -> Section:
+    """The base model."""
     lead = (
         "The model began as random numbers and read raw text, with one task only: guess the next token. Nobody told it what a question or an answer is, "
         "so what comes out, the base model, continues text.",
         "Its measure is bits per byte: how many bits the model needs on average to write down one byte of text kept aside (documents; short generated sentences may stand in both). Lower is better; "
         "8 would be knowing nothing at all.",
     )
-    blocks = _per_run(members, _pretrain_run)
-    if sources := (baselines or {}).get("sources"):
-        blocks += _baselines(sources)
-    return Section("pretrain", "Pretraining", lead, blocks)
+    return Section("pretrain", "Pretraining", lead, _per_run(members, _pretrain_run))
+
+
+def against_counting(baselines: Mapping[str, Any]) -> Section:
+    """What counting alone gets on the same text; a part of the section on pretraining."""
+    sources = baselines.get("sources")
+    return Section("pretrain", "Pretraining", (), _baselines(sources) if sources else [])
 
 
 def _pretrain_run(member: Member, name: str) -> list[Block]:

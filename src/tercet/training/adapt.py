@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from torch import nn
+
 from tercet.model.lora import adapters, apply_lora, save_adapter
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.training.run import Run
@@ -22,7 +24,7 @@ def adapt(model: M, config: TuneSettings) -> M:
     return model
 
 
-def write_adapter(model: Transformer | ScalarModel, run: Run) -> None:
-    """Write RUN/adapter in PEFT's format where the model has adapters; call it at the end of the stage."""
-    if adapters(model):
+def write_adapter(model: nn.Module, run: Run) -> None:
+    """Write RUN/adapter in PEFT's format where the model has adapters."""
+    if isinstance(model, (Transformer, ScalarModel)) and adapters(model):
         save_adapter(model, run.path / "adapter")

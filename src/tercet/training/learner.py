@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -91,7 +91,16 @@ class Learner(Generic[M]):
         """Weights and optimizer state, for a checkpoint."""
         return {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state}
 
-    def load(self, weights: dict[str, Tensor], optimizer: dict[str, Tensor], steps: int) -> None:
-        """Take over what `state` gave."""
-        self.model.load_state_dict(weights)
-        self.optimizer.load_state(optimizer, steps)
+    def numbers(self) -> dict[str, Any]:
+        """Nothing else belongs into a checkpoint: the step is enough."""
+        return {}
+
+    def load(self, tensors: dict[str, dict[str, Tensor]], numbers: Mapping[str, Any]) -> None:
+        """Take over what `state` gave, after `numbers["step"]` steps."""
+        self.model.load_state_dict(tensors["model"])
+        self.optimizer.load_state(tensors["optimizer"], int(numbers["step"]))
+
+    @property
+    def kept(self) -> nn.Module:
+        """The model itself."""
+        return self.model

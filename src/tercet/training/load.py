@@ -9,8 +9,9 @@ from tercet.model.config import LoRAConfig
 from tercet.model.lora import apply_lora, merge
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.training.run import Run
+from tercet.training.settings import LANGUAGE_MODEL, REWARD_MODEL
+from tercet.training.stage import makers, stages
 
-LANGUAGE_MODELS = ("pretrain", "import", "sft", "ppo", "grpo", "dpo")  # the verbs whose runs have a language model
 M = TypeVar("M", bound=Transformer | ScalarModel)
 
 
@@ -42,28 +43,39 @@ def trained_by(run: Run) -> str:
     return str(run.manifest.get("merges", run.manifest["verb"]))
 
 
-def language_model_run(path: str) -> Run:
-    """Open a run that has a language model. Raises ConfigError where it is of another kind."""
+def holds(run: Run) -> str:
+    """What model a run has: LANGUAGE_MODEL, REWARD_MODEL or ""."""
+    stage = stages().get(trained_by(run))
+    return stage.makes if stage is not None else ""
+
+
+def open_run(path: str, wanted: str) -> Run:
+    """Open a run with the model that is wanted. Raises ConfigError where it has another one or none."""
     run = Run(path)
-    if (verb := trained_by(run)) not in LANGUAGE_MODELS:
-        kind = "reward model" if verb == "reward" else f"{verb} run"
-        raise ConfigError(f"{run.path} is a {kind}; wanted a language model, as of `tercet pretrain`, `sft` or `ppo`")
+    found = holds(run)
+    if trained_by(run) not in makers(wanted):
+        known = ", ".join(f"`tercet {verb}`" for verb in makers(wanted))
+        raise ConfigError(
+            f"{run.path} is a {found or str(run.manifest['verb']) + ' run'}; wanted a {wanted}, as made by {known}"
+        )
     return run
+
+
+def language_model_run(path: str) -> Run:
+    """Open a run that has a language model. Raises ConfigError where it has none."""
+    return open_run(path, LANGUAGE_MODEL)
 
 
 def reward_model_run(path: str) -> Run:
-    """Open a run that has a reward model. Raises ConfigError where it is of another kind."""
-    run = Run(path)
-    if (verb := trained_by(run)) != "reward":
-        raise ConfigError(f"{run.path} is a {verb} run; wanted a run of `tercet reward`")
-    return run
+    """Open a run that has a reward model. Raises ConfigError where it has none."""
+    return open_run(path, REWARD_MODEL)
 
 
 def load_language_model(run: Run) -> Transformer:
-    """The language model of a run."""
-    return _load(Transformer(run.model_config()), run)
+    """The language model of a run, on the run's device."""
+    return _load(Transformer(run.model_config()), run).to(run.device)
 
 
 def load_reward_model(run: Run) -> ScalarModel:
-    """The reward model of a run."""
-    return _load(ScalarModel(Transformer(run.model_config())), run)
+    """The reward model of a run, on the run's device."""
+    return _load(ScalarModel(Transformer(run.model_config())), run).to(run.device)

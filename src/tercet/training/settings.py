@@ -17,6 +17,9 @@ from tercet.errors import ConfigError
 from tercet.model.config import LORA_TARGETS, LoRAConfig
 
 C = TypeVar("C")
+# what a setting may read: see `setting`
+FILES, TOKENIZER = "files", "tokenizer"
+ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL = "model", "language model", "reward model"
 
 
 def setting(
@@ -27,12 +30,14 @@ def setting(
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
     flag: str = "",
+    reads: str = "",
 ) -> Any:
-    """A dataclass field with its explanation and its bounds; `...` as default makes it required.
+    """Make a dataclass field with its explanation and its bounds; `...` as default makes it required.
 
-    `flag` is the option's name where it is not the field's.
+    `flag` is the option's name where it is not the field's. `reads` says what the setting names on disk: FILES,
+    TOKENIZER, or a run by what it must hold (ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL).
     """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag}
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag, "reads": reads}
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -80,6 +85,19 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Every setting with its value, for `config.json`."""
         return dataclasses.asdict(self)
+
+    def parents(self) -> dict[str, tuple[str, str]]:
+        """The runs that the settings name: role → (path, what the run must hold)."""
+        return {
+            f.name: (getattr(self, f.name), f.metadata["reads"])
+            for f in dataclasses.fields(self)
+            if f.metadata["reads"] in (ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL) and getattr(self, f.name)
+        }
+
+    def files(self) -> tuple[str, ...]:
+        """The input files, folders and globs that the settings name; a run pins them by their hashes."""
+        named = (getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["reads"] == FILES)
+        return tuple(path for value in named for path in ((value,) if isinstance(value, str) else value))
 
 
 def suggest(name: str, known: typing.Iterable[str]) -> str:

@@ -1,13 +1,22 @@
-"""Settings of reinforcement learning: what PPO and the group methods share, and what is each one's own (no torch here)."""
+"""Reinforcement learning as two stages: what PPO and the group methods share, and each one's own settings (no torch here)."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from tercet.errors import ConfigError
-from tercet.posttraining.best_config import MISSING_EOS_SCORE, PROMPTS, REWARD, REWARD_RETRIES, REWARD_TIMEOUT
-from tercet.training.settings import TuneSettings, setting, shares
+from tercet.posttraining.best_stage import (
+    MISSING_EOS_SCORE,
+    PROMPTS,
+    REWARD,
+    REWARD_RETRIES,
+    REWARD_TIMEOUT,
+    RewardedSettings,
+)
+from tercet.training.settings import FILES, LANGUAGE_MODEL, TuneSettings, setting, shares
+from tercet.training.stage import Stage
 
 # KL estimators with the wrong gradient (arXiv 2506.09477); proofs/ shows each of them wrong.
 REFUSED = {
@@ -20,20 +29,26 @@ KL_PLACES = ("reward", "k2_loss", "exact_loss")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PolicyConfig(TuneSettings):
+class PolicyConfig(RewardedSettings, TuneSettings):
     """A policy on r(x, y) − beta · log(π(y|x) / π_SFT(y|x)), plus gamma · E_pretrain[log π(x)]."""
 
     model: str = setting(
-        ..., "run of the policy to start from, which is also the reference: an instruction-tuned model"
+        ...,
+        "run of the policy to start from, which is also the reference: an instruction-tuned model",
+        reads=LANGUAGE_MODEL,
     )
     reward: tuple[str, ...] = REWARD
     reward_timeout: float = REWARD_TIMEOUT
     reward_retries: int = REWARD_RETRIES
     prompts: tuple[str, ...] = PROMPTS
-    pretrain_data: tuple[str, ...] = setting((), "text for the pretraining term (needed where gamma is above 0)")
+    pretrain_data: tuple[str, ...] = setting(
+        (), "text for the pretraining term (needed where gamma is above 0)", reads=FILES
+    )
     pretrain_mixture: tuple[str, ...] = setting((), "shares of its sources as name=share; default: by size")
     pretrain_rows: int = setting(8, "rows of text per step for the pretraining term", minimum=1)
-    heldout_text: tuple[str, ...] = setting((), "held-out text on which bits per byte are measured before and after")
+    heldout_text: tuple[str, ...] = setting(
+        (), "held-out text on which bits per byte are measured before and after", reads=FILES
+    )
     heldout_bytes: int = setting(40_000, "at most so many held-out bytes per source", minimum=1)
     beta: float = setting(0.05, "weight of the KL penalty, in reward units per nat", minimum=0)
     log_kl: bool = setting(True, "evaluate the reference for the log even where beta is 0")
@@ -159,3 +174,21 @@ class GRPOConfig(PolicyConfig):
             )
         if self.method == "online_dpo" and not (self.log_kl or self.beta > 0):
             raise ConfigError("GRPOConfig.log_kl is off, but online_dpo compares with the reference; leave log_kl on")
+
+
+_SHARED: dict[str, Any] = {
+    "makes": LANGUAGE_MODEL, "section": "tercet.reporting.story:rlhf", "checks": "tercet.posttraining.doctor_rl:CHECKS",
+    "probe": "tercet.posttraining.doctor_probe:probe_policy",
+}  # fmt: skip
+PPO_STAGE = Stage(
+    "ppo", PPOConfig, "tercet.posttraining.reinforce:reinforce", order=80, label="RLHF",
+    deed="trained with reinforcement learning from that feedback (RLHF)", variants={"gamma": "γ = 0"},
+    example="tercet ppo --model runs/sft --reward runs/reward --prompts prompts.jsonl --pretrain-data books/ --out runs/rlhf",
+    **_SHARED,
+)  # fmt: skip
+GRPO_STAGE = Stage(
+    "grpo", GRPOConfig, "tercet.posttraining.reinforce:reinforce", order=90, label="RL",
+    deed="trained with reinforcement learning",
+    example="tercet grpo --model runs/sft --reward exact_match --prompts questions.jsonl --method dr_grpo --out runs/grpo",
+    **_SHARED,
+)  # fmt: skip

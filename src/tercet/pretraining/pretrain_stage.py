@@ -1,20 +1,30 @@
-"""Settings of pretraining (no torch here)."""
+"""Pretraining as a stage: its settings and its declaration (no torch here)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tercet.training.settings import MICRO_BATCH, PRECISION, TrainSettings, setting, shares
+from tercet.training.settings import (
+    FILES,
+    LANGUAGE_MODEL,
+    MICRO_BATCH,
+    PRECISION,
+    TOKENIZER,
+    TrainSettings,
+    setting,
+    shares,
+)
+from tercet.training.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainSettings):
     """Next-token prediction on raw text."""
 
-    data: tuple[str, ...] = setting(..., "training text: .txt and .jsonl(.gz) files, folders or globs")
-    tokenizer: str = setting(..., "tokenizer.json, or a run or folder that has one")
+    data: tuple[str, ...] = setting(..., "training text: .txt and .jsonl(.gz) files, folders or globs", reads=FILES)
+    tokenizer: str = setting(..., "tokenizer.json, or a run or folder that has one", reads=TOKENIZER)
     heldout: tuple[str, ...] = setting(
-        (), "held-out text; where none is named, heldout_share of the documents is kept aside"
+        (), "held-out text; where none is named, heldout_share of the documents is kept aside", reads=FILES
     )
     heldout_share: float = setting(0.02, "share of documents kept aside, by a hash of their id", minimum=0)
     heldout_bytes: int = setting(200_000, "at most so many held-out bytes per source are measured", minimum=1)
@@ -43,3 +53,13 @@ class PretrainConfig(TrainSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         shares(self.mixture, "PretrainConfig.mixture")
+
+
+PRETRAIN = Stage(
+    "pretrain", PretrainConfig, "tercet.pretraining.clm:pretrain", order=20, label="base", makes=LANGUAGE_MODEL,
+    deed="pretrained on raw text",
+    example="tercet pretrain --data books/ --tokenizer tokenizer.json --steps 2000 --out runs/base",
+    section="tercet.reporting.story:pretraining",
+    checks="tercet.posttraining.doctor_stages:SUPERVISED",
+    probe="tercet.posttraining.doctor_probe:probe_pretrain",
+)  # fmt: skip

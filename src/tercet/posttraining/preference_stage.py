@@ -1,11 +1,12 @@
-"""Settings of preference learning without RL (no torch here)."""
+"""Preference learning without RL as a stage: its settings and its declaration (no torch here)."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
 from tercet.errors import ConfigError
-from tercet.training.settings import PRECISION, TuneSettings, setting
+from tercet.training.settings import FILES, LANGUAGE_MODEL, PRECISION, TuneSettings, setting
+from tercet.training.stage import Stage
 
 LOSSES = ("dpo", "ipo", "kto", "simpo", "orpo")
 WITH_REFERENCE = ("dpo", "ipo", "kto")
@@ -25,13 +26,17 @@ class DPOConfig(TuneSettings):
     """A policy straight from comparisons, without reward model and RL: DPO, IPO, KTO, SimPO or ORPO."""
 
     model: str = setting(
-        ..., "run of the policy to start from, which is also the reference: an instruction-tuned model"
+        ...,
+        "run of the policy to start from, which is also the reference: an instruction-tuned model",
+        reads=LANGUAGE_MODEL,
     )
     data: tuple[str, ...] = setting(
-        ..., "comparisons as for `tercet reward`; with kto also rows with prompt, completion and label (true or false)"
+        ...,
+        "comparisons as for `tercet reward`; with kto also rows with prompt, completion and label (true or false)",
+        reads=FILES,
     )
     heldout: tuple[str, ...] = setting(
-        (), "held-out rows of the same kind; where none are named, heldout_share is kept"
+        (), "held-out rows of the same kind; where none are named, heldout_share is kept", reads=FILES
     )
     heldout_share: float = setting(0.1, "share of prompts kept aside, by a hash", minimum=0)
     loss: str = setting("dpo", "what is minimised", choices=LOSSES)
@@ -76,3 +81,13 @@ class DPOConfig(TuneSettings):
     def strength(self) -> float:
         """β, resolved: 0.1 where it is not set, for simpo 2 (Rafailov et al. 2023; Meng et al. 2024)."""
         return self.beta or (2.0 if self.loss == "simpo" else 0.1)
+
+
+DPO = Stage(
+    "dpo", DPOConfig, "tercet.posttraining.dpo:dpo", order=60, label="DPO", makes=LANGUAGE_MODEL,
+    deed="trained on comparisons directly",
+    example="tercet dpo --model runs/sft --data rankings.jsonl --out runs/dpo",
+    section="tercet.reporting.preference_story:preferring",
+    checks="tercet.posttraining.doctor_stages:PREFERENCES",
+    probe="tercet.posttraining.doctor_probe:probe_dpo",
+)  # fmt: skip

@@ -1,0 +1,45 @@
+"""Adding adapters to weights as a stage: its settings, its declaration and its body (no torch at the start)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tercet.errors import ConfigError
+from tercet.training.settings import ANY_MODEL, REWARD_MODEL, Settings, setting
+from tercet.training.stage import Stage
+
+if TYPE_CHECKING:
+    from tercet.training.run import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class MergeConfig(Settings):
+    """Add a run's adapters (LoRA) to its weights: a run with a plain model."""
+
+    model: str = setting(..., "run that was trained with adapters", reads=ANY_MODEL)
+
+
+def merge_run(config: MergeConfig, run: Run) -> None:
+    """Write a run with the parent's weights and its adapters added up; it serves wherever the parent does.
+
+    Raises ConfigError where the parent has no adapters.
+    """
+    from tercet.training.load import adapters_of, holds, load_language_model, load_reward_model, trained_by
+
+    parent = run.parents["model"]
+    if adapters_of(parent) is None:
+        raise ConfigError(
+            f"{parent.path} has no adapters to merge (it was not trained with --lora-rank): use it as it is"
+        )
+    model = load_reward_model(parent) if holds(parent) == REWARD_MODEL else load_language_model(parent)
+    run.update(merges=trained_by(parent))
+    step = int(parent.last_checkpoint().name.removeprefix("step-"))
+    run.save_checkpoint(step, {"model": model.state_dict()}, {}, keep=1)
+    run.log_line(f"the adapters of {parent.path} are merged into its weights")
+
+
+MERGE = Stage(
+    "merge", MergeConfig, "tercet.posttraining.merge_stage:merge_run", order=100, label="merged", makes=ANY_MODEL,
+    example="tercet merge runs/sft --out runs/sft-merged", positional="model",
+)  # fmt: skip
