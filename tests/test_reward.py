@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from helpers import World, records, tensors, write_rows, write_world
 from tercet.data.types import Comparison, Message
 from tercet.errors import CheckpointError, DataError
+from tercet.inference.reward_scores import score_texts
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.calibration import calibration_error, report
 from tercet.posttraining.rankings import Ranked, accuracy, encode_comparison, load_rankings
@@ -28,7 +29,6 @@ from tercet.posttraining.reward import (
     ranking_loss,
     reward,
     score_ranked,
-    score_texts,
     trust,
 )
 from tercet.reporting.report import write_report

@@ -95,7 +95,7 @@ class EvalConfig(Settings):
     training_text: tuple[str, ...] = setting(
         (), "text the models were trained on: says how much of what is measured stands in it"
     )
-    journal: str = setting(
+    cache: str = setting(
         "", "file in which finished requests are kept, so that a killed command goes on (scores by --reward are not)"
     )
     reward: str = setting("", "run of a reward model that scores the answers")
@@ -133,7 +133,7 @@ class WinRateConfig(Settings):
     limit: int = setting(0, "at most so many questions (0: all)", minimum=0)
     temperature: float = setting(1.0, "of the answers (0: the likeliest)", minimum=0)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)
-    journal: str = setting(
+    cache: str = setting(
         "", "file in which judgements of a person, model or address are kept, so that a stopped command goes on"
     )
     timeout: float = setting(60.0, "seconds until an address must have answered", minimum=0.001)

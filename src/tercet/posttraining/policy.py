@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tercet.data.readers import BadRows, documents, fingerprints
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source
-from tercet.evaluation.primitives import Primitives
+from tercet.inference.language_model import TransformerLM
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.actor import Actor
 from tercet.posttraining.rewards import reward_files, reward_runs
@@ -236,7 +236,7 @@ class _Training:
     def measure(self, done: int) -> None:
         """Held-out bits per byte of the policy: what alignment costs (the alignment tax)."""
         if self.heldout:
-            bits = bits_per_byte(Primitives(self.method.policy.kept(), self.actor.tokenizer), self.heldout)
+            bits = bits_per_byte(TransformerLM(self.method.policy.kept(), self.actor.tokenizer), self.heldout)
             self.run.log(done, **{f"heldout/{s}": e.value for s, e in bits.items()}, heldout=average(bits))
 
     def save(self, done: int) -> None:

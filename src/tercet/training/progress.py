@@ -136,7 +136,7 @@ class Live(_Line):
 
 
 class Requests:
-    """What `Primitives` tell of their requests, on standard error: in a terminal a line that is rewritten, elsewhere one every ten seconds."""
+    """What `TransformerLM` tell of their requests, on standard error: in a terminal a line that is rewritten, elsewhere one every ten seconds."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr  # None where standard error is closed
