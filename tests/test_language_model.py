@@ -19,6 +19,7 @@ from tercet.errors import ConfigError, ContextError, DataError
 from tercet.inference import language_model
 from tercet.inference.language_model import TransformerLM, rolling_windows, split_tokens
 from tercet.inference.prefix_sharing import lay_out
+from tercet.inference.request_cache import RequestCache
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.progress import Requests
@@ -138,6 +139,16 @@ def test_rolling_windows_predict_every_token_once(length: int, size: int, contex
         assert len(windows[-1][0]) == size + 1  # the last one has as much context as fits
 
 
+@pytest.mark.parametrize(("length", "context", "last"), [(13, 1, 2), (16, 1, 5), (13, 3, 4), (4, 1, 5), (3, 1, 4)])
+def test_the_last_window_is_short_where_it_may_not_reach_back(length: int, context: int, last: int) -> None:
+    ids = list(range(100, 100 + length))
+    windows = list(rolling_windows(ids, 7, 4, context, reach_back=False))
+    assert [i for window, n in windows for i in window[len(window) - n :]] == ids
+    assert all(len(window) - n == context for window, n in windows[1:])
+    assert len(windows[-1][0]) == last
+    assert windows[:-1] == list(rolling_windows(ids, 7, 4, context))[:-1]
+
+
 def test_rolling_is_the_naive_sum(ask: TransformerLM) -> None:
     text = "The cat sat on the mat, and the dog sat on the log. Übermäßig! " * 5
     ids = ask.tokenizer.encode(text)
@@ -253,6 +264,14 @@ def test_a_killed_evaluation_goes_on(
     assert known.generate_until([("The", ("a",)), ("The", ("a",))], 8, temperature=1.0) == texts
     other = TransformerLM(make_model(1), tokenizer, cache=cache)  # another model's answers are not taken for its own
     assert other.loglikelihood(requests[:1])[0].logprob != pytest.approx(found[0].logprob, abs=1e-3)
+
+
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    key = "9bfcb2aeeb2410f4c733e9550ed34e17727097c6e90eddf2e7469e13b6a3cdaa"
+    (tmp_path / "old.jsonl").write_text(f'{{"key": "{key}", "result": [-1.5, true]}}\n')
+    cache = RequestCache(tmp_path / "old.jsonl", "a model")
+    assert cache.key("score", [5, 6, 7], 2) == key
+    assert cache.get(key) == [-1.5, True]
 
 
 def test_what_cannot_be_asked_is_refused(ask: TransformerLM, tmp_path: Path) -> None:

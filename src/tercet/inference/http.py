@@ -1,4 +1,4 @@
-"""Other programs over HTTP: one client with retries, and a chat model at an OpenAI-compatible address.
+"""Other programs over HTTP: one client with retries, scores of answers, a chat model at an OpenAI-compatible address.
 
 What may pass (no answer in time, an overloaded server) is tried again; an answer that is wrong in itself is not.
 """
@@ -23,9 +23,11 @@ from tercet.errors import ConfigError, DataError
 from tercet.inference.language_model import ChatAnswer
 
 T = TypeVar("T")
+Items = Sequence[dict[str, Any]]  # one answer each: prompt, answer, finished, answers, id
 
 BACKOFF = 0.5  # seconds before the second try; doubled before each further one
-WANTED = 'wanted {"choices": [{"message": {"content": "text"}}]}'
+WANTED_SCORES = 'wanted {"scores": [one number per item]}'
+WANTED_CHAT = 'wanted {"choices": [{"message": {"content": "text"}}]}'
 
 
 class Trouble(Exception):
@@ -132,6 +134,32 @@ class HttpClient:
             raise Trouble(f"{self._url}: {type(error).__name__}: {reason}") from error
 
 
+class HttpScorer:
+    """An address that scores answers, sent to it a batch at a time (docs/formats.md)."""
+
+    def __init__(self, name: str, url: str, timeout: float, retries: int) -> None:
+        self._name, self._http = name, HttpClient(name, url, timeout, retries, WANTED_SCORES)
+
+    def __call__(self, items: Items) -> list[Any]:
+        """The scores as the address gave them. Raises DataError where it gave none."""
+        return scores_of(self._name, self._http.post({"items": items}))
+
+    def close(self) -> None:
+        """Nothing is kept open."""
+
+
+def scores_of(name: str, reply: str) -> list[Any]:
+    """The list under "scores". Raises DataError where the reply is not the protocol's."""
+    try:
+        value = json.loads(reply)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{name}: the answer is no JSON ({error}): {reply[:200]!r}; {WANTED_SCORES}") from error
+    if not isinstance(value, dict) or not isinstance(value.get("scores"), list):
+        raise DataError(f"{name}: found {reply[:200]!r}; {WANTED_SCORES}")
+    scores: list[Any] = value["scores"]
+    return scores
+
+
 class ChatEndpoint:
     """A chat model at an OpenAI-compatible address, as a `LanguageModel` that answers conversations and nothing else.
 
@@ -146,7 +174,7 @@ class ChatEndpoint:
         self.name = f"{model} at {self._address}"
         key = os.environ.get("OPENAI_API_KEY", "")
         headers = {"Authorization": f"Bearer {key}"} if key else {}
-        self._http = HttpClient(role, self._address, timeout, retries, WANTED, headers)
+        self._http = HttpClient(role, self._address, timeout, retries, WANTED_CHAT, headers)
 
     def chat(self, prompts: Sequence[tuple[str, Conversation]], max_new_tokens: int = 64,
              temperature: float = 0.0, seed: int = 0) -> list[ChatAnswer]:  # fmt: skip
@@ -165,7 +193,7 @@ class ChatEndpoint:
         except (ValueError, LookupError, TypeError):
             text = None
         if not isinstance(text, str):
-            raise DataError(f"{self._role} {self._address}: found {reply[:200]!r}; {WANTED}")
+            raise DataError(f"{self._role} {self._address}: found {reply[:200]!r}; {WANTED_CHAT}")
         return ChatAnswer(text, choice.get("finish_reason") != "length")
 
     def count_tokens(self, texts: Sequence[str]) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Rewards that are somebody else's code: a Python function, a child process, an HTTP endpoint.
+"""Rewards that are other people's code: a Python function, a child process (an HTTP endpoint: `inference.http`).
 
 Process and endpoint speak the same JSON (docs/formats.md): `{"items": [...]}` in, `{"scores": [...]}` out. What may pass
 (no answer in time, a crash, an overloaded server) is tried again; an answer that is wrong in itself is not.
@@ -21,29 +21,14 @@ import threading
 import traceback
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tercet.errors import ConfigError, DataError
-from tercet.inference.http import HttpClient, Trouble, retried, within
-
-Items = Sequence[dict[str, Any]]  # one answer each: prompt, answer, finished, answers, id
+from tercet.inference.http import WANTED_SCORES, Items, Trouble, retried, scores_of, within
 
 PATIENCE = 5.0  # seconds that a process has to end itself when its input ends
-WANTED = 'wanted {"scores": [one number per item]}'
-
-
-def scores_of(name: str, reply: str) -> list[Any]:
-    """The list under "scores". Raises DataError where the reply is not the protocol's."""
-    try:
-        value = json.loads(reply)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: the answer is no JSON ({error}): {reply[:200]!r}; {WANTED}") from error
-    if not isinstance(value, dict) or not isinstance(value.get("scores"), list):
-        raise DataError(f"{name}: found {reply[:200]!r}; {WANTED}")
-    scores: list[Any] = value["scores"]
-    return scores
 
 
 # -- a function ----------------------------------------------------------------------------------------------------------
@@ -135,7 +120,7 @@ class ProcessScorer:
     def __call__(self, items: Items) -> list[Any]:
         """The scores as the process gave them."""
         line = json.dumps({"items": items}, ensure_ascii=False) + "\n"
-        return scores_of(self._name, retried(self._name, self._retries, lambda: self._ask(line), WANTED))
+        return scores_of(self._name, retried(self._name, self._retries, lambda: self._ask(line), WANTED_SCORES))
 
     def close(self) -> None:
         """End the process."""
@@ -216,20 +201,3 @@ def _stop(process: subprocess.Popen[bytes], patience: float) -> None:
     for stream in streams:
         with contextlib.suppress(OSError, ValueError):
             stream.close()
-
-
-# -- an endpoint ---------------------------------------------------------------------------------------------------------
-
-
-class HttpScorer:
-    """An endpoint to which every batch is sent by POST."""
-
-    def __init__(self, name: str, url: str, timeout: float, retries: int) -> None:
-        self._name, self._http = name, HttpClient(name, url, timeout, retries, WANTED)
-
-    def __call__(self, items: Items) -> list[Any]:
-        """The scores as the endpoint gave them."""
-        return scores_of(self._name, self._http.post({"items": items}))
-
-    def close(self) -> None:
-        """Nothing is kept open."""
