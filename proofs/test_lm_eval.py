@@ -112,7 +112,7 @@ def real_tasks() -> dict[str, Task]:
 
 def drawn(name: str, ours: TransformerLM) -> Task:
     """Some of a real task's items; where their answers are to be scored, such as fit the model's context."""
-    room = ours.model.config.context_length
+    room = ours.context_length
 
     def fits(item: Item) -> bool:
         texts = item.choices or item.answers

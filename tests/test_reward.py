@@ -189,7 +189,7 @@ def test_scores_come_back_in_order_as_if_alone(judge: ScalarModel, monkeypatch: 
     for pad in (3, 299):
         assert score_texts(judge, texts, pad) == pytest.approx(wanted, abs=1e-10)
         assert score_texts(judge, [*texts, [7] * 60], pad)[:-1] == pytest.approx(wanted, abs=1e-10)
-    monkeypatch.setattr("tercet.posttraining.reward.SCORED_TOKENS", 30)
+    monkeypatch.setattr("tercet.inference.reward_scores.SCORED_TOKENS", 30)
     assert score_texts(judge, texts, 3) == pytest.approx(wanted, abs=1e-10)
 
 
