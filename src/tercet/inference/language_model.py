@@ -60,8 +60,8 @@ class ChatAnswer:
 class LanguageModel(Protocol):
     """A language model as evaluation, judges and adapters use it: texts in, log-probabilities and texts out.
 
-    A method that a model cannot offer raises ConfigError and says so. Ids are `TransformerLM`'s own: what needs them
-    asks `local` for one.
+    A method that a model cannot offer raises ConfigError and says so. Methods on token ids are `TransformerLM`'s own:
+    code that needs ids gets one from `local`.
     """
 
     @property
@@ -251,7 +251,7 @@ class TransformerLM:
         yield dict(zip(part, self._score_pass([work[i] for i in part])))
 
     def _score_pass(self, work: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        row_of: dict[tuple[int, ...], int] = {}  # what differs only in the last id has the same inputs
+        row_of: dict[tuple[int, ...], int] = {}  # requests that differ only in the last id have the same inputs
         rows = [row_of.setdefault(tuple(ids[:-1]), len(row_of)) for ids, _ in work]
         layout = lay_out(list(row_of))
         counts = np.array([count for _, count in work])
@@ -286,13 +286,13 @@ class TransformerLM:
                 "for a prompt"
             )
         params = answer_params(self.tokenizer, max_new_tokens, temperature)
-        begin, asked = self.tokenizer.endoftext, Counter[str]()
+        begin, repeats = self.tokenizer.endoftext, Counter[str]()
         seeds = []
         for context, stops in requests:
             said = json.dumps([context, stops])
-            own = hashlib.sha256(f"{seed} {asked[said]} {said}".encode()).digest()
+            own = hashlib.sha256(f"{seed} {repeats[said]} {said}".encode()).digest()
             seeds.append(int.from_bytes(own[:8], "big"))
-            asked[said] += 1
+            repeats[said] += 1
         prompts = [[begin, *ids][-room:] for ids in self.tokenizer.encode_batch([context for context, _ in requests])]
         stops_of = [stops for _, stops in requests]
         texts = [self.tokenizer.decode(ids) for ids in self.generate(prompts, params, seeds, stops_of)]
