@@ -23,12 +23,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tercet.generation.sampler import Completion, SamplingParams, generate
+from tercet.inference.generate import Completion, SamplingParams, generate
+from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.ppo import PPO
 from tercet.posttraining.rankings import Ranked
-from tercet.posttraining.reward import collate, normalise, ranking_loss, score_texts
+from tercet.posttraining.reward import collate, normalise, ranking_loss
 from tercet.posttraining.rl_stage import PPOConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, explore
 from tercet.training.batch import Rows, pack_whole

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tercet.generation.sampler import Completion
+from tercet.inference.generate import Completion
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.training.batch import Batch

@@ -115,15 +115,17 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("group-shares-its-seed", "seed", "* 65_537 + i for i in range(count)", "* 65_537 + i // config.group_size for i in range(count)"),
         ("prompt-not-scored", "wrong array", "(*self.prompts[number], *done.tokens), task)", "(*done.tokens,), task)"),
     ]),
-    "generation/sampler.py": ("sampler", [
+    "inference/generate.py": ("sampler", [
         ("logprob-at-temperature-1", "temperature", "return chosen, logp.gather(", "return chosen, F.log_softmax(logits, dim=-1).gather("),
         ("batch-shares-its-seed", "seed", "uniforms(seeds[i], params.max_new_tokens)", "uniforms(seeds[which[0]], params.max_new_tokens)"),
+    ]),
+    "inference/reward_scores.py": ("reward", [
+        ("score-on-last-column", "shift", "tokens.shape[1] + lengths - 1", "tokens.shape[1] + tokens.shape[1] - 1"),
     ]),
     "posttraining/reward.py": ("reward", [
         ("pair-order", "swap", "pairs += [(base + i, base + j)", "pairs += [(base + j, base + i)"),
         ("pairs-not-averaged", "mean for sum", "[2.0 / (k * (k - 1))] * len(p.pairs)", "[1.0] * len(p.pairs)"),
         ("margin-sign", "sign", "- batch.margins", "+ batch.margins"),
-        ("score-on-last-column", "shift", "tokens.shape[1] + lengths - 1", "tokens.shape[1] + tokens.shape[1] - 1"),
         ("bias-not-scaled", "coefficient", "np.mean(demonstrations or answers))).div_(spread)", "np.mean(demonstrations or answers)))"),
         ("gain-inverted", "coefficient", "model.gain.div_(spread)", "model.gain.mul_(spread)"),
     ]),

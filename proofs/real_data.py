@@ -36,13 +36,14 @@ from real_figures import JUDGES, brief, choice_summary, draw_choices, draw_senti
 from real_text import Pairs, Sentences, asked_pairs, base_text, choice_data, data_folder, sentiment_data
 from safetensors.torch import load_file, save_file
 
-from tercet.evaluation.primitives import Primitives
-from tercet.generation.sampler import Completion, SamplingParams, generate
+from tercet.inference.generate import Completion, SamplingParams, generate
+from tercet.inference.language_model import TransformerLM
+from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.ppo import PPO
 from tercet.posttraining.rankings import Ranked
-from tercet.posttraining.reward import collate, normalise, ranking_loss, score_texts
+from tercet.posttraining.reward import collate, normalise, ranking_loss
 from tercet.posttraining.rl_stage import PPOConfig
 from tercet.posttraining.rollouts import Clock, explore
 from tercet.pretraining.clm import build_feed
@@ -258,7 +259,7 @@ def ask(policy: Transformer, base: Transformer, judges: Judges, prompts: Sequenc
     done = generate(policy, prompts, params, list(range(len(prompts))), batch_size=128)
     texts = [closed([*p, *c.tokens], tokenizer) for p, c in zip(prompts, done)]
     said = [(p, c.tokens) for p, c in zip(prompts, done)]
-    kl = [a.logprob - b.logprob for a, b in zip(*(Primitives(m, tokenizer).score(said) for m in (policy, base)))]
+    kl = [a.logprob - b.logprob for a, b in zip(*(TransformerLM(m, tokenizer).score(said) for m in (policy, base)))]
     read = [tokenizer.decode(t) for t in texts]
     words = [tokenizer.decode(c.tokens).split() for c in done]
     pairs = [p for w in words for p in itertools.pairwise(w)]

@@ -15,7 +15,7 @@ import torch
 from enumerated import END, LONGEST, PROMPT, Problem, Text, distance, distribution
 from torch import Tensor
 
-from tercet.generation.sampler import SamplingParams
+from tercet.inference.generate import SamplingParams
 from tercet.posttraining.advantages import advantages_and_returns, place_rewards
 from tercet.posttraining.grpo import GroupMethod
 from tercet.posttraining.ppo import PPO

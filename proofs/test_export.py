@@ -13,9 +13,9 @@ pytest.importorskip("transformers")
 from helpers import write_world
 from tercet import import_model
 from tercet.data.types import Message
-from tercet.evaluation.primitives import Primitives
 from tercet.exchange.huggingface import export_model
 from tercet.exchange.import_stage import ImportConfig
+from tercet.inference.language_model import TransformerLM
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render, render_prompt
 from tercet.training.load import load_language_model, load_reward_model
@@ -108,7 +108,7 @@ def test_scores_are_equal_but_for_the_offset(folders: dict[str, tuple[Run, Path]
 def test_greedy_continuations_are_equal(folders: dict[str, tuple[Run, Path]]) -> None:
     for kind in ("qwen3", "llama"):
         run, folder = folders[kind]
-        ours, theirs, tokenizer = Primitives.of_run(run.path), load(folder), load_tokenizer(folder)
+        ours, theirs, tokenizer = TransformerLM.of_run(run.path), load(folder), load_tokenizer(folder)
         tokens = tokenizer("a", return_tensors="pt", return_token_type_ids=False)
         with torch.no_grad():
             done = theirs.generate(**tokens, max_new_tokens=8, do_sample=False)[0, tokens["input_ids"].shape[1] :]

@@ -12,7 +12,7 @@ import torch
 from enumerated import ANSWERS, PROMPT, logprobs, policy
 from torch import Tensor
 
-from tercet.generation.sampler import Completion
+from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
 from tercet.posttraining import rollouts as ro
 from tercet.posttraining.advantages import by_group, leave_one_out, totals

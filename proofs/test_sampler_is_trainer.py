@@ -7,7 +7,7 @@ import torch
 from enumerated import END, LONGEST, NUMBER, PROMPT, Problem, distribution, policy
 from torch import Tensor
 
-from tercet.generation.sampler import SamplingParams, generate
+from tercet.inference.generate import SamplingParams, generate
 from tercet.posttraining import rollouts as ro
 from tercet.posttraining.grpo import GroupMethod
 from tercet.posttraining.policy_loss import PolicyObjective

@@ -22,7 +22,7 @@ with warnings.catch_warnings():  # what TRL's imports warn of is not ours
     pytest.importorskip("trl", reason="TRL is not installed: pip install '.[proof]', or make proofs")
     import trl_oracles as trl
 
-from tercet.generation.sampler import Completion
+from tercet.inference.generate import Completion
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining import preference_losses

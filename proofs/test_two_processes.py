@@ -13,7 +13,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from enumerated import ANSWERS, PROMPT, policy
 
-from tercet.generation.sampler import Completion
+from tercet.inference.generate import Completion
 from tercet.model.transformer import ScalarModel
 from tercet.posttraining import rollouts as ro
 from tercet.posttraining.grpo import GroupMethod

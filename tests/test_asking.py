@@ -16,16 +16,18 @@ from tercet.data.microworld.rubric import normalise
 from tercet.errors import ConfigError, ContextError
 from tercet.evaluation.asking import Way, answer, check_room, content_free, prompt_of, vote
 from tercet.evaluation.config import AskConfig
-from tercet.evaluation.primitives import Primitives
 from tercet.evaluation.prompting import ask, combined
 from tercet.evaluation.statistics import clustered
 from tercet.evaluation.task import Form, Item, Task, find, register, registered
+from tercet.inference.language_model import TransformerLM
 
 Found = namedtuple("Found", "logprob greedy tokens bytes")
 
 
 class Fake:
-    """A model made of two functions; keeps what it was asked."""
+    """A model made of two functions; keeps its requests."""
+
+    context_length = None
 
     def __init__(self, logprob=None, say=None):
         self.logprob, self.say, self.asked = logprob, say, []
@@ -254,13 +256,13 @@ def test_wrong_requests_are_errors():
 
 def test_a_real_model_is_asked_and_prompts_must_fit(make_model, tokenizer):
     model = make_model(0, vocab_size=tokenizer.vocab_size, context_length=96)
-    lm = Primitives(model, tokenizer)
+    lm = TransformerLM(model, tokenizer)
     rows = ask(config(shots=(0, 2), seeds=2), lm=lm)
     assert all(0 <= r["accuracy"]["value"] <= 1 for r in rows)
     with pytest.raises(ContextError, match=r"prompts do not fit.*ask with fewer --shots"):
         ask(
             config(shots=(16,), seeds=1),
-            lm=Primitives(make_model(0, vocab_size=tokenizer.vocab_size, context_length=32), tokenizer),
+            lm=TransformerLM(make_model(0, vocab_size=tokenizer.vocab_size, context_length=32), tokenizer),
         )
     task = find("translation").limited(4)
     replies = answer(lm, task, [Way(task.form, 1, 0, max_new_tokens=4)])[0]

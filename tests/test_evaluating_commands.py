@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from helpers import TERCET, write_rows, write_world
-from tercet.evaluation.primitives import Primitives
+from tercet.inference.language_model import TransformerLM
 from test_cli import MADE, type_in
 from test_import import known_answer
 
@@ -23,9 +23,9 @@ OWN = {"data": ["sums.jsonl"], "input": "{q}", "answers": "{a}", "examples": ["m
 SUITE = "--suite sums.json --suite bigger.json --threads 1"
 KILLS = """
 import os, signal
-from tercet.evaluation.journal import Journal
+from tercet.inference.request_cache import RequestCache
 
-real, left = Journal.put, int(os.environ.get("KILL_AT", "0"))
+real, left = RequestCache.put, int(os.environ.get("KILL_AT", "0"))
 
 def put(self, results):
     global left
@@ -36,7 +36,7 @@ def put(self, results):
         os.kill(os.getpid(), signal.SIGKILL)
     real(self, results)
 
-Journal.put = put
+RequestCache.put = put
 """
 QUESTIONS = "--tasks tasks.jsonl --limit 12 --max-new-tokens 6 --threads 1"
 
@@ -168,10 +168,10 @@ ALL_PARTS = (
 def test_a_command_that_was_killed_ends_with_the_same_numbers_and_asks_nothing_again(
     here: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, line: str, at: int
 ) -> None:
-    """SIGKILL to a real process while it writes a line of its journal."""
+    """SIGKILL to a real process while it writes a line of its request cache."""
 
     def command(name: str) -> str:
-        return f"{line} --import kills.py --journal {tmp_path / name}.jsonl --out {tmp_path / name}.json"
+        return f"{line} --import kills.py --cache {tmp_path / name}.jsonl --out {tmp_path / name}.json"
 
     def keys(name: str) -> list[str]:
         return [json.loads(row)["key"] for row in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
@@ -191,13 +191,13 @@ def test_a_command_that_was_killed_ends_with_the_same_numbers_and_asks_nothing_a
     assert 0 < len(lines) < len(keys("whole"))
     computed: list[int] = []
     for name in ("_score_pass", "_generate_pass"):
-        real = getattr(Primitives, name)
+        real = getattr(TransformerLM, name)
 
-        def count(self: Primitives, work: Any, *rest: Any, real: Any = real) -> Any:
+        def count(self: TransformerLM, work: Any, *rest: Any, real: Any = real) -> Any:
             computed.append(len(work))
             return real(self, work, *rest)
 
-        monkeypatch.setattr(Primitives, name, count)
+        monkeypatch.setattr(TransformerLM, name, count)
     assert type_in(command("parts")).code == 0
     assert scores("parts") == scores("whole")
     assert sum(computed) == len(keys("whole")) - len(lines)
@@ -208,20 +208,20 @@ def test_a_command_that_was_killed_ends_with_the_same_numbers_and_asks_nothing_a
     assert (computed, scores("parts")) == ([], scores("whole"))
 
 
-def test_a_journal_serves_the_same_requests_to_the_same_weights_only(here: Path, tmp_path: Path) -> None:
+def test_a_cache_serves_the_same_requests_to_the_same_weights_only(here: Path, tmp_path: Path) -> None:
     line = "--text heldout.jsonl --tasks tasks.jsonl --limit 4 --max-new-tokens 6 --threads 1"
-    journal, size = tmp_path / "shared.jsonl", 0
+    cache, size = tmp_path / "shared.jsonl", 0
     for number, settings in enumerate(("", "--seed 1", "--max-new-tokens 5", "--heldout-bytes 99")):
         for run in ("base", "sft"):
             alone, shared = tmp_path / f"alone-{run}{number}.json", tmp_path / f"shared-{run}{number}.json"
             command = f"eval runs/{run} {line} {settings}"
             assert type_in(f"{command} --out {alone}").code == 0
-            assert type_in(f"{command} --journal {journal} --out {shared}").code == 0
+            assert type_in(f"{command} --cache {cache} --out {shared}").code == 0
             assert models(str(shared)) == models(str(alone))
-            before, size = size, journal.stat().st_size
+            before, size = size, cache.stat().st_size
             assert size > before  # something of it had never been asked
-    assert type_in(f"eval runs/base-0 {line} --journal {journal}").code == 0  # the same weights by another name
-    assert journal.stat().st_size == size
+    assert type_in(f"eval runs/base-0 {line} --cache {cache}").code == 0  # the same weights by another name
+    assert cache.stat().st_size == size
 
 
 def files_here() -> list[str]:
@@ -252,11 +252,11 @@ def files_here() -> list[str]:
         ("prompt runs/base --task sums.json --shots 0,1,0", r"shots is \(0, 1, 0\); wanted each once"),
         ("eval runs/base --suite sums.json --import nowhere.py", r"--import nowhere\.py: cannot be imported"),
         ("eval runs/base --suite sums.json --training-text nowhere.txt", r"nowhere\.txt: there is no such file"),
-        ("eval runs/base --text heldout.jsonl --journal sums.jsonl", r"journal sums\.jsonl: is another file, not a journal"),
-        ("eval runs/base --tasks tasks.jsonl --journal scores.json", r"journal scores\.json: is another file, not a journal"),
-        ("prompt runs/base --text Hi --journal j.jsonl", r"--journal: a --text is continued as it stands"),
+        ("eval runs/base --text heldout.jsonl --cache sums.jsonl", r"request cache sums\.jsonl: is another file, not a request cache"),
+        ("eval runs/base --tasks tasks.jsonl --cache scores.json", r"request cache scores\.json: is another file, not a request cache"),
+        ("prompt runs/base --text Hi --cache j.jsonl", r"--cache: a --text is continued as it stands"),
         ("eval runs/base --suite sums.json --reward runs/reward", r"reward is 'runs/reward', but no tasks is named"),
-        ("eval runs/base --suite sums.json --journal runs", r"journal runs: cannot be read or written"),
+        ("eval runs/base --suite sums.json --cache runs", r"request cache runs: cannot be read or written"),
         ("eval runs/base --suite sums.json --out nowhere/scores.json", r"--out nowhere/scores\.json: cannot be written: make the folder"),
         ("eval runs --suite sums.json", r"runs: not a run directory"),
         ("eval runs/reward --suite sums.json", r"runs/reward is a reward model; wanted a language model"),
@@ -277,7 +277,7 @@ def files_here() -> list[str]:
         (f"winrate runs/base runs/sft {QUESTIONS} --judge oracle", r"--judge 'oracle'; wanted rubric, reward:RUN"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge reward:runs/sft", r"runs/sft is a language model; wanted a reward model, as made by `tercet reward`"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge model:runs", r"runs: not a run directory"),
-        (f"winrate runs/base runs/sft {QUESTIONS} --judge model:runs/sft", r"judge model:runs/sft: 24 of 24 prompts do not fit.* its context has 64: ask for shorter"),
+        (f"winrate runs/base runs/sft {QUESTIONS} --judge model:runs/sft", r"judge runs/sft: 24 of 24 prompts do not fit.* its context has 64: ask for shorter"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge http://127.0.0.1:9/v1", r"--judge-model"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge http://127.0.0.1:9/v1 --judge-model m --retries 0", r"error: judge: http://127.0.0.1:9/v1/chat"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge person", r"the input ended after 0 of 12 judgements"),
@@ -287,7 +287,7 @@ def files_here() -> list[str]:
         ("prompt runs/base --text Hi --shots 0 --vary labels --metric f1", r"--shots, --vary, --metric: a --text is continued"),
         ("prompt runs/base --task sums.json --shots 0 --vary labels", r"--vary labels: changes nothing here; it needs --shots above 0"),
         ("prompt runs/base --task sums.json --shots 0,4 --orders 9", r"--orders 9: is for --vary order"),
-        ("eval runs/base --suite sums.json --journal new.jsonl --out new.jsonl", r"--out new\.jsonl: is the --journal"),
+        ("eval runs/base --suite sums.json --cache new.jsonl --out new.jsonl", r"--out new\.jsonl: is the --cache"),
         ("prompt runs/base --text Hi --figure f.svg", r"--figure: a --text is continued as it stands"),
         ("prompt runs/base --text Hi --out nowhere/p.json", r"--out nowhere/p\.json: cannot be written"),
         ("prompt runs/base --task mappin --shots 0", r"no task 'mappin'; did you mean 'mapping'"),
@@ -396,17 +396,17 @@ def test_what_a_person_has_judged_is_not_asked_again(here: Path) -> None:
     line = f"winrate runs/base runs/sft {QUESTIONS} --limit 3 --judge person"
     whole = type_in(f"{line} --out whole.json", stdin="1\n2\n2\n")
     assert whole.code == 0
-    stopped = type_in(f"{line} --journal judged.jsonl --out parts.json", stdin="1\n2\n")
+    stopped = type_in(f"{line} --cache judged.jsonl --out parts.json", stdin="1\n2\n")
     assert (stopped.code, "after 2 of 3" in stopped.err, Path("parts.json").exists()) == (2, True, False)
-    again = type_in(f"{line} --journal judged.jsonl --out parts.json", stdin="1\n" * 9)
+    again = type_in(f"{line} --cache judged.jsonl --out parts.json", stdin="1\n" * 9)
     assert (again.code, again.out.count("better (1, 2, =)")) == (0, 1)
     before, after = (json.loads(Path(f"{n}.json").read_text())["pairs"][0]["wins"] for n in ("whole", "parts"))
     assert before[:2] == after[:2]
-    third = type_in(f"{line} --journal judged.jsonl --out parts.json")
+    third = type_in(f"{line} --cache judged.jsonl --out parts.json")
     assert (third.code, "better" in third.out) == (0, False)
     assert json.loads(Path("parts.json").read_text())["pairs"][0]["wins"] == after
-    refused = type_in(f"winrate runs/base runs/sft {QUESTIONS} --judge rubric --journal judged.jsonl")
-    assert (refused.code, "leave out --journal" in refused.err) == (2, True)
+    refused = type_in(f"winrate runs/base runs/sft {QUESTIONS} --judge rubric --cache judged.jsonl")
+    assert (refused.code, "leave out --cache" in refused.err) == (2, True)
 
 
 # -- prompt --------------------------------------------------------------------------------------------------------------
@@ -425,7 +425,7 @@ LECTURE = {
 
 def says_verbatim(run: str, prompt: str, room: int) -> None:
     """`tercet prompt --text` shows the prompt as it is, then what the model makes of exactly this text."""
-    lm = Primitives.of_run(run)
+    lm = TransformerLM.of_run(run)
     text = prompt.replace("\\n", "\n")
     assert len(lm.tokenizer.encode(text)) < room, "the test's model is too small for this prompt"
     done = type_in(f"prompt {run} --text '{prompt}' --max-new-tokens 6 --threads 1 --out said.json")

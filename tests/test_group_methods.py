@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import ConfigError
-from tercet.generation.sampler import Completion
+from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
 from tercet.posttraining.actor import differing, join
 from tercet.posttraining.grpo import GroupMethod, best_of_group

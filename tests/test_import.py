@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 from tercet import import_model
 from tercet.cli.main import app
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.primitives import Primitives
 from tercet.exchange.import_stage import ImportConfig
+from tercet.inference.language_model import TransformerLM
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import render
 from tercet.tokenizer.llama2c import read_llama2c_tokenizer, read_pieces
@@ -214,7 +214,7 @@ def known_answer() -> Path:
 def test_a_real_model_writes_its_known_text(tmp_path: Path) -> None:
     folder = known_answer()
     config = ImportConfig(model=str(folder / "stories260K.bin"), tokenizer=str(folder / "tok512.bin"))
-    model = Primitives.of_run(import_model(config, tmp_path / "run").path)
+    model = TransformerLM.of_run(import_model(config, tmp_path / "run").path)
     expected = (folder / "expected_greedy_200.txt").read_text(encoding="utf-8").removesuffix("\n")
     assert model.generate_until([("", ())], max_new_tokens=200) == [expected.replace("<0x0A>", "\n")]
     pieces = read_pieces(folder / "tok512.bin")

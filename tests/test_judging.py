@@ -12,16 +12,17 @@ import pytest
 
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, ContextError, DataError
-from tercet.evaluation.primitives import Primitives
+from tercet.inference.http import ChatEndpoint
+from tercet.inference.language_model import TransformerLM
 from tercet.posttraining.config import WinRateConfig
 from tercet.posttraining.judging import (
     Pair,
-    endpoint_judge,
     judged,
     model_judge,
     open_judge,
     person_judge,
     rubric_judge,
+    spoken_judge,
     verdict,
 )
 
@@ -42,7 +43,7 @@ def test_the_rubric_judges():
 def test_a_model_is_asked_in_both_orders(make_model, tokenizer):
     Found = namedtuple("Found", "logprob")
 
-    class First(Primitives):  # prefers what stands first, whatever it is
+    class First(TransformerLM):  # prefers what stands first, whatever it is
         def loglikelihood(self, requests):
             return [Found(0.0 if letter == " A" else -1.0) for _, letter in requests]
 
@@ -52,7 +53,7 @@ def test_a_model_is_asked_in_both_orders(make_model, tokenizer):
 
     for kind, found in ((First, ([0.5] * 3, 1.0)), (Right, ([1.0, 0.0, 0.5], 0.0))):
         lm = kind(make_model(context_length=256), tokenizer)
-        assert judged(model_judge(lm, "judge"), PAIRS, both=True) == found
+        assert judged(model_judge(lm), PAIRS, both=True) == found
 
 
 def test_a_model_whose_context_is_too_short_is_no_judge(make_model, tokenizer):
@@ -62,13 +63,11 @@ def test_a_model_whose_context_is_too_short_is_no_judge(make_model, tokenizer):
     needed = max(len(tokenizer.encode(longer.asked() + letter)) for letter in (" A", " B"))
 
     def judge(size):
-        return model_judge(Primitives(make_model(context_length=size), tokenizer), "judge model:runs/j")
+        return model_judge(TransformerLM(make_model(context_length=size), tokenizer, name="runs/j"))
 
     pairs = [PAIRS[0], longer]
     assert judged(judge(needed), pairs, both=True) == judged(judge(512), pairs, both=True)
-    with pytest.raises(
-        ContextError, match=rf"^judge model:runs/j: 2 of 4 prompts .*\(q.jsonl:7\) needs {needed} tokens"
-    ):
+    with pytest.raises(ContextError, match=rf"^judge runs/j: 2 of 4 prompts .*\(q.jsonl:7\) needs {needed} tokens"):
         judged(judge(needed - 1), pairs, both=True)
     with pytest.raises(ContextError, match=r"4 of 4 prompts .* its context has 32: .*--max-new-tokens") as error:
         judged(judge(32), pairs, both=True)
@@ -112,10 +111,14 @@ def endpoint():
         server.shutdown()
 
 
+def endpoint_judge(url):
+    return spoken_judge(ChatEndpoint(url, "m", 10, 0, "judge"))
+
+
 def test_an_endpoint_judges(endpoint, monkeypatch):
     url, said, seen = endpoint
     monkeypatch.setenv("OPENAI_API_KEY", "k")
-    judge = endpoint_judge(url, "m", 10, 0)
+    judge = endpoint_judge(url)
     for text, value in (("A", 1.0), (" **B**", 0.0), ("Better: tie", 0.5)):
         said[:] = [text]
         assert list(judge(PAIRS[:1])) == [value]
@@ -138,7 +141,7 @@ def test_errors_of_an_endpoint_call_it_a_judge(endpoint):
         ("http:///v1", ConfigError, r"^judge: 'http:///v1/chat/completions' is no address"),
     ):
         with pytest.raises(error, match=message):
-            list(endpoint_judge(address, "m", 10, 0)(PAIRS[:1]))
+            list(endpoint_judge(address)(PAIRS[:1]))
 
 
 @pytest.mark.parametrize(

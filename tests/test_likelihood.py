@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,15 +12,30 @@ import torch
 
 from tercet.data.types import Document
 from tercet.errors import DataError
-from tercet.evaluation import primitives
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source, document_bits
 from tercet.evaluation.metrics import Estimate
-from tercet.evaluation.primitives import Primitives
+from tercet.inference import language_model
+from tercet.inference.language_model import TransformerLM
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 
 Make = Callable[..., Transformer]
 BEGIN = 0
+
+
+class Numbers:
+    """A tokenizer of texts that are ids already."""
+
+    endoftext = BEGIN
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [[int(word) for word in text.split()] for text in texts]
+
+
+def bits_of(model: Transformer, texts: Sequence[Sequence[int]]) -> Any:
+    """`document_bits` of texts of ids."""
+    tokenizer: Any = Numbers()
+    return document_bits(TransformerLM(model, tokenizer), [" ".join(map(str, text)) for text in texts])
 
 
 @torch.no_grad()
@@ -34,36 +50,34 @@ def naive_bits(model: Transformer, text: Sequence[int]) -> float:
 
 
 @pytest.mark.parametrize("context", [8, 64])
-def test_bits_equal_a_naive_loop(make_model: Make, tokenizer: Tokenizer, context: int) -> None:
+def test_bits_equal_a_naive_loop(make_model: Make, context: int) -> None:
     """Texts shorter than, as long as and longer than one and two windows, an empty one among them."""
     model = make_model(1, context_length=context)
     rng = np.random.default_rng(0)
     texts = [rng.integers(5, 300, n).tolist() for n in (5, 0, 1, 7, 8, 9, 15, 16, 17, 40, 63, 64, 65, 3, 2)]
-    found = document_bits(Primitives(model, tokenizer), texts)
+    found = bits_of(model, texts)
     assert found.tolist() == pytest.approx([naive_bits(model, t) for t in texts], rel=1e-5)
     assert found[1] == 0
 
 
-def test_every_token_counts_once(make_model: Make, tokenizer: Tokenizer) -> None:
+def test_every_token_counts_once(make_model: Make) -> None:
     """A model that knows nothing needs log₂ V bits for each token, however long the text is."""
     model = make_model(1, context_length=8)
     with torch.no_grad():
         model.model.embed_tokens.weight.zero_()
     lengths = [1, 7, 8, 9, 16, 17, 100, 1_000]
-    found = document_bits(Primitives(model, tokenizer), [[9] * n for n in lengths])
+    found = bits_of(model, [[9] * n for n in lengths])
     assert found.tolist() == pytest.approx([n * math.log2(300) for n in lengths], rel=1e-6)
 
 
 @pytest.mark.parametrize("tokens", [1, 64, 4096])
-def test_a_text_does_not_depend_on_its_company(
-    make_model: Make, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, tokens: int
-) -> None:
-    lm = Primitives(make_model(1, context_length=16), tokenizer)
+def test_a_text_does_not_depend_on_its_company(make_model: Make, monkeypatch: pytest.MonkeyPatch, tokens: int) -> None:
+    model = make_model(1, context_length=16)
     texts = [np.random.default_rng(n).integers(5, 300, 1 + 5 * n % 43).tolist() for n in range(20)]
-    alone = [document_bits(lm, [t])[0] for t in texts]
-    monkeypatch.setattr(primitives, "PASS_TOKENS", tokens)
-    assert document_bits(lm, texts).tolist() == pytest.approx(alone, rel=1e-5)
-    assert document_bits(lm, texts[::-1])[::-1].tolist() == pytest.approx(alone, rel=1e-5)
+    alone = [bits_of(model, [t])[0] for t in texts]
+    monkeypatch.setattr(language_model, "PASS_TOKENS", tokens)
+    assert bits_of(model, texts).tolist() == pytest.approx(alone, rel=1e-5)
+    assert bits_of(model, texts[::-1])[::-1].tolist() == pytest.approx(alone, rel=1e-5)
 
 
 TEXTS = {
@@ -78,7 +92,7 @@ def test_the_denominator_is_the_bytes_of_the_source_text(make_model: Make, token
     model = make_model(1)
     with torch.no_grad():
         model.model.embed_tokens.weight.zero_()
-    found = bits_per_byte(Primitives(model, tokenizer), DOCUMENTS)
+    found = bits_per_byte(TransformerLM(model, tokenizer), DOCUMENTS)
     assert list(found) == ["ascii", "mixed", "umlauts"]
     for source, texts in TEXTS.items():
         size = sum(len(t.encode("utf-8")) for t in texts)
@@ -92,7 +106,7 @@ def test_the_denominator_is_the_bytes_of_the_source_text(make_model: Make, token
 def test_bits_per_byte_is_a_ratio_of_sums(make_model: Make, tokenizer: Tokenizer) -> None:
     """Not a mean of the documents' ratios; begun with <|endoftext|>, as in training."""
     model = make_model(2)
-    found = bits_per_byte(Primitives(model, tokenizer), DOCUMENTS)
+    found = bits_per_byte(TransformerLM(model, tokenizer), DOCUMENTS)
     for source, texts in TEXTS.items():
         assert tokenizer.endoftext == BEGIN
         bits = sum(naive_bits(model, tokenizer.encode(t)) for t in texts)

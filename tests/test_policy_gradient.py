@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tercet.data.readers import BadRows
-from tercet.generation.sampler import Completion, SamplingParams, generate
+from tercet.inference.generate import Completion, SamplingParams, generate
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.actor import Actor
 from tercet.posttraining.advantages import advantages_and_returns, place_rewards, whiten

@@ -19,18 +19,11 @@ from helpers import World, records, tensors, write_rows, write_world
 from tercet import reward
 from tercet.data.types import Comparison, Message
 from tercet.errors import CheckpointError, DataError
+from tercet.inference.reward_scores import score_texts
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.calibration import calibration_error, report
 from tercet.posttraining.rankings import Ranked, accuracy, encode_comparison, load_rankings
-from tercet.posttraining.reward import (
-    collate,
-    load_demonstrations,
-    normalise,
-    ranking_loss,
-    score_ranked,
-    score_texts,
-    trust,
-)
+from tercet.posttraining.reward import collate, load_demonstrations, normalise, ranking_loss, score_ranked, trust
 from tercet.reporting.report import write_report
 from tercet.reporting.reward_blocks import trust as blocks
 from tercet.tokenizer.bpe import Tokenizer
@@ -189,7 +182,7 @@ def test_scores_come_back_in_order_as_if_alone(judge: ScalarModel, monkeypatch: 
     for pad in (3, 299):
         assert score_texts(judge, texts, pad) == pytest.approx(wanted, abs=1e-10)
         assert score_texts(judge, [*texts, [7] * 60], pad)[:-1] == pytest.approx(wanted, abs=1e-10)
-    monkeypatch.setattr("tercet.posttraining.reward.SCORED_TOKENS", 30)
+    monkeypatch.setattr("tercet.inference.reward_scores.SCORED_TOKENS", 30)
     assert score_texts(judge, texts, 3) == pytest.approx(wanted, abs=1e-10)
 
 

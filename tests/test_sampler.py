@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError
-from tercet.generation import sampler
-from tercet.generation.sampler import Completion, SamplingParams, generate, pick
+from tercet.inference import generate as sampler
+from tercet.inference.generate import Completion, SamplingParams, generate, pick
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rollouts import check_sampling
 from tercet.training.grouped import group

@@ -17,7 +17,7 @@ SOURCE = ROOT / "src" / "tercet"
 FILES = sorted(SOURCE.rglob("*.py"))
 # Each package may import those before it; two of one level may not import one another.
 LEVELS = (
-    ("errors",), ("data", "tokenizer"), ("model",), ("training",), ("generation",), ("pretraining", "evaluation"),
+    ("errors",), ("data", "tokenizer"), ("model",), ("training",), ("inference",), ("pretraining", "evaluation"),
     ("exchange",), ("posttraining",), ("reporting",), ("recipes",), ("cli",),
 )  # fmt: skip
 LEVEL = {package: number for number, level in enumerate(LEVELS) for package in level}
@@ -78,7 +78,7 @@ def test_imports_go_one_way() -> None:
         ("data/readers.py", "import tercet.tokenizer.bpe", "src/tercet/data/readers.py:1: data imports tercet.tokenizer.bpe"),
         ("training/run.py", "def f():\n    from tercet.data.types import Task", "src/tercet/training/run.py:2: training never sees text, but imports tercet.data.types"),
         ("model/config.py", "from tercet import tokenizer", "src/tercet/model/config.py:1: model never sees text, but imports tercet.tokenizer"),
-        ("training/run.py", "\nfrom tercet.generation import chat", "src/tercet/training/run.py:2: training imports tercet.generation"),
+        ("training/run.py", "\nfrom tercet.inference import chat", "src/tercet/training/run.py:2: training imports tercet.inference"),
         ("evaluation/answers.py", "import tercet.pretraining.clm", "src/tercet/evaluation/answers.py:1: evaluation imports tercet.pretraining.clm"),
         ("errors.py", "import tercet", "src/tercet/errors.py:1: errors imports tercet"),
     ],

@@ -19,9 +19,10 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "evaluate": "tercet.posttraining.scores",
     "EvalConfig": "tercet.posttraining.config",
-    "Primitives": "tercet.evaluation.primitives",
+    "LanguageModel": "tercet.inference.language_model",
+    "TransformerLM": "tercet.inference.language_model",
     "export_model": "tercet.exchange.huggingface",
-    "Chat": "tercet.generation.chat",
+    "Chat": "tercet.inference.chat",
     "Tokenizer": "tercet.tokenizer.bpe",
     "train_tokenizer": "tercet.tokenizer.bpe",
     "Run": "tercet.training.run",

@@ -51,10 +51,10 @@ def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None)
     # a shell's double quotes keep \\n as two characters; nobody means those here
     texts = {name: getattr(config, name).replace("\\n", "\n") for name in ("description", "template", "separator")}
     config, text = dataclasses.replace(config, **texts), text.replace("\\n", "\n")
-    check_writable(out, "--out", config.journal)
-    check_writable(figure, "--figure", config.journal)
+    check_writable(out, "--out", config.cache)
+    check_writable(figure, "--figure", config.cache)
     if text:
-        from tercet.generation.chat import Chat
+        from tercet.inference.chat import Chat
         from tercet.training.run import threads
 
         names = [
@@ -114,10 +114,10 @@ def write_whole(path: Path, text: str, option: str) -> None:
         raise ConfigError(f"{option} {path}: cannot be written: {error}") from error
 
 
-def check_writable(path: Path | None, option: str, journal: str = "") -> None:
-    """Raise ConfigError, before hours are spent, where a file cannot be written later, or is the journal."""
-    if path is not None and journal and path.resolve() == Path(journal).resolve():
-        raise ConfigError(f"{option} {path}: is the --journal, and would be written over; choose another {option}")
+def check_writable(path: Path | None, option: str, cache: str = "") -> None:
+    """Raise ConfigError, before hours are spent, where a file cannot be written later, or is the request cache."""
+    if path is not None and cache and path.resolve() == Path(cache).resolve():
+        raise ConfigError(f"{option} {path}: is the --cache, and would be written over; choose another {option}")
     if path is not None and path.is_dir():
         raise ConfigError(f"{option} {path}: cannot be written: it is a folder; name a file")
     if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
@@ -127,7 +127,7 @@ def check_writable(path: Path | None, option: str, journal: str = "") -> None:
 
 
 def _eval(config: EvalConfig, out: Path | None) -> None:
-    check_writable(out, "--out", config.journal)
+    check_writable(out, "--out", config.cache)
     from tercet.cli.show import console, score_table, suite_table
     from tercet.posttraining.scores import evaluate
     from tercet.training.progress import Requests
@@ -141,7 +141,7 @@ def _eval(config: EvalConfig, out: Path | None) -> None:
 
 
 def _winrate(config: WinRateConfig, out: Path | None) -> None:
-    check_writable(out, "--out", config.journal)
+    check_writable(out, "--out", config.cache)
     from tercet.cli.show import console, winrate_tables
     from tercet.posttraining.judging import win_rates
     from tercet.training.progress import Requests

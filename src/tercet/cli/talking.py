@@ -37,7 +37,7 @@ def chat(
 
     Example: tercet chat demo/rlhf --compare demo/sft
     """
-    from tercet.generation.chat import Chat
+    from tercet.inference.chat import Chat
 
     paths = [run] + ([compare] if compare else [])
     chats = [

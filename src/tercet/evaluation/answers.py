@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from tercet.data.microworld.rubric import RubricScore, exact_match, rubric_score
 from tercet.data.types import Task
 from tercet.evaluation.metrics import Estimate, mean, proportion
-from tercet.generation.chat import answer_all
-from tercet.generation.sampler import SamplingParams
+from tercet.inference.chat import answer_all
+from tercet.inference.generate import SamplingParams
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 

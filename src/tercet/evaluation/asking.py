@@ -1,7 +1,7 @@
 """Asking a model tasks by completion: likelihoods of choices or generated answers, with any number of examples.
 
 All ways of asking are gathered before the model is asked once: what two ways have in common is computed once, and
-prompts that begin alike share their beginning (`Primitives`).
+a prefix that prompts share is computed once (`TransformerLM`).
 """
 
 from __future__ import annotations
@@ -11,33 +11,16 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from tercet.data.microworld.rubric import normalise
 from tercet.errors import ConfigError, ContextError
-from tercet.evaluation.primitives import Loglikelihood
 from tercet.evaluation.task import Form, Item, Task
 from tercet.evaluation.task_metrics import last_number, metric_of
+from tercet.inference.language_model import LanguageModel, Loglikelihood
 
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes")
 TARGET_METRICS = ("greedy", "bits_per_byte")
 CONTENT_FREE = ("N/A", "[MASK]", "")  # inputs of Zhao et al. 2021 that should not favour any label
-
-
-class LanguageModel(Protocol):
-    """What is asked: `evaluation.primitives.Primitives`, or anything that answers likewise."""
-
-    def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> Sequence[Loglikelihood]:
-        """log p(continuation | context) of every (context, continuation)."""
-
-    def generate_until(
-        self,
-        requests: Sequence[tuple[str, tuple[str, ...]]],
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        seed: int = 0,
-    ) -> Sequence[str]:
-        """A continuation of every (context, stop strings)."""
 
 
 @dataclass(frozen=True)
@@ -233,20 +216,19 @@ def vote(answers: Sequence[str], metric: str = "exact") -> str:
     return next((a for a, key in zip(answers, keys) if counts[key] == best), answers[0])
 
 
-def check_room(lm: object, task: Task, replies: Sequence[Reply], longest: int, refuse: bool) -> int:
+def check_room(lm: LanguageModel, task: Task, replies: Sequence[Reply], longest: int, refuse: bool) -> int:
     """How many prompts do not fit the model's context whole, beside an answer of `longest` tokens.
 
-    `lm` is a `Primitives`; of anything else nothing is known, and 0 returned. Raises ContextError where `refuse`.
+    0 where the model does not say how long its context is. Raises ContextError where `refuse`.
     """
-    tokenizer, model = getattr(lm, "tokenizer", None), getattr(lm, "model", None)
-    if tokenizer is None or model is None:
+    if lm.context_length is None:
         return 0
-    room = int(model.config.context_length) - longest
-    lengths = [1 + len(ids) for ids in tokenizer.encode_batch(list({r.prompt for r in replies}))]
+    room = lm.context_length - longest
+    lengths = lm.count_tokens(list({r.prompt for r in replies}))
     over: int = sum(n > room for n in lengths)
     if over and refuse:
         raise ContextError(
             f"task {task.name!r}: {over} of {len(lengths)} prompts do not fit, the longest has {max(lengths)} tokens; the context of "
-            f"{model.config.context_length} leaves room for {room} beside the answer: ask with fewer --shots or --max-new-tokens, or a model with a longer context"
+            f"{lm.context_length} leaves room for {room} beside the answer: ask with fewer --shots or --max-new-tokens, or a model with a longer context"
         )
     return over

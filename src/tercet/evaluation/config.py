@@ -45,7 +45,7 @@ class AskConfig(Settings):
     separator: str = setting("", "between examples  [default: the task's own, of --tasks an empty line]")
     limit: int = setting(0, "at most so many items of a task (0: all)", minimum=0)
     max_new_tokens: int = setting(0, "longest answer (0: the task's own, else 24)", minimum=0)
-    journal: str = setting("", "file in which finished requests are kept, so that a killed command goes on")
+    cache: str = setting("", "request cache: a file of finished requests, from which a killed command continues")
     skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
     threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
     seed: int = setting(0, "seed by which examples are drawn", minimum=0, maximum=2**31 - 1)

@@ -26,9 +26,9 @@ from tercet.evaluation.asking import Reply, Way, answer, check_room
 from tercet.evaluation.config import LONGEST, AskConfig
 from tercet.evaluation.loaders import import_tasks, open_task
 from tercet.evaluation.metrics import Estimate, proportion
-from tercet.evaluation.primitives import Primitives, Progress
 from tercet.evaluation.statistics import crossed, score
 from tercet.evaluation.task import Form, Task, from_questions
+from tercet.inference.language_model import LanguageModel, Progress, open_model
 from tercet.training.run import threads
 
 BASE = "base"
@@ -46,7 +46,7 @@ class Condition:
 def ask(
     config: AskConfig,
     bad: BadRows | None = None,
-    lm: Primitives | None = None,
+    lm: LanguageModel | None = None,
     progress: Progress | None = None,
 ) -> list[dict[str, Any]]:
     """One row for each task, condition, number of shots and ability (and "all"): accuracy with its interval, the worst and
@@ -60,7 +60,7 @@ def ask(
         asked = _tasks(config, bad)
         conditions = [_conditions(task, config) for task in asked]
         _must_vary(config, conditions)
-        lm = lm or Primitives.of_run(config.model, journal=config.journal or None, progress=progress)
+        lm = lm or open_model(config.model, cache=config.cache or None, progress=progress)
         for task, mine in zip(asked, conditions):
             replies = answer(lm, task, [way for c in mine for way in c.ways])
             longest = (config.max_new_tokens or task.max_new_tokens) if task.kind != "choice" else 1

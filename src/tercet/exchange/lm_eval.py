@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tercet.errors import ConfigError
-from tercet.evaluation.primitives import Primitives
+from tercet.inference.language_model import LanguageModel, open_model
 
 try:
     from lm_eval.api.model import LM
@@ -24,25 +24,25 @@ MAX_NEW_TOKENS = 256  # where a task does not say, as in lm-eval's own models; a
 
 @register_model("tercet")  # type: ignore[untyped-decorator,unused-ignore]
 class TercetLM(LM):  # type: ignore[misc,unused-ignore]
-    """The language model of a run, or one that is there already, behind lm-eval's three kinds of request.
+    """The language model of a run, or any other `LanguageModel`, behind lm-eval's three kinds of request.
 
-    `journal` names a file of finished requests, with which a killed evaluation goes on. What lm-eval passes to every
-    model (batch size, device) is taken and not needed. Chat templates are not applied: here text never is a special token.
+    `cache` names a file of finished requests, from which a killed evaluation of a run continues. The batch size and the
+    device, which lm-eval passes to every model, are ignored. Chat templates are not applied: text is never a special token.
     """
 
-    def __init__(self, run: str | Primitives, journal: str = "", batch_size: Any = None, max_batch_size: Any = None,
+    def __init__(self, run: str | LanguageModel, cache: str = "", batch_size: Any = None, max_batch_size: Any = None,
                  device: Any = None) -> None:  # fmt: skip
         super().__init__()
-        self.primitives = run if isinstance(run, Primitives) else Primitives.of_run(run, journal=journal or None)
+        self.lm = open_model(run, cache=cache or None) if isinstance(run, str) else run
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """(log-probability in nats, greedy) of every (context, continuation)."""
-        found = self.primitives.loglikelihood([r.args for r in requests])
+        found = self.lm.loglikelihood([r.args for r in requests])
         return [(one.logprob, one.greedy) for one in found]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of every whole text, in nats."""
-        return self.primitives.rolling([r.args[0] for r in requests])
+        return self.lm.rolling([r.args[0] for r in requests])
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """A continuation of every context, by the settings of its request.
@@ -62,9 +62,10 @@ class TercetLM(LM):  # type: ignore[misc,unused-ignore]
         texts = [""] * len(requests)
         for (longest, temperature), mine in groups.items():
             asked = [(requests[i].args[0], stops[i]) for i in mine]
-            for i, text in zip(mine, self.primitives.generate_until(asked, longest, temperature)):
+            for i, text in zip(mine, self.lm.generate_until(asked, longest, temperature)):
                 texts[i] = text
         return texts
 
     def _longest(self) -> int:
-        return min(MAX_NEW_TOKENS, self.primitives.model.config.context_length // 2)
+        size = self.lm.context_length
+        return MAX_NEW_TOKENS if size is None else min(MAX_NEW_TOKENS, size // 2)

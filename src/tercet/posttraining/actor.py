@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from tercet.data.readers import BadRows
 from tercet.data.tasks import questions
 from tercet.evaluation.answers import score_answers
-from tercet.generation.chat import answer_params, fit_prompts
-from tercet.generation.sampler import Completion
+from tercet.inference.chat import answer_params, fit_prompts
+from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rewards import Answered, Rewards
 from tercet.posttraining.rl_stage import PolicyConfig

@@ -18,8 +18,8 @@ from tercet.data.tasks import questions
 from tercet.data.types import Message
 from tercet.errors import ConfigError
 from tercet.evaluation.metrics import mean
-from tercet.generation.chat import answer_params, fit_prompts
-from tercet.generation.sampler import generate
+from tercet.inference.chat import answer_params, fit_prompts
+from tercet.inference.generate import generate
 from tercet.posttraining.best_stage import BestOfNConfig
 from tercet.posttraining.rewards import Answered, Rewards
 from tercet.tokenizer.bpe import Tokenizer

@@ -20,8 +20,9 @@ class EvalConfig(Settings):
     training_text: tuple[str, ...] = setting(
         (), "text the models were trained on: says how much of what is measured stands in it"
     )
-    journal: str = setting(
-        "", "file in which finished requests are kept, so that a killed command goes on (scores by --reward are not)"
+    cache: str = setting(
+        "",
+        "request cache: a file of finished requests, from which a killed command continues (not of scores by --reward)",
     )
     reward: str = setting("", "run of a reward model that scores the answers")
     reference: str = setting("", "run against which KL and win rate are taken")
@@ -58,8 +59,8 @@ class WinRateConfig(Settings):
     limit: int = setting(0, "at most so many questions (0: all)", minimum=0)
     temperature: float = setting(1.0, "of the answers (0: the likeliest)", minimum=0)
     max_new_tokens: int = setting(32, "longest answer", minimum=1)
-    journal: str = setting(
-        "", "file in which judgements of a person, model or address are kept, so that a stopped command goes on"
+    cache: str = setting(
+        "", "request cache: a file of judgements by a person, model or address, from which a stopped command continues"
     )
     timeout: float = setting(60.0, "seconds until an address must have answered", minimum=0.001)
     retries: int = setting(3, "further tries after a failure that may pass", minimum=0)

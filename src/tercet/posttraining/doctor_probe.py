@@ -17,11 +17,12 @@ from tercet.data.readers import BadRows, documents
 from tercet.data.tasks import questions
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import ContextError
-from tercet.generation.chat import answer_params, fit_prompts
+from tercet.inference.chat import answer_params, fit_prompts
+from tercet.inference.reward_scores import score_texts
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.findings import INF, Finding, judged, judged_kl
 from tercet.posttraining.rankings import Ranked, encode_answer, encode_comparison
-from tercet.posttraining.reward import score_ranked, score_texts
+from tercet.posttraining.reward import score_ranked
 from tercet.posttraining.rollouts import Clock, Rollouts, explore, logprobs
 from tercet.pretraining.clm import pack_documents
 from tercet.tokenizer.bpe import Tokenizer

@@ -1,13 +1,11 @@
-"""Who judges which of two answers is better: the rubric, a reward model, a model that is asked, an endpoint, a person.
+"""Who judges which of two answers is better: the rubric, a reward model, a language model, an endpoint, a person.
 
 A judge is given pairs and says of each 1 where the first answer is better, 0 where the second is, 1/2 for a tie. Models
-and endpoints are asked in both orders, since many prefer what stands first; a person sees the two in a random order.
+and endpoints judge both orders, since many prefer the first of two answers; a person sees the two in a random order.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,20 +18,18 @@ import numpy as np
 from tercet.data.microworld.rubric import rubric_score
 from tercet.data.readers import BadRows
 from tercet.data.tasks import tasks
-from tercet.data.types import Conversation, Task
+from tercet.data.types import Conversation, Message, Task
 from tercet.errors import ConfigError, ContextError, DataError
-from tercet.evaluation.answers import ask_all
-from tercet.evaluation.journal import Journal
 from tercet.evaluation.metrics import win_rate
-from tercet.evaluation.primitives import Primitives, Progress, split_tokens
 from tercet.evaluation.winrates import Game, both_orders, difficulties, length_controlled, strengths
-from tercet.generation.chat import answer_params
+from tercet.inference.http import ChatEndpoint
+from tercet.inference.language_model import LanguageModel, Progress, open_model
+from tercet.inference.request_cache import RequestCache
+from tercet.inference.reward_scores import score_texts
 from tercet.posttraining.config import WinRateConfig
-from tercet.posttraining.reward import score_texts
-from tercet.posttraining.rewards_external import HttpScorer
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import prompt_fitting
-from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
+from tercet.training.load import language_model_run, load_reward_model, reward_model_run
 from tercet.training.run import threads
 
 PROMPT = """\
@@ -45,6 +41,7 @@ Answer B: {b}
 
 Say A, B or TIE.
 Better:"""
+VERDICT_TOKENS = 8  # at most, of an answer to it
 VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
 _WORD = re.compile(r"[^\W_]+")
 
@@ -104,20 +101,21 @@ def reward_judge(path: str) -> Judge:
     return judge
 
 
-def model_judge(lm: Primitives, name: str) -> Judge:
-    """By which of " A" and " B" a language model finds likelier after `PROMPT`; errors call it `name`.
+def model_judge(lm: LanguageModel) -> Judge:
+    """By which of " A" and " B" a language model finds likelier after `PROMPT`.
 
     Raises ContextError where a prompt does not fit the model's context: cut, it would be judged without its question.
     """
 
     def judge(pairs: Sequence[Pair]) -> list[float]:
         requests = [(p.asked(), letter) for p in pairs for letter in (" A", " B")]
-        size = lm.model.config.context_length
-        counts = [len(c) + len(letter) for c, letter in split_tokens(lm.tokenizer, requests)]  # the inputs of each
-        if max(counts, default=0) > size:
+        size = lm.context_length
+        # the inputs of each: the last token is predicted only
+        counts = [n - 1 for n in lm.count_tokens([c + letter for c, letter in requests])] if size is not None else []
+        if size is not None and max(counts, default=0) > size:
             longest = pairs[counts.index(max(counts)) // 2].task
             raise ContextError(
-                f"{name}: {sum(max(two) > size for two in zip(counts[::2], counts[1::2]))} of {len(pairs)} prompts do not fit, the "
+                f"judge {lm.name}: {sum(max(two) > size for two in zip(counts[::2], counts[1::2]))} of {len(pairs)} prompts do not fit, the "
                 f"longest ({longest.where or longest.id}) needs {max(counts)} tokens; its context has {size}: ask for shorter answers "
                 "with --max-new-tokens, or name a judge with a longer context"
             )
@@ -138,35 +136,15 @@ def verdict(said: str) -> float | None:
     return VERDICTS.get(marked.pop() if len(marked) == 1 else whole)
 
 
-def endpoint_judge(url: str, model: str, timeout: float, retries: int) -> Judge:
-    """By what an OpenAI-compatible endpoint says; its key, where it needs one, is the variable OPENAI_API_KEY.
-
-    Raises DataError where an answer has no `verdict`.
-    """
-    if not model:
-        raise ConfigError("a judge at an address needs the name of its model: give --judge-model")
-    key = os.environ.get("OPENAI_API_KEY", "")
-    wanted = 'wanted {"choices": [{"message": {"content": "A, B or TIE"}}]}'
-    address = url.rstrip("/") + "/chat/completions"
-    http = HttpScorer("judge", address, timeout, retries, {"Authorization": f"Bearer {key}"} if key else {}, wanted)
+def spoken_judge(lm: LanguageModel) -> Judge:
+    """By the answer of a language model to `PROMPT`, in chat form. Raises DataError where an answer has no `verdict`."""
 
     def one(pair: Pair) -> float:
-        body = {
-            "model": model,
-            "temperature": 0,
-            "max_tokens": 8,
-            "messages": [{"role": "user", "content": pair.asked()}],
-        }
-        reply = http.post(json.dumps(body, ensure_ascii=False).encode())
-        try:
-            said = json.loads(reply)["choices"][0]["message"]["content"]
-            value = verdict(said)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:  # `said` may be no text
-            raise DataError(f"judge {address}: found {reply[:200]!r}; {wanted}") from error
-        if value is None:
+        said = lm.chat([(pair.task.where or pair.task.id, (Message("user", pair.asked()),))], VERDICT_TOKENS)[0].text
+        if (value := verdict(said)) is None:
             raise DataError(
-                f'judge {address}: it said {said[:200]!r}; wanted A, B or TIE and no more, or a line "Better: A": name another '
-                "--judge-model (with --journal, what it has judged is kept)"
+                f'judge {lm.name}: it said {said[:200]!r}; wanted A, B or TIE and no more, or a line "Better: A": name another '
+                "--judge-model (with --cache, what it has judged is kept)"
             )
         return value
 
@@ -188,7 +166,7 @@ def person_judge(seed: int, read: Callable[[str], str] = input, write: Callable[
             except EOFError:
                 raise DataError(
                     f"the input ended after {number} of {len(pairs)} judgements; judge all, fewer with --limit, or go on later with "
-                    "--journal"
+                    "--cache"
                 ) from None
             value = {"1": 1.0, "2": 0.0, "=": 0.5}[said]
             yield 1 - value if turned else value
@@ -196,38 +174,41 @@ def person_judge(seed: int, read: Callable[[str], str] = input, write: Callable[
     return judge
 
 
-def kept(judge: Judge, journal: Journal, name: str) -> Judge:
-    """The same judge; what it said of a pair of answers is written to the journal at once, and not asked again."""
+def kept(judge: Judge, cache: RequestCache, name: str) -> Judge:
+    """The same judge; its judgement of a pair is written to the request cache at once, and not asked for again."""
 
     def judged_once(pairs: Sequence[Pair]) -> list[float]:
-        keys = [journal.key("judge", name, p.asked()) for p in pairs]
-        left = [n for n, key in enumerate(keys) if journal.get(key) is None]
+        keys = [cache.key("judge", name, p.asked()) for p in pairs]
+        left = [n for n, key in enumerate(keys) if cache.get(key) is None]
         found = {}
         for n, value in zip(left, judge([pairs[n] for n in left])):
             found[n] = value
-            journal.put({keys[n]: value})
-        return [found[n] if n in found else float(journal.get(key) or 0.0) for n, key in enumerate(keys)]
+            cache.put({keys[n]: value})
+        return [found[n] if n in found else float(cache.get(key) or 0.0) for n, key in enumerate(keys)]
 
     return judged_once
 
 
 def open_judge(config: WinRateConfig, progress: Progress | None = None) -> tuple[Judge, bool]:
-    """(the judge that the settings name, whether it is to be asked in both orders). Raises ConfigError."""
+    """(the judge that the settings name, whether it judges both orders). Raises ConfigError."""
     name, _, rest = config.judge.partition(":")
-    if config.journal and (config.judge == "rubric" or name == "reward"):
-        raise ConfigError(f"--judge {config.judge} takes no time that were worth keeping: leave out --journal")
+    if config.cache and (config.judge == "rubric" or name == "reward"):
+        raise ConfigError(
+            f"--cache is not needed with --judge {config.judge}: its scores are recomputed in seconds; leave out --cache"
+        )
     if config.judge == "rubric":
         return rubric_judge, False
     if name == "reward" and rest:
         return reward_judge(rest), False
     if name == "model" and rest:
-        lm = Primitives.of_run(rest, journal=config.journal or None, progress=progress)
-        return model_judge(lm, f"judge {config.judge}"), True
+        return model_judge(open_model(rest, cache=config.cache or None, progress=progress)), True
     if config.judge == "person":
-        return kept(person_judge(config.seed), Journal(config.journal or None), "person"), False
+        return kept(person_judge(config.seed), RequestCache(config.cache or None), "person"), False
     if name in ("http", "https"):
-        asked = endpoint_judge(config.judge, config.judge_model, config.timeout, config.retries)
-        return kept(asked, Journal(config.journal or None), f"{config.judge} {config.judge_model}"), True
+        if not config.judge_model:
+            raise ConfigError("a judge at an address needs the name of its model: give --judge-model")
+        lm = ChatEndpoint(config.judge, config.judge_model, config.timeout, config.retries, "judge")
+        return kept(spoken_judge(lm), RequestCache(config.cache or None), f"{config.judge} {config.judge_model}"), True
     raise ConfigError(
         f"--judge {config.judge!r}; wanted rubric, reward:RUN, model:RUN, person, or an address http(s)://…/v1"
     )
@@ -253,6 +234,7 @@ def win_rates(
     ContextError for what does not fit a model or judge.
     """
     questions = [q for _, q in tasks(config.tasks, BadRows(skip=config.skip_bad_rows))][: config.limit or None]
+    prompts = [(q.where or q.id, q.prompt) for q in questions]
     runs = [language_model_run(path) for path in config.models]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise ConfigError(f"winrate: a run is named twice in {', '.join(config.models)}; name each once")
@@ -260,9 +242,8 @@ def win_rates(
         decide, both = judge or open_judge(config, progress)
         said = []
         for run in runs:
-            model, tokenizer = load_language_model(run), Tokenizer.load(run.path)
-            params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
-            said.append(ask_all(model, tokenizer, questions, params, config.seed))
+            answers = open_model(run.path).chat(prompts, config.max_new_tokens, config.temperature, config.seed)
+            said.append([(a.text, a.finished) for a in answers])
         met = list(combinations(range(len(said)), 2))
         games, found = list[Game](), list[tuple[list[float], float | None]]()
         for a, b in met:

@@ -11,7 +11,7 @@ from torch import Tensor
 from tercet.data.readers import BadRows, documents
 from tercet.data.types import Document
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source
-from tercet.evaluation.primitives import Primitives
+from tercet.inference.language_model import TransformerLM
 from tercet.model.transformer import Transformer
 from tercet.posttraining.actor import Actor
 from tercet.posttraining.grpo import GroupMethod
@@ -109,7 +109,7 @@ class Learning:
     def measure(self, done: int) -> None:
         """Record held-out bits per byte of the policy: what alignment costs (the alignment tax)."""
         if self.heldout:
-            bits = bits_per_byte(Primitives(self.kept, self.actor.tokenizer), self.heldout)
+            bits = bits_per_byte(TransformerLM(self.kept, self.actor.tokenizer), self.heldout)
             self.run.log(done, **{f"heldout/{s}": e.value for s, e in bits.items()}, heldout=average(bits))
 
     def state(self) -> dict[str, dict[str, Tensor]]:

@@ -16,13 +16,14 @@ from torch import Tensor
 from tercet.data.conversations import conversations
 from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.inference.reward_scores import score_texts
+from tercet.model.transformer import ScalarModel
 from tercet.posttraining.calibration import report
 from tercet.posttraining.rankings import Ranked, accuracy, encode_answer, load_rankings, mean_size
 from tercet.posttraining.reward_stage import RewardConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.adapt import adapt
-from tercet.training.batch import pad_right, rows_per_pass
+from tercet.training.batch import rows_per_pass
 from tercet.training.feed import permuted
 from tercet.training.grouped import Grouped, group
 from tercet.training.learner import Learner
@@ -31,8 +32,6 @@ from tercet.training.optim import OptimizerConfig
 from tercet.training.records import write_text
 from tercet.training.run import Run
 from tercet.training.trainer import due, training_steps
-
-SCORED_TOKENS = 2048  # of a forward pass outside of training
 
 
 @dataclass(frozen=True)
@@ -81,21 +80,6 @@ def ranking_loss(model: ScalarModel, batch: RankedBatch) -> tuple[Tensor, dict[s
 
 
 @torch.no_grad()
-def score_texts(model: ScalarModel, texts: Sequence[Sequence[int]], pad: int) -> list[float]:
-    """The reward of each text (ids), read at its last token."""
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    out = [0.0] * len(texts)
-    rows = max(1, SCORED_TOKENS // max(map(len, texts), default=1))
-    for a in range(0, len(order), rows):
-        part = order[a : a + rows]
-        tokens, lengths = pad_right([texts[i] for i in part], pad)
-        last = torch.arange(len(part)) * tokens.shape[1] + lengths - 1
-        for i, score in zip(part, model.read(model.backbone.hidden(tokens, at=last)).tolist()):
-            out[i] = score
-    return out
-
-
-@torch.no_grad()
 def score_ranked(model: ScalarModel, prompts: Sequence[Ranked]) -> list[list[float]]:
     """The reward of each prompt's answers. The prompts are read once, those of like length together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].prompt) + max(map(len, prompts[i].answers)))
@@ -111,12 +95,12 @@ def score_ranked(model: ScalarModel, prompts: Sequence[Ranked]) -> list[list[flo
     return out
 
 
-def check_contexts(judge: ScalarModel, model: Transformer, judge_run: Run, run: Run) -> None:
+def check_contexts(judge: ScalarModel, context_length: int, judge_run: Run, run: Run) -> None:
     """Raises ConfigError where the reward model cannot read all that the language model can write."""
-    if judge.config.context_length < model.config.context_length:
+    if judge.config.context_length < context_length:
         raise ConfigError(
             f"the reward model {judge_run.path} reads {judge.config.context_length} tokens, but {run.path} writes up to "
-            f"{model.config.context_length}; train the reward model from a model with as long a context"
+            f"{context_length}; train the reward model from a model with as long a context"
         )
 
 

@@ -24,10 +24,11 @@ from tercet.data.conversations import to_messages
 from tercet.data.microworld.rubric import exact_match, rubric_score
 from tercet.data.types import Conversation, Task
 from tercet.errors import ConfigError, DataError
+from tercet.inference.http import HttpScorer
+from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel
-from tercet.posttraining.reward import score_texts
-from tercet.posttraining.rewards_external import HttpScorer, ProcessScorer, load_function, said, source_of, words_of
+from tercet.posttraining.rewards_external import ProcessScorer, load_function, said, source_of, words_of
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import load_reward_model, reward_model_run
 from tercet.training.run import Run

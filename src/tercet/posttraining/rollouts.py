@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tercet.errors import ConfigError
-from tercet.generation.sampler import Completion, SamplingParams, generate
+from tercet.inference.generate import Completion, SamplingParams, generate
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.training.batch import pad_right
 from tercet.training.grouped import Grouped, group

@@ -17,16 +17,15 @@ from tercet.evaluation.answers import score_answers
 from tercet.evaluation.contamination import Contamination, contamination
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source
 from tercet.evaluation.metrics import Estimate, mean, paired_difference, proportion, win_rate
-from tercet.evaluation.primitives import Primitives, Progress
 from tercet.evaluation.suites import measure, open_suites, text_of
 from tercet.evaluation.task import Task as SuiteTask
-from tercet.generation.chat import answer_params, fit_prompts
+from tercet.inference.language_model import ChatAnswer, LanguageModel, Progress, local, open_model
+from tercet.inference.reward_scores import score_texts
 from tercet.model.transformer import ScalarModel
 from tercet.posttraining.config import EvalConfig
-from tercet.posttraining.reward import check_contexts, score_texts
+from tercet.posttraining.reward import check_contexts
 from tercet.pretraining.clm import limit_bytes
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import answer_text
 from tercet.training.load import language_model_run, load_reward_model, reward_model_run
 from tercet.training.records import write_text
 from tercet.training.run import threads
@@ -36,24 +35,23 @@ from tercet.training.run import threads
 class _Judged:
     """One model's sampled answers (temperature 1) and what they are worth, answer by answer."""
 
-    samples: list[list[int]]
-    prompts: list[list[int]]
+    samples: list[ChatAnswer]
     rubric: list[float]
     reward: list[float]
 
 
 def _answers(
-    config: EvalConfig, lm: Primitives, questions: Sequence[Task], judge: ScalarModel | None
+    config: EvalConfig, lm: LanguageModel, questions: Sequence[Task], judge: ScalarModel | None
 ) -> tuple[dict[str, Any], _Judged]:
     """Greedy answers for exact match; sampled ones (temperature 1, the same seeds for every model) for all else."""
-    found, tokenizer = [(t.where, t.prompt) for t in questions], lm.tokenizer
-    prompts = fit_prompts(tokenizer, found, lm.model.config.context_length, config.max_new_tokens)
-    seeds = [config.seed * 1_000_003 + i for i in range(len(prompts))]
-    greedy = lm.generate(prompts, answer_params(tokenizer, config.max_new_tokens, 0.0), seeds)
-    sampled = lm.generate(prompts, answer_params(tokenizer, config.max_new_tokens, 1.0), seeds)
-    best = score_answers(questions, answers := [answer_text(tokenizer, ids) for ids in greedy])
-    scores = score_answers(questions, [answer_text(tokenizer, ids) for ids in sampled])
-    rewards = score_texts(judge, [[*p, *ids] for p, ids in zip(prompts, sampled)], tokenizer.pad) if judge else []
+    prompts = [(t.where, t.prompt) for t in questions]
+    greedy = lm.chat(prompts, config.max_new_tokens, 0.0, config.seed)
+    sampled = lm.chat(prompts, config.max_new_tokens, 1.0, config.seed)
+    best = score_answers(questions, answers := [(a.text, a.finished) for a in greedy])
+    scores = score_answers(questions, [(a.text, a.finished) for a in sampled])
+    rewards = []
+    if judge is not None:
+        rewards = score_texts(judge, [(*a.prompt, *a.ids) for a in sampled], local(lm, "--reward").tokenizer.pad)
     row: dict[str, Any] = {
         "exact_match": best.exact.to_json(),
         "abilities": {a: e.to_json() for a, e in best.by_ability.items()},
@@ -74,7 +72,7 @@ def _answers(
     }
     if rewards:
         row["reward"] = mean(rewards).to_json()
-    return row, _Judged(sampled, prompts, [r.total for r in scores.rubric], rewards)
+    return row, _Judged(sampled, [r.total for r in scores.rubric], rewards)
 
 
 def _share(parts: Sequence[float]) -> dict[str, Any]:
@@ -105,10 +103,11 @@ def _example(task: Task, text: str, finished: bool) -> dict[str, Any]:
     }
 
 
-def _against(reference: _Judged, lm: Primitives, ours: _Judged, reference_lm: Primitives) -> dict[str, Any]:
+def _against(reference: _Judged, lm: LanguageModel, ours: _Judged, reference_lm: LanguageModel) -> dict[str, Any]:
     """KL(model ‖ reference) per answer, win rate by the gold rubric, and the paired difference of rubric scores."""
-    answers = list(zip(ours.prompts, ours.samples))
-    kl = [a.logprob - b.logprob for a, b in zip(lm.score(answers), reference_lm.score(answers))]
+    answers = [(a.prompt, a.ids) for a in ours.samples]
+    found, wanted = (local(model, "--reference").score(answers) for model in (lm, reference_lm))
+    kl = [a.logprob - b.logprob for a, b in zip(found, wanted)]
     return {
         "kl": mean(kl).to_json(),
         "win_rate": win_rate(ours.rubric, reference.rubric).to_json(),
@@ -170,10 +169,8 @@ def evaluate(config: EvalConfig, out: str | Path | None = None, progress: Progre
     dirty = _overlaps(config, suite, questions, text, bad) if config.training_text else {}
     with threads(config.threads):
         judge = load_reward_model(reward_run) if reward_run else None
-        journal = config.journal or None
-        reference_lm = (
-            Primitives.of_run(reference_run.path, journal=journal, progress=progress) if reference_run else None
-        )
+        cache = config.cache or None
+        reference_lm = open_model(reference_run.path, cache=cache, progress=progress) if reference_run else None
         reference: _Judged | None = None
         if reference_lm:
             of_reference, reference = _answers(config, reference_lm, questions, judge)
@@ -181,10 +178,10 @@ def evaluate(config: EvalConfig, out: str | Path | None = None, progress: Progre
             if str(run.path) in result["models"]:
                 raise ConfigError(f"{run.path} is named twice")
             same = reference_lm if reference_run and run.path.samefile(reference_run.path) else None
-            lm = same or Primitives.of_run(run.path, journal=journal, progress=progress)
+            lm = same or open_model(run.path, cache=cache, progress=progress)
             if judge is not None and reward_run is not None:
-                check_contexts(judge, lm.model, reward_run, run)
-            row: dict[str, Any] = {"verb": run.manifest["verb"], "parameters": lm.model.config.parameters()}
+                check_contexts(judge, local(lm, "--reward").context_length, reward_run, run)
+            row: dict[str, Any] = {"verb": run.manifest["verb"], "parameters": lm.parameters}
             if text:
                 bits = bits_per_byte(lm, text)
                 row["bits_per_byte"] = {s: e.to_json() for s, e in bits.items()}

@@ -11,7 +11,7 @@ from tercet.data.tasks import tasks
 from tercet.data.types import Conversation, Task
 from tercet.errors import ContextError, DataError
 from tercet.evaluation.answers import ask_all, score_answers
-from tercet.generation.chat import answer_params
+from tercet.inference.chat import answer_params
 from tercet.model.transformer import Transformer
 from tercet.posttraining.neftune import NoisyNextToken, place
 from tercet.posttraining.sft_stage import SFTConfig

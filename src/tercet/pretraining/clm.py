@@ -10,8 +10,8 @@ from tercet.data.splits import split
 from tercet.data.types import Document
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source
-from tercet.evaluation.primitives import Primitives
-from tercet.generation.sampler import SamplingParams, generate
+from tercet.inference.generate import SamplingParams, generate
+from tercet.inference.language_model import TransformerLM
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.pretraining.pretrain_stage import PretrainConfig
@@ -112,7 +112,7 @@ def pretrain(config: PretrainConfig, run: Run) -> None:
     deadline = Deadline.after(60 * config.minutes - run.elapsed()) if config.minutes else None
 
     def evaluate(done: int) -> None:
-        bits = bits_per_byte(Primitives(model, tokenizer), heldout)
+        bits = bits_per_byte(TransformerLM(model, tokenizer), heldout)
         run.log(done, **{f"heldout/{source}": e.value for source, e in bits.items()}, heldout=average(bits))
         texts = continue_texts(model, tokenizer, config)
         run.log_samples(done, [{"prompt": p, "text": t} for p, t in zip(config.sample_prompts, texts)])

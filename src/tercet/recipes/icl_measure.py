@@ -12,7 +12,7 @@ import torch
 
 from tercet.data.mappings import WORDS, Prompt, World
 from tercet.evaluation.attention import attention_patterns, prefix_matching, previous_token, repeated_tokens
-from tercet.generation.sampler import SamplingParams, generate
+from tercet.inference.generate import SamplingParams, generate
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.recipes.icl_config import MOST, SHOTS, TUNED_SHOTS, ICLConfig

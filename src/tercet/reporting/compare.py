@@ -118,7 +118,8 @@ def scoring(scores: Scores, members: Sequence[Member]) -> Section:
         "lies with 95 % confidence, as far as the choice of texts and questions goes: where two intervals overlap widely, the difference may be chance.",
         "Right answers are counted on greedy answers (always the likeliest token). Rubric, reward, KL and win rate are of answers sampled at temperature 1.",
     )
-    rows = [Row("parameters", tuple(Cell(compact(m["parameters"])) for m in models.values()))]
+    sizes = [m["parameters"] for m in models.values()]
+    rows = [Row("parameters", tuple(EMPTY if n is None else Cell(compact(n)) for n in sizes))]
     rows += [*_text_rows(models), *_answer_rows(models), *_against_rows(models, against)]
     table = Table(
         "Scores on held-out text and questions, with 95 % intervals", ("measure", *names.values()), tuple(rows)

@@ -136,7 +136,10 @@ class Live(_Line):
 
 
 class Requests:
-    """What `Primitives` tell of their requests, on standard error: in a terminal a line that is rewritten, elsewhere one every ten seconds."""
+    """Progress of a `TransformerLM`'s requests on standard error.
+
+    In a terminal it is one line that is rewritten, elsewhere a line every ten seconds.
+    """
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self.stream = stream or sys.stderr  # None where standard error is closed

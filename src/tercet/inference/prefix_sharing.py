@@ -1,4 +1,4 @@
-"""Sequences that begin alike, and every shared beginning computed once: a trie of ids laid end to end, without filling.
+"""Sequences with shared prefixes, each prefix computed once: a trie of ids laid end to end, without padding.
 
 sequences  a b c d      places     a b c d e f g
            a b c e      positions  0 1 2 3 3 2 3
@@ -40,7 +40,7 @@ class Layout:
 
 
 def shared_length(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """How many ids `a` and `b` begin with alike."""
+    """The length of the common prefix of `a` and `b`."""
     size = min(len(a), len(b))
     different = np.flatnonzero(a[:size] != b[:size])
     return int(different[0]) if len(different) else size
@@ -49,8 +49,8 @@ def shared_length(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
 def lay_out(sequences: Sequence[Sequence[int]]) -> Layout:
     """Sequences as a trie. Raises ValueError where one is empty.
 
-    In alphabetical order the longest beginning that a sequence shares with any before it is that which it shares with
-    its neighbour, so comparing neighbours finds the whole trie.
+    In alphabetical order the longest prefix that a sequence shares with any sequence before it is the one that it shares
+    with the last of them, so comparing neighbours finds the whole trie.
     """
     if not sequences or not all(sequences):
         raise ValueError("a layout needs at least one sequence, and every sequence at least one token")

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError, NonFiniteError
+from tercet.inference.prefix_sharing import lay_out
 from tercet.model.transformer import KVCache, Transformer
-from tercet.training.prefixes import lay_out
 
 _COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
 

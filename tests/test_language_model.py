@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from tercet.errors import ConfigError, ContextError, DataError
-from tercet.evaluation import primitives
-from tercet.evaluation.primitives import Primitives, rolling_windows, split_tokens
+from tercet.inference import language_model
+from tercet.inference.language_model import TransformerLM, rolling_windows, split_tokens
+from tercet.inference.prefix_sharing import lay_out
+from tercet.inference.request_cache import RequestCache
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.prefixes import lay_out
 from tercet.training.progress import Requests
 
 REQUESTS = [
@@ -38,8 +39,8 @@ REQUESTS = [
 
 
 @pytest.fixture
-def ask(make_model: Callable[..., Transformer], tokenizer: Tokenizer) -> Primitives:
-    return Primitives(make_model(), tokenizer)
+def ask(make_model: Callable[..., Transformer], tokenizer: Tokenizer) -> TransformerLM:
+    return TransformerLM(make_model(), tokenizer)
 
 
 def naive(model: Transformer, ids: list[int], predicted: int) -> tuple[float, bool]:
@@ -56,7 +57,7 @@ def naive(model: Transformer, ids: list[int], predicted: int) -> tuple[float, bo
     return total, greedy
 
 
-def naive_request(ask: Primitives, context: str, continuation: str) -> tuple[float, bool, int]:
+def naive_request(ask: TransformerLM, context: str, continuation: str) -> tuple[float, bool, int]:
     while context and context[-1].isspace():  # to the continuation
         context, continuation = context[:-1], context[-1] + continuation
     alone, whole = ask.tokenizer.encode(context), ask.tokenizer.encode(context + continuation)
@@ -67,7 +68,7 @@ def naive_request(ask: Primitives, context: str, continuation: str) -> tuple[flo
     return *naive(ask.model, ids, len(whole) - border), len(whole) - border
 
 
-def test_loglikelihood_is_the_naive_one(ask: Primitives) -> None:
+def test_loglikelihood_is_the_naive_one(ask: TransformerLM) -> None:
     found = ask.loglikelihood(REQUESTS)
     for one, (context, continuation) in zip(found, REQUESTS, strict=True):
         logprob, greedy, tokens = naive_request(ask, context, continuation)
@@ -75,7 +76,7 @@ def test_loglikelihood_is_the_naive_one(ask: Primitives) -> None:
         assert (one.greedy, one.tokens, one.bytes) == (greedy, tokens, len(continuation.encode()))
 
 
-def test_the_greedy_continuation_is_known_as_such(ask: Primitives) -> None:
+def test_the_greedy_continuation_is_known_as_such(ask: TransformerLM) -> None:
     ids = [ask.tokenizer.endoftext, *ask.tokenizer.encode("The cat")]
     with torch.no_grad():
         for _ in range(5):
@@ -84,7 +85,7 @@ def test_the_greedy_continuation_is_known_as_such(ask: Primitives) -> None:
     assert (right.greedy, wrong.greedy) == (True, False)
 
 
-def test_the_batch_changes_nothing(ask: Primitives, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_changes_nothing(ask: TransformerLM, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(1)
     words = ["the", "cat", "dog", "sat", "on", "mat", "capital", "of", "France", "is", "Paris", "and", "3"]
     shared = "The capital of France is Paris. "
@@ -92,7 +93,7 @@ def test_the_batch_changes_nothing(ask: Primitives, monkeypatch: pytest.MonkeyPa
         (rng.choice(["", shared]) + " ".join(rng.choices(words, k=rng.randint(1, 20))), " " + rng.choice(words))
         for _ in range(60)
     ]
-    monkeypatch.setattr(primitives, "PASS_TOKENS", 500)
+    monkeypatch.setattr(language_model, "PASS_TOKENS", 500)
     together = ask.loglikelihood(requests)
     alone = [ask.loglikelihood([r])[0] for r in requests]
     shuffled = list(range(60))
@@ -118,7 +119,7 @@ def test_a_token_across_the_border_belongs_to_the_continuation(tokenizer: Tokeni
     assert tokenizer.decode(continuation) == " mat"
 
 
-def test_text_spelled_like_a_special_token_stays_text(ask: Primitives) -> None:
+def test_text_spelled_like_a_special_token_stays_text(ask: TransformerLM) -> None:
     ((context, continuation),) = split_tokens(ask.tokenizer, [("a<|endoftext|>", "<|im_end|>")])
     assert not {*context, *continuation} & ask.tokenizer.special_ids
 
@@ -138,7 +139,17 @@ def test_rolling_windows_predict_every_token_once(length: int, size: int, contex
         assert len(windows[-1][0]) == size + 1  # the last one has as much context as fits
 
 
-def test_rolling_is_the_naive_sum(ask: Primitives) -> None:
+@pytest.mark.parametrize(("length", "context", "last"), [(13, 1, 2), (16, 1, 5), (13, 3, 4), (4, 1, 5), (3, 1, 4)])
+def test_the_last_window_is_short_where_it_may_not_reach_back(length: int, context: int, last: int) -> None:
+    ids = list(range(100, 100 + length))
+    windows = list(rolling_windows(ids, 7, 4, context, reach_back=False))
+    assert [i for window, n in windows for i in window[len(window) - n :]] == ids
+    assert all(len(window) - n == context for window, n in windows[1:])
+    assert len(windows[-1][0]) == last
+    assert windows[:-1] == list(rolling_windows(ids, 7, 4, context))[:-1]
+
+
+def test_rolling_is_the_naive_sum(ask: TransformerLM) -> None:
     text = "The cat sat on the mat, and the dog sat on the log. Übermäßig! " * 5
     ids = ask.tokenizer.encode(text)
     assert len(ids) > 2 * 64
@@ -153,7 +164,7 @@ def test_rolling_is_the_naive_sum(ask: Primitives) -> None:
     assert ask.rolling([text, "", "34"]) == pytest.approx([expected, 0.0, short], abs=1e-3)
 
 
-def test_more_context_is_used_where_it_is_asked_for(ask: Primitives) -> None:
+def test_more_context_is_used_where_it_is_asked_for(ask: TransformerLM) -> None:
     text = "the dog sat on the log. " * 30
     ids = [ask.tokenizer.endoftext, *ask.tokenizer.encode(text)]
     expected, done = naive(ask.model, ids[:65], 64)[0], 64
@@ -164,7 +175,7 @@ def test_more_context_is_used_where_it_is_asked_for(ask: Primitives) -> None:
     assert ask.rolling([text], context=48) == pytest.approx([expected], abs=1e-3)
 
 
-def naive_generation(ask: Primitives, context: str, stops: tuple[str, ...], limit: int) -> str:
+def naive_generation(ask: TransformerLM, context: str, stops: tuple[str, ...], limit: int) -> str:
     ids = [ask.tokenizer.endoftext, *ask.tokenizer.encode(context)][-(ask.model.config.context_length - limit) :]
     new: list[int] = []
     while len(new) < limit:
@@ -179,7 +190,7 @@ def naive_generation(ask: Primitives, context: str, stops: tuple[str, ...], limi
     return ask.tokenizer.decode(new)
 
 
-def test_generation_is_the_naive_one_with_stops_across_tokens(ask: Primitives) -> None:
+def test_generation_is_the_naive_one_with_stops_across_tokens(ask: TransformerLM) -> None:
     with torch.no_grad():  # a model that writes letters
         for i in range(ask.tokenizer.vocab_size):
             if not (ask.tokenizer.token(i).isascii() and ask.tokenizer.token(i).strip().isalpha()):
@@ -198,7 +209,7 @@ def test_generation_is_the_naive_one_with_stops_across_tokens(ask: Primitives) -
     assert all(f != t for f, (_, t) in zip(found[::2], long))  # each was cut
 
 
-def test_samples_depend_on_request_and_seed_only(ask: Primitives) -> None:
+def test_samples_depend_on_request_and_seed_only(ask: TransformerLM) -> None:
     requests: list[tuple[str, tuple[str, ...]]] = [("The cat", ()), ("What", ("the",)), ("def", ()), ("The cat", ())]
     first = ask.generate_until(requests, 12, temperature=1.0, seed=5)
     assert ask.generate_until(requests[::-1], 12, temperature=1.0, seed=5)[1:3] == first[2:0:-1]
@@ -210,7 +221,7 @@ def test_samples_depend_on_request_and_seed_only(ask: Primitives) -> None:
 def test_what_is_nearly_certain_is_not_lost_in_the_rounding_of_large_logits() -> None:
     logits = torch.tensor([[100.0, 88.0, 80.0]])  # float32 has steps of 8e-6 there
     model: Any = SimpleNamespace(logits=torch.clone, config=SimpleNamespace(vocab_size=3))
-    found, best = primitives.predict(model, logits, torch.tensor([0, 0]), torch.tensor([0, 1]))
+    found, best = language_model.predict(model, logits, torch.tensor([0, 0]), torch.tensor([0, 1]))
     rest = math.log1p(math.exp(-12) + math.exp(-20))
     assert found.tolist() == pytest.approx([-rest, -12 - rest], abs=1e-7)
     assert best.tolist() == [True, False]
@@ -219,7 +230,7 @@ def test_what_is_nearly_certain_is_not_lost_in_the_rounding_of_large_logits() ->
 def test_a_killed_evaluation_goes_on(
     make_model: Callable[..., Transformer], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(primitives, "PASS_TOKENS", 20)  # several passes
+    monkeypatch.setattr(language_model, "PASS_TOKENS", 20)  # several passes
 
     class Killed(Exception):
         pass
@@ -227,16 +238,16 @@ def test_a_killed_evaluation_goes_on(
     def kill(done: int, total: int) -> None:
         raise Killed
 
-    model, journal = make_model(), tmp_path / "journal.jsonl"
+    model, cache = make_model(), tmp_path / "cache.jsonl"
     requests = [("The cat sat " * n, " on the mat") for n in range(1, 12)]
-    expected = Primitives(model, tokenizer).loglikelihood(requests)
+    expected = TransformerLM(model, tokenizer).loglikelihood(requests)
     with pytest.raises(Killed):
-        Primitives(model, tokenizer, journal=journal, progress=kill).loglikelihood(requests)
-    lines = journal.read_bytes().splitlines(keepends=True)
+        TransformerLM(model, tokenizer, cache=cache, progress=kill).loglikelihood(requests)
+    lines = cache.read_bytes().splitlines(keepends=True)
     assert 0 < len(lines) < len(requests)
-    journal.write_bytes(b"".join(lines)[:-9])  # cut off in the middle of a line
+    cache.write_bytes(b"".join(lines)[:-9])  # cut off in the middle of a line
     asked: list[tuple[int, int]] = []
-    again = Primitives(model, tokenizer, journal=journal, progress=lambda *done: asked.append(done))
+    again = TransformerLM(model, tokenizer, cache=cache, progress=lambda *done: asked.append(done))
     found = again.loglikelihood(requests)
     assert [f.logprob for f in found] == pytest.approx([e.logprob for e in expected], abs=1e-5)
     assert asked[-1] == (11, 11)
@@ -245,17 +256,25 @@ def test_a_killed_evaluation_goes_on(
         raise AssertionError("asked again")
         yield
 
-    known = Primitives(model, tokenizer, journal=journal)
+    known = TransformerLM(model, tokenizer, cache=cache)
     known._score_windows = refuse  # type: ignore[method-assign]
     assert known.loglikelihood(requests) == found
     texts = known.generate_until([("The", ("a",)), ("The", ("a",))], 8, temperature=1.0)
     known._generate_pass = refuse  # type: ignore[method-assign,assignment]
     assert known.generate_until([("The", ("a",)), ("The", ("a",))], 8, temperature=1.0) == texts
-    other = Primitives(make_model(1), tokenizer, journal=journal)  # another model's answers are not taken for its own
+    other = TransformerLM(make_model(1), tokenizer, cache=cache)  # another model's answers are not taken for its own
     assert other.loglikelihood(requests[:1])[0].logprob != pytest.approx(found[0].logprob, abs=1e-3)
 
 
-def test_what_cannot_be_asked_is_refused(ask: Primitives, tmp_path: Path) -> None:
+def test_files_of_earlier_versions_are_read(tmp_path: Path) -> None:
+    key = "9bfcb2aeeb2410f4c733e9550ed34e17727097c6e90eddf2e7469e13b6a3cdaa"
+    (tmp_path / "old.jsonl").write_text(f'{{"key": "{key}", "result": [-1.5, true]}}\n')
+    cache = RequestCache(tmp_path / "old.jsonl", "a model")
+    assert cache.key("score", [5, 6, 7], 2) == key
+    assert cache.get(key) == [-1.5, True]
+
+
+def test_what_cannot_be_asked_is_refused(ask: TransformerLM, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="request 1: the continuation '' after 'a'"):
         ask.loglikelihood([("a", "b"), ("a", "")])
     with pytest.raises(ContextError, match=r"request 0: the continuation has .* tokens, but the model's context is 64"):
@@ -267,8 +286,8 @@ def test_what_cannot_be_asked_is_refused(ask: Primitives, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match="rolling context is 65"):
         ask.rolling(["a"], context=65)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"journal .*cannot be read or written"):
-        Primitives(ask.model, ask.tokenizer, journal=tmp_path / "file" / "journal")
+    with pytest.raises(ConfigError, match=r"request cache .*cannot be read or written"):
+        TransformerLM(ask.model, ask.tokenizer, cache=tmp_path / "file" / "cache")
     assert ask.loglikelihood([]) == ask.rolling([]) == ask.generate_until([], 8) == []
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tercet.data.types import Conversation, Message
 from tercet.errors import ContextError
-from tercet.generation.sampler import SamplingParams, generate
+from tercet.inference.generate import SamplingParams, generate
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import StreamDecoder, Tokenizer
 from tercet.tokenizer.chat import answer_text, prompt_fitting

@@ -1,7 +1,7 @@
-"""What every evaluation asks of a model: log-likelihood of a continuation, of a whole text, and a continuation.
+"""Language models as evaluation sees them: the protocol `LanguageModel`, and `TransformerLM`, which is one in this process.
 
-A text begins with one `<|endoftext|>`, as in pretraining. What comes out does not depend on what else is asked: batches
-are made by length and share beginnings, which changes nothing but the time.
+A text begins with one `<|endoftext|>`, as in pretraining. A result does not depend on the other requests of a call:
+batches are made by length and share prefixes, which changes the time only.
 """
 
 from __future__ import annotations
@@ -12,22 +12,25 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from tercet.data.types import Conversation
 from tercet.errors import ConfigError, ContextError, DataError, NonFiniteError
-from tercet.evaluation.journal import Journal, fingerprint
-from tercet.generation.sampler import SamplingParams, generate
+from tercet.inference.chat import answer_params, fit_prompts
+from tercet.inference.generate import SamplingParams, generate
+from tercet.inference.prefix_sharing import lay_out, shared_length
+from tercet.inference.request_cache import RequestCache, fingerprint
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import answer_text
 from tercet.training.load import language_model_run, load_language_model
-from tercet.training.prefixes import lay_out, shared_length
 
-PASS_TOKENS = 4096  # of a forward pass; a beginning that several sequences share counts once
-READ = 8  # times as many may be read by attention, where it counts for each of them
+PASS_TOKENS = 4096  # tokens of a forward pass; a prefix that several sequences share counts once
+READ = 8  # attention may read this many times as many tokens; there a shared prefix counts for each sequence
 ROWS = 64  # texts that are generated at once
 
 Progress = Callable[[int, int], None]  # (requests done, of how many)
@@ -45,6 +48,53 @@ class Loglikelihood:
 
 
 @dataclass(frozen=True)
+class ChatAnswer:
+    """An answer to a conversation."""
+
+    text: str
+    finished: bool  # the model ended it itself
+    prompt: tuple[int, ...] = ()  # ids of the prompt; empty where the model gives no ids
+    ids: tuple[int, ...] = ()  # ids of the answer as sampled, with its end token; empty where the model gives no ids
+
+
+class LanguageModel(Protocol):
+    """A language model as evaluation, judges and adapters use it: texts in, log-probabilities and texts out.
+
+    A method that a model cannot offer raises ConfigError and says so. Methods on token ids are `TransformerLM`'s own:
+    code that needs ids gets one from `local`.
+    """
+
+    @property
+    def name(self) -> str:
+        """What errors call the model: its run, or its name and address."""
+
+    @property
+    def parameters(self) -> int | None:
+        """The number of parameters, or None where it is not known."""
+
+    @property
+    def context_length(self) -> int | None:
+        """The tokens that fit the context, or None where that is not known."""
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens that each text takes in the context, with `<|endoftext|>` or the like before it."""
+
+    def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[Loglikelihood]:
+        """log p(continuation | context) of every (context, continuation)."""
+
+    def rolling(self, texts: Sequence[str], context: int = 1, reach_back: bool = True) -> list[float]:
+        """log p of every whole text of any length, in nats, by the windows of `rolling_windows`."""
+
+    def generate_until(self, requests: Sequence[tuple[str, tuple[str, ...]]], max_new_tokens: int = 64,
+                       temperature: float = 0.0, seed: int = 0) -> list[str]:  # fmt: skip
+        """A continuation of every (context, stop strings), up to the first stop string, which is cut off."""
+
+    def chat(self, prompts: Sequence[tuple[str, Conversation]], max_new_tokens: int = 64,
+             temperature: float = 0.0, seed: int = 0) -> list[ChatAnswer]:  # fmt: skip
+        """An answer to every (where, conversation); `where` names the conversation in errors."""
+
+
+@dataclass(frozen=True)
 class Scored:
     """A continuation of ids: nats, whether it is the greedy one."""
 
@@ -53,7 +103,7 @@ class Scored:
 
 
 def split_tokens(tokenizer: Tokenizer, requests: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
-    """(ids of the context without what begins a text, ids of the continuation) of every request.
+    """(ids of the context without `<|endoftext|>`, ids of the continuation) of every request.
 
     White space at the context's end is moved to the continuation, since a tokenizer joins it with the word that
     follows (as in lm-eval). Both are encoded as one text; the continuation begins at the first token that the context by
@@ -75,11 +125,13 @@ def split_tokens(tokenizer: Tokenizer, requests: Sequence[tuple[str, str]]) -> l
     return out
 
 
-def rolling_windows(ids: Sequence[int], begin: int, size: int, context: int = 1) -> Iterator[tuple[list[int], int]]:
+def rolling_windows(
+    ids: Sequence[int], begin: int, size: int, context: int = 1, reach_back: bool = True
+) -> Iterator[tuple[list[int], int]]:
     """Windows of a text: (inputs and targets together, how many of the last are predicted). Each id is predicted once.
 
-    As in lm-eval: the first window predicts `size` ids after `begin`; those that follow have `context` ids before the
-    first that they predict, and the last one as many as fit.
+    The first window predicts `size` ids after `begin`. Those that follow have `context` ids before the first that they
+    predict; the last one has as many as fit where it may `reach_back`, as in lm-eval.
     """
     whole = [begin, *ids]
     done = min(size, len(ids))
@@ -87,29 +139,46 @@ def rolling_windows(ids: Sequence[int], begin: int, size: int, context: int = 1)
         yield whole[: done + 1], done
     while done < len(ids):
         new = min(len(ids) - done, size - context + 1)
+        first = done + 1 - context
         done += new
-        yield whole[done - size : done + 1], new
+        yield whole[done - size if reach_back else first : done + 1], new
 
 
-class Primitives:
-    """A model that is asked. `journal` names a file in which finished requests are kept: a killed evaluation resumes.
+class TransformerLM:
+    """A transformer with its tokenizer as a `LanguageModel`. What it has besides takes and gives ids.
 
-    `progress(done, total)` is told after every pass.
+    `cache` names a file in which finished requests are kept: a killed evaluation continues from it. `progress(done,
+    total)` is called after every forward pass. `name` is what errors call the model.
     """
 
-    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, journal: str | Path | None = None,
-                 progress: Progress | None = None) -> None:  # fmt: skip
+    def __init__(self, model: Transformer, tokenizer: Tokenizer, *, cache: str | Path | None = None,
+                 progress: Progress | None = None, name: str = "the model") -> None:  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
-        self.journal = Journal(journal, fingerprint(model, tokenizer) if journal is not None else "")
-        self.progress = progress
+        self.cache = RequestCache(cache, fingerprint(model, tokenizer) if cache is not None else "")
+        self.progress, self.name = progress, name
 
     @classmethod
     def of_run(
-        cls, run: str | Path, *, journal: str | Path | None = None, progress: Progress | None = None
-    ) -> Primitives:
+        cls, run: str | Path, *, cache: str | Path | None = None, progress: Progress | None = None
+    ) -> TransformerLM:
         """The language model of a run. Raises ConfigError where the run has none."""
         opened = language_model_run(str(run))
-        return cls(load_language_model(opened), Tokenizer.load(opened.path), journal=journal, progress=progress)
+        model, tokenizer = load_language_model(opened), Tokenizer.load(opened.path)
+        return cls(model, tokenizer, cache=cache, progress=progress, name=str(opened.path))
+
+    @property
+    def parameters(self) -> int:
+        """The number of parameters, the embeddings included."""
+        return self.model.config.parameters()
+
+    @property
+    def context_length(self) -> int:
+        """The tokens that fit the context."""
+        return self.model.config.context_length
+
+    def count_tokens(self, texts: Sequence[str]) -> list[int]:
+        """The tokens that each text takes in the context, with the `<|endoftext|>` before it."""
+        return [1 + len(ids) for ids in self.tokenizer.encode_batch(list(texts))]
 
     # -- how probable a continuation is -------------------------------------------------------------------------
 
@@ -132,7 +201,7 @@ class Primitives:
 
         Raises ContextError where a continuation alone is longer than the model's context, DataError where one is empty.
         """
-        size = self.model.config.context_length
+        size = self.context_length
         for number, (context, continuation) in enumerate(requests):
             if not context or not continuation:
                 raise DataError(f"request {number}: an empty context or continuation; each needs at least one token")
@@ -142,23 +211,23 @@ class Primitives:
                     "measure long texts with rolling()"
                 )
         work = [([*context, *continuation][-(size + 1) :], len(continuation)) for context, continuation in requests]
-        found = self._journalled("score", work, [[*w] for w in work], self._score_windows)
+        found = self._cached("score", work, [[*w] for w in work], self._score_windows)
         return [Scored(float(logprob), bool(greedy)) for logprob, greedy in found]
 
-    def rolling(self, texts: Sequence[str], context: int = 1) -> list[float]:
-        """log p of every whole text, in nats (negative), of any length: the rule of `rolling_windows`.
+    def rolling(self, texts: Sequence[str], context: int = 1, reach_back: bool = True) -> list[float]:
+        """log p of every whole text of any length, in nats, by the windows of `rolling_windows`.
 
-        The end of the text is not predicted. An empty text has 0.
+        The end of the text is not predicted. An empty text has 0. Raises ConfigError for a `context` that does not fit.
         """
-        size = self.model.config.context_length
+        size = self.context_length
         if not 1 <= context <= size:
             raise ConfigError(f"rolling context is {context}; wanted 1 to the model's context of {size}")
         windows, owners = list[tuple[list[int], int]](), list[int]()
         for number, ids in enumerate(self.tokenizer.encode_batch(list(texts))):
-            mine = list(rolling_windows(ids, self.tokenizer.endoftext, size, context))
+            mine = list(rolling_windows(ids, self.tokenizer.endoftext, size, context, reach_back))
             windows += mine
             owners += [number] * len(mine)
-        found = self._journalled("score", windows, [[*w] for w in windows], self._score_windows)
+        found = self._cached("score", windows, [[*w] for w in windows], self._score_windows)
         sums = [0.0] * len(texts)
         for owner, (logprob, _) in zip(owners, found):
             sums[owner] += float(logprob)
@@ -171,7 +240,7 @@ class Primitives:
         Yields the results of each pass, by index.
         """
         part, new, read, previous = list[int](), 0, 0, np.zeros(0, dtype=np.int64)
-        for i in sorted(range(len(work)), key=lambda i: work[i][0]):  # what begins alike side by side
+        for i in sorted(range(len(work)), key=lambda i: work[i][0]):  # those with a common prefix side by side
             ids = np.array(work[i][0][:-1])
             own = len(ids) - shared_length(previous, ids)
             if part and (new + own > PASS_TOKENS or read + len(ids) > READ * PASS_TOKENS):
@@ -182,7 +251,7 @@ class Primitives:
         yield dict(zip(part, self._score_pass([work[i] for i in part])))
 
     def _score_pass(self, work: Sequence[tuple[list[int], int]]) -> list[tuple[float, bool]]:
-        row_of: dict[tuple[int, ...], int] = {}  # what differs only in the last id has the same inputs
+        row_of: dict[tuple[int, ...], int] = {}  # requests that differ only in the last id have the same inputs
         rows = [row_of.setdefault(tuple(ids[:-1]), len(row_of)) for ids, _ in work]
         layout = lay_out(list(row_of))
         counts = np.array([count for _, count in work])
@@ -205,33 +274,45 @@ class Primitives:
         """A continuation of every (context, stop strings), up to the first stop string, which is cut off.
 
         A stop string may lie across tokens. The end of a text or of a turn stops too. A context that leaves no room for
-        `max_new_tokens` is cut from the left. A sample depends on the request and `seed` only; the same request asked
-        again in one call gives another sample. Raises ConfigError for an empty stop string or impossible settings.
+        `max_new_tokens` is cut from the left. A sample depends on the request and `seed` only; a request that a call
+        repeats is sampled anew. Raises ConfigError for an empty stop string or impossible settings.
         """
         if any(not stop for _, stops in requests for stop in stops):
             raise ConfigError("a stop string is empty; leave it out, or name the text that ends an answer")
-        room = self.model.config.context_length - max_new_tokens
+        room = self.context_length - max_new_tokens
         if room < 1:
             raise ConfigError(
-                f"max_new_tokens is {max_new_tokens}; the model's context of {self.model.config.context_length} leaves no room "
+                f"max_new_tokens is {max_new_tokens}; the model's context of {self.context_length} leaves no room "
                 "for a prompt"
             )
-        params = SamplingParams(max_new_tokens, temperature, stop_ids=(self.tokenizer.im_end, self.tokenizer.endoftext))
-        begin, asked = self.tokenizer.endoftext, Counter[str]()
+        params = answer_params(self.tokenizer, max_new_tokens, temperature)
+        begin, repeats = self.tokenizer.endoftext, Counter[str]()
         seeds = []
         for context, stops in requests:
             said = json.dumps([context, stops])
-            own = hashlib.sha256(f"{seed} {asked[said]} {said}".encode()).digest()
+            own = hashlib.sha256(f"{seed} {repeats[said]} {said}".encode()).digest()
             seeds.append(int.from_bytes(own[:8], "big"))
-            asked[said] += 1
+            repeats[said] += 1
         prompts = [[begin, *ids][-room:] for ids in self.tokenizer.encode_batch([context for context, _ in requests])]
         stops_of = [stops for _, stops in requests]
         texts = [self.tokenizer.decode(ids) for ids in self.generate(prompts, params, seeds, stops_of)]
         return [text if (cut := _cut(text, stops)) is None else cut for text, stops in zip(texts, stops_of)]
 
+    def chat(self, prompts: Sequence[tuple[str, Conversation]], max_new_tokens: int = 64,
+             temperature: float = 0.0, seed: int = 0) -> list[ChatAnswer]:  # fmt: skip
+        """An answer to every (where, conversation), with its ids; old turns that do not fit are left out.
+
+        A sample depends on the conversation's number and `seed`. Raises ContextError, naming where, for a conversation
+        whose last message alone is too long.
+        """
+        params = answer_params(self.tokenizer, max_new_tokens, temperature)
+        ids = fit_prompts(self.tokenizer, prompts, self.context_length, max_new_tokens)
+        done = self.generate(ids, params, [seed * 1_000_003 + i for i in range(len(ids))])
+        return [ChatAnswer(*answer_text(self.tokenizer, out), tuple(p), tuple(out)) for p, out in zip(ids, done)]
+
     def generate(self, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int],
                  stops: Sequence[tuple[str, ...]] = ()) -> list[list[int]]:  # fmt: skip
-        """Ids of a continuation of every prompt of ids, what stopped it included; nothing is added to a prompt.
+        """Ids of a continuation of every prompt of ids, with the token that stopped it; nothing is added to a prompt.
 
         `seeds` holds one seed a prompt, and `stops`, where given, the texts that end its continuation. Raises ContextError
         where a prompt leaves no room in the context.
@@ -247,7 +328,7 @@ class Primitives:
                 mine = order[a : a + ROWS]
                 yield dict(zip(mine, self._generate_pass([part[i] for i in mine], params)))
 
-        return self._journalled("generate", work, [[*w, asdict(params)] for w in work], run)
+        return self._cached("generate", work, [[*w, asdict(params)] for w in work], run)
 
     def _generate_pass(
         self, work: Sequence[tuple[list[int], tuple[str, ...], int]], params: SamplingParams
@@ -262,20 +343,32 @@ class Primitives:
                         batch_size=len(work), until=stopped)  # fmt: skip
         return [c.tokens for c in done]
 
-    # -- the journal --------------------------------------------------------------------------------------------
+    # -- the request cache --------------------------------------------------------------------------------------
 
-    def _journalled(self, kind: str, work: Sequence[Any], names: Sequence[list[Any]],
+    def _cached(self, kind: str, work: Sequence[Any], names: Sequence[list[Any]],
                     run: Callable[[Sequence[Any]], Iterator[dict[int, T]]]) -> list[T]:  # fmt: skip
-        """What `run` gives for `work`, in its order; what the journal knows is not done again."""
-        keys = [self.journal.key(kind, *name) for name in names] if self.journal.path is not None else [""] * len(work)
-        found: dict[int, Any] = {i: r for i, k in enumerate(keys) if k and (r := self.journal.get(k)) is not None}
+        """The results of `run` for `work`, in its order; requests that the cache has are not computed again."""
+        keys = [self.cache.key(kind, *name) for name in names] if self.cache.path is not None else [""] * len(work)
+        found: dict[int, Any] = {i: r for i, k in enumerate(keys) if k and (r := self.cache.get(k)) is not None}
         left = [i for i in range(len(work)) if i not in found]
         for part in run([work[i] for i in left]) if left else ():
-            self.journal.put({keys[left[i]]: result for i, result in part.items()})
+            self.cache.put({keys[left[i]]: result for i, result in part.items()})
             found |= {left[i]: result for i, result in part.items()}
             if self.progress is not None:
                 self.progress(len(found), len(work))
         return [found[i] for i in range(len(work))]
+
+
+def open_model(run: str | Path, *, cache: str | Path | None = None, progress: Progress | None = None) -> LanguageModel:
+    """The language model that a user names: a run. Raises ConfigError where the run has none."""
+    return TransformerLM.of_run(run, cache=cache, progress=progress)
+
+
+def local(lm: LanguageModel, use: str) -> TransformerLM:
+    """The same model, for a `use` that needs token ids. Raises ConfigError, naming the use, where it has none to give."""
+    if not isinstance(lm, TransformerLM):
+        raise ConfigError(f"{use} needs token ids, which {lm.name} does not give; name a run with a language model")
+    return lm
 
 
 def predict(model: Transformer, hidden_MD: Tensor, where_A: Tensor, targets_A: Tensor) -> tuple[Tensor, Tensor]:

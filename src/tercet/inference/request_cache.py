@@ -1,4 +1,4 @@
-"""Finished requests of an evaluation, one JSON line each, so that a killed evaluation goes on where it was."""
+"""Finished requests of an evaluation, one JSON line each, so that a killed evaluation continues where it was."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tercet.tokenizer.bpe import Tokenizer
 
 
 def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
-    """SHA-256 of shape, weights and tokenizer: what an answer depends on besides the request."""
+    """SHA-256 of shape, weights and tokenizer, on which a result depends besides the request."""
     digest = hashlib.sha256(f"{model.config}{tokenizer.fingerprint()}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -24,14 +24,14 @@ def fingerprint(model: Transformer, tokenizer: Tokenizer) -> str:
     return digest.hexdigest()
 
 
-HEAD = b'{"key": "'  # what every line begins with
+HEAD = b'{"key": "'  # the start of every line
 
 
-class Journal:
-    """A file of results by key. Without a path it forgets everything.
+class RequestCache:
+    """A file of results by key. Without a path nothing is kept.
 
-    A line that was cut off when the process was killed is taken away, and its request is done again. Raises ConfigError
-    for a file that is none, which is left as it is.
+    A line that was cut off when the process was killed is removed, and its request is computed again. Raises ConfigError
+    for a file of another kind, which is left as it is.
     """
 
     def __init__(self, path: str | Path | None, model: str = "") -> None:
@@ -44,18 +44,18 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             written = self.path.read_bytes() if self.path.exists() else b""
             if not HEAD.startswith(written[: len(HEAD)]):
-                raise ConfigError(f"journal {self.path}: is another file, not a journal; name a new one")
+                raise ConfigError(f"request cache {self.path}: is another file, not a request cache; name a new one")
             if written and not written.endswith(b"\n"):
                 os.truncate(self.path, written.rfind(b"\n") + 1)
         except OSError as error:
-            raise ConfigError(f"journal {self.path}: cannot be read or written: {error}") from error
+            raise ConfigError(f"request cache {self.path}: cannot be read or written: {error}") from error
         for line in written.split(b"\n"):
             with contextlib.suppress(ValueError, KeyError, TypeError):
                 row = json.loads(line)
                 self._known[row["key"]] = row["result"]
 
     def key(self, kind: str, *request: Any) -> str:
-        """The name of a request: a hash of the model, the kind of request and all that it says."""
+        """The name of a request: a hash of the model, the kind of request and its contents."""
         said = json.dumps([self._model, kind, *request], ensure_ascii=True)
         return hashlib.sha256(said.encode()).hexdigest()
 
@@ -64,7 +64,7 @@ class Journal:
         return self._known.get(key)
 
     def put(self, results: Mapping[str, Any]) -> None:
-        """Append results; they are on the disk's way when this returns."""
+        """Append results; the operating system has them when this returns."""
         if self.path is None or not results:
             return
         self._known.update(results)

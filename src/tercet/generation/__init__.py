@@ -1,1 +1,0 @@
-"""Weights to tokens: the batched, KV-cached sampler."""
