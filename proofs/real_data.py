@@ -39,7 +39,8 @@ from safetensors.torch import load_file, save_file
 from tercet.evaluation.primitives import Primitives
 from tercet.generation.sampler import Completion, SamplingParams, generate
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.ppo import PPO
 from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, normalise, ranking_loss, score_texts

@@ -19,8 +19,10 @@ from helpers import At, World, assert_same_run, press_ctrl_c, tensors, write_wor
 from tercet.cli.main import main
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LORA_TARGETS, LoRAConfig
+from tercet.model.heads import ScalarModel
 from tercet.model.lora import adapters, apply_lora, load_adapter, merge, save_adapter
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.ops.cross_entropy import linear_cross_entropy
+from tercet.model.transformer import Transformer
 from tercet.posttraining.config import MergeConfig, SFTConfig
 from tercet.posttraining.merge import merge_run
 from tercet.tokenizer.bpe import Tokenizer
@@ -33,7 +35,7 @@ from tercet.training.load import (
     load_reward_model,
     reward_model_run,
 )
-from tercet.training.objectives import linear_cross_entropy, next_token
+from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Interrupted, Run
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel, Transformer, rotate
+from tercet.model.heads import ScalarModel
+from tercet.model.layers import rotate
+from tercet.model.transformer import Transformer
 from tercet.training.batch import pack_whole
 from tercet.training.objectives import next_token
 

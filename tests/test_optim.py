@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tercet.errors import CheckpointError
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.training.batch import Rows
 from tercet.training.learner import Learner
 from tercet.training.objectives import next_token

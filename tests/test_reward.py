@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from helpers import World, records, tensors, write_rows, write_world
 from tercet.data.types import Comparison, Message
 from tercet.errors import CheckpointError, DataError
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.calibration import calibration_error, report
 from tercet.posttraining.rankings import Ranked, accuracy, encode_comparison, load_rankings
 from tercet.posttraining.reward import (

@@ -21,7 +21,8 @@ from tercet.data.reasoning_gym import gym_tasks
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, DataError, TercetError
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining import rewards_external
 from tercet.posttraining.config import RewardConfig, SFTConfig
 from tercet.posttraining.rewards import Answered, Rewards, parse_rewards, reward_files, reward_runs

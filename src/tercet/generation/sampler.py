@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError, NonFiniteError
-from tercet.model.transformer import KVCache, Transformer
+from tercet.model.attention import KVCache
+from tercet.model.transformer import Transformer
 from tercet.training.prefixes import lay_out
 
 _COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
@@ -113,8 +114,7 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
     uniform = torch.from_numpy(np.stack([uniforms(seeds[i], params.max_new_tokens) for i in which]))
     room = min(params.max_new_tokens, limit - min(len(prompts[i]) for i in which))
     capacity = max(len(prompts[i]) for i in which) + room
-    hidden, cache, start = _read_prompts(model, [tuple(prompts[i]) for i in which], capacity)
-    column = torch.arange(capacity)
+    hidden, cache = _read_prompts(model, [tuple(prompts[i]) for i in which], capacity)
     rows = torch.arange(len(which))  # which of the batch are still in the cache
     alive = torch.ones(len(which), dtype=torch.bool)
     for step in range(params.max_new_tokens):
@@ -138,15 +138,13 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
             kept = living.nonzero()[:, 0]
             cache.keep(kept)
             rows, chosen = rows[kept], chosen[kept]
-        at = cache.length
         # a sequence that ended at the border of the context may stay in the batch for some steps
-        positions = (at - start[rows]).clamp(max=limit - 1)[:, None]
-        visible = column[None, : at + 1] >= start[rows][:, None]
-        hidden = model.hidden(chosen[:, None], positions_BT=positions, mask=visible[:, None, None], cache=cache)[:, -1]
+        positions = (cache.length - cache.start).clamp(max=limit - 1)[:, None]
+        hidden = model.hidden(chosen[:, None], positions_BT=positions, cache=cache)[:, -1]
 
 
-def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: int) -> tuple[Tensor, KVCache, Tensor]:
-    """(hidden state of each prompt's last token [B, D], the filled cache, columns of filling before each prompt [B]).
+def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: int) -> tuple[Tensor, KVCache]:
+    """(hidden state of each prompt's last token [B, D], the filled cache).
 
     What prompts begin with alike is read once. Filling on the left of the cache lines the prompts' ends up, so that each
     later step writes one column of it.
@@ -163,5 +161,6 @@ def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: 
     for layer in range(model.config.num_layers):
         for into, out in ((cache.keys, read.keys), (cache.values, read.values)):
             into[layer, :, :, :longest] = out[layer, 0].transpose(0, 1)[places].transpose(1, 2)
+    cache.start = torch.tensor([longest - len(p) for p in prompts])
     cache.advance(longest)
-    return hidden[[distinct[p] for p in prompts]], cache, torch.tensor([longest - len(p) for p in prompts])
+    return hidden[[distinct[p] for p in prompts]], cache

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LoRAConfig
-from tercet.model.products import Linear, linear
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.ops.linear import Linear, linear
+from tercet.model.transformer import Transformer
 
 PREFIX = "base_model.model."  # what PEFT writes before the names of the model that it wraps
 # What a folder from elsewhere may ask for and we do not do: silently leaving it out would give another model.

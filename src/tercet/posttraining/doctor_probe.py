@@ -18,7 +18,8 @@ from tercet.data.tasks import questions
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import ContextError
 from tercet.generation.chat import answer_params, fit_prompts
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.findings import INF, Finding, judged, judged_kl
 from tercet.posttraining.rankings import Ranked, encode_answer, encode_comparison
 from tercet.posttraining.reward import score_ranked, score_texts

@@ -17,7 +17,8 @@ from torch import Tensor
 from tercet.data.readers import BadRows, documents, fingerprints
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source
 from tercet.evaluation.primitives import Primitives
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.actor import Actor
 from tercet.posttraining.rewards import reward_files, reward_runs
 from tercet.posttraining.rl_config import PolicyConfig

@@ -17,7 +17,8 @@ from torch import Tensor
 from tercet.data.conversations import conversations
 from tercet.data.readers import BadRows, fingerprints
 from tercet.errors import ConfigError, DataError
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.calibration import report
 from tercet.posttraining.config import RewardConfig
 from tercet.posttraining.rankings import Ranked, accuracy, encode_answer, load_rankings, mean_size

@@ -25,7 +25,7 @@ from tercet.data.microworld.rubric import exact_match, rubric_score
 from tercet.data.types import Conversation, Task
 from tercet.errors import ConfigError, DataError
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel
+from tercet.model.heads import ScalarModel
 from tercet.posttraining.reward import score_texts
 from tercet.posttraining.rewards_external import HttpScorer, ProcessScorer, load_function, said, source_of, words_of
 from tercet.tokenizer.bpe import Tokenizer

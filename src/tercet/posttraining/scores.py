@@ -21,7 +21,7 @@ from tercet.evaluation.primitives import Primitives, Progress
 from tercet.evaluation.suites import measure, open_suites, text_of
 from tercet.evaluation.task import Task as SuiteTask
 from tercet.generation.chat import answer_params, fit_prompts
-from tercet.model.transformer import ScalarModel
+from tercet.model.heads import ScalarModel
 from tercet.posttraining.config import EvalConfig
 from tercet.posttraining.reward import check_contexts, score_texts
 from tercet.pretraining.clm import limit_bytes

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+from tercet.model.heads import ScalarModel
 from tercet.model.lora import adapters, apply_lora, save_adapter
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.transformer import Transformer
 from tercet.training.run import Run
 from tercet.training.settings import TuneSettings
 

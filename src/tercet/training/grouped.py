@@ -17,7 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tercet.model.transformer import Branches, Part, ScalarModel, Transformer
+from tercet.model.attention import Branches, Part
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.training.objectives import token_logprobs
 
 
@@ -42,7 +44,7 @@ class Grouped:
 
     def hidden(self, model: Transformer, at: Tensor) -> Tensor:
         """Hidden states of the places `at`, [A, D]."""
-        return model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches, at=at)
+        return model.hidden(self.tokens, positions_BT=self.positions, attention=self.branches, at=at)
 
     def token_logprobs(self, model: Transformer, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """log π of every answer token, and the entropy of π there, both [A]; log π with gradients."""

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tercet.model.transformer import Branches, KVCache, Part, Transformer
+from tercet.model.attention import Branches, KVCache, Part
+from tercet.model.transformer import Transformer
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Layout:
 
         An empty `cache` (batch 1, capacity T) is filled by place.
         """
-        hidden = model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches, cache=cache, at=at)
+        hidden = model.hidden(self.tokens, positions_BT=self.positions, attention=self.branches, cache=cache, at=at)
         return hidden[0] if at is None else hidden
 
 
