@@ -25,7 +25,7 @@ from tercet.posttraining.reward import collate, ranking_loss
 from tercet.posttraining.rollouts import Rollouts
 from tercet.training.batch import Batch, Rows
 from tercet.training.learner import Learner
-from tercet.training.objectives import mean_loss, next_token, token_logprobs
+from tercet.training.objectives import mean_loss, next_token, next_token_batch, token_logprobs
 from tercet.training.optim import OptimizerConfig
 
 Make = Callable[..., Transformer]
@@ -50,7 +50,7 @@ def text_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Batch]:
     weights = (rng(2).random((n, 25)) * (rng(3).random((n, 25)) < np.linspace(0.05, 1, n)[:, None])).astype(np.float32)
     segments = np.sort(rng(4).integers(0, 3, (n, 25)), axis=1).astype(np.int32)
     rows, edges = Rows(tokens, segments, weights), np.cumsum([0, *sizes])
-    return [rows.batch(range(a, b)) for a, b in itertools.pairwise(edges)]
+    return [next_token_batch(rows.take(range(a, b))) for a, b in itertools.pairwise(edges)]
 
 
 def ranked_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Any]:

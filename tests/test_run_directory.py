@@ -30,7 +30,7 @@ from tercet.recipes.verbs import STAGES
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.fit import fit
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token
+from tercet.training.objectives import next_token, next_token_batch
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Interrupted, Run
 from tercet.training.settings import from_json
@@ -322,7 +322,7 @@ def test_a_batch_with_nothing_to_train_on_ends_the_run_before_it_changes_a_weigh
         fit(
             run,
             learner,
-            lambda step: [(empty if step == 2 else rows).batch(range(4))],
+            lambda step: [next_token_batch((empty if step == 2 else rows).take(range(4)))],
             next_token,
             config,
             lambda done: None,

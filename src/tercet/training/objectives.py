@@ -1,7 +1,11 @@
-"""Objectives: (model, batch) → summed loss and summed metrics. The learner divides, once, by the global count."""
+"""Objectives: (model, batch) → summed loss and summed metrics. The learner divides, once, by the global count.
+
+An objective of packed rows also has a function that makes its batch of them: what is input, what is target.
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
@@ -10,7 +14,23 @@ from torch import Tensor
 from tercet.model.ops import cross_entropy
 from tercet.model.ops.cross_entropy import linear_cross_entropy, linear_token_logprobs
 from tercet.model.transformer import Transformer
-from tercet.training.batch import Batch, Rows
+from tercet.training.batch import PAD_SEGMENT, Batch, Rows
+
+
+def next_token_batch(rows: Rows, seed: int = 0, step: int = 0) -> Batch:
+    """Every token is predicted from those before it: [N, W] rows become inputs and targets [N, W − 1].
+
+    A target in another segment than its input has weight 0: nothing predicts across texts. Nothing is drawn, so that
+    `seed` and `step`, which every function of this kind is given, have no effect here.
+    """
+    same = rows.segments[:, 1:] == rows.segments[:, :-1]
+    weights = rows.weights[:, 1:] * (same & (rows.segments[:, 1:] != PAD_SEGMENT))
+    return Batch(
+        tokens=torch.from_numpy(rows.tokens[:, :-1].astype(np.int64)),
+        targets=torch.from_numpy(rows.tokens[:, 1:].astype(np.int64)),
+        weights=torch.from_numpy(weights.astype(np.float32)),
+        segments=torch.from_numpy(np.ascontiguousarray(rows.segments[:, :-1])),
+    )
 
 
 def next_token(model: Transformer, batch: Batch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
@@ -60,7 +80,7 @@ def mean_loss(model: Transformer, rows: Rows, batch_size: int) -> float:
     """Mean nats per weighted target over all rows."""
     total = count = 0.0
     for a in range(0, len(rows), batch_size):
-        batch = rows.batch(range(a, min(a + batch_size, len(rows))))
+        batch = next_token_batch(rows.take(range(a, min(a + batch_size, len(rows)))))
         if batch.count:
             total += float(next_token(model, batch)[0])
             count += batch.count
