@@ -85,7 +85,7 @@ def test_a_cache_changes_nothing(make_model: Make, name: str) -> None:
     """The first tokens at once, then two, then one by one: the same as all at once. (A prefix must be read at once.)"""
     kind, _ = KINDS[name]
     model, tokens = make_model(4, torch.float64), tokens_of(3, 10)
-    cache, out = KVCache(model.config, 3, 10, torch.float64), []
+    cache, out = KVCache(model.config, 3, 10, model.output_weight), []
     for a, b in ((0, 5), (5, 7), (7, 8), (8, 9), (9, 10)):
         positions = torch.arange(a, b)[None]
         out.append(model.hidden(tokens[:, a:b], positions_BT=positions, attention=kind, cache=cache))
@@ -112,7 +112,7 @@ def test_the_flag_of_plain_attention_is_used_where_it_can_be(make_model: Make, m
 
 def test_segments_do_not_go_with_a_filled_cache_or_shared_prefixes(make_model: Make) -> None:
     model, tokens, batch = make_model(1), tokens_of(1, 4), group([[1, 2]], [[[3], [4]]])
-    cache = KVCache(model.config, 1, 8)
+    cache = KVCache(model.config, 1, 8, model.output_weight)
     model.hidden(tokens, cache=cache)
     segments = torch.zeros(1, 4, dtype=torch.int32)
     for more in ({"cache": cache, "positions_BT": torch.arange(4, 8)[None]}, {"attention": batch.branches}):

@@ -168,10 +168,11 @@ class KVCache:
     Rows are padded on the left: row b's first token is in column `start[b]`, and all rows end in the same column.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, config: ModelConfig, batch: int, capacity: int, like: Tensor) -> None:
+        """Memory for `batch` rows of `capacity` tokens, with the type and on the device of `like`."""
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
-        self.keys, self.values = torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype)
-        self.start = torch.zeros(batch, dtype=torch.long)
+        self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
+        self.start = torch.zeros(batch, dtype=torch.long, device=like.device)
         self.length = 0
 
     def append(self, layer: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
@@ -187,7 +188,9 @@ class KVCache:
 
     def mask(self, kind: Kind, tokens: int) -> Tensor:
         """[B, 1, T, S] bool: the stored and new keys that each of `tokens` new queries sees."""
-        index = torch.arange(self.length + tokens) - self.start[:, None]  # [B, S], below 0 on padding
+        index = (
+            torch.arange(self.length + tokens, device=self.start.device) - self.start[:, None]
+        )  # [B, S], below 0 on padding
         query, key = index[:, self.length :, None], index[:, None, :]
         return (kind.sees(query, key) & (key >= 0))[:, None]
 

@@ -36,10 +36,14 @@ class LoRALinear(nn.Module):
         out, into = linear.weight.shape
         self.config = config
         self.weight = linear.weight
-        self.lora_A = nn.Linear(into, config.rank, bias=False, dtype=linear.weight.dtype)
-        self.lora_B = nn.Linear(config.rank, out, bias=False, dtype=linear.weight.dtype)
-        with torch.no_grad():  # A as torch starts a linear layer, which is what LoRA's authors' code does too
-            self.lora_A.weight.uniform_(-(into**-0.5), into**-0.5, generator=generator)
+        like: dict[str, Any] = {"dtype": linear.weight.dtype, "device": linear.weight.device}
+        self.lora_A = nn.Linear(into, config.rank, bias=False, **like)
+        self.lora_B = nn.Linear(config.rank, out, bias=False, **like)
+        # A as torch starts a linear layer, which is what LoRA's authors' code does too; the same on every device
+        drawn = torch.empty(config.rank, into, dtype=linear.weight.dtype, device=generator.device)
+        drawn.uniform_(-(into**-0.5), into**-0.5, generator=generator)
+        with torch.no_grad():
+            self.lora_A.weight.copy_(drawn)
             self.lora_B.weight.zero_()
 
     def forward(self, x: Tensor) -> Tensor:

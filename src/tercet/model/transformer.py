@@ -44,7 +44,10 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A causal language model; `forward` gives logits, `hidden` what heads and losses work on."""
+    """A causal language model; `forward` gives logits, `hidden` what heads and losses work on.
+
+    Weights are drawn on the CPU, so that they are the same on every device; `.to(device)` moves them.
+    """
 
     rope_cos: Tensor
     rope_sin: Tensor
@@ -67,6 +70,11 @@ class Transformer(nn.Module):
                 writes = name.endswith(("o_proj.weight", "down_proj.weight"))
                 std = 0.02 / (2 * self.config.num_layers) ** 0.5 if writes else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are; what is computed with them has to be there too."""
+        return self.output_weight.device
 
     @property
     def output_weight(self) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from tercet.errors import DataError
 
 PAD_SEGMENT = -1
+V = TypeVar("V")
 # Tokens of a forward pass in training: larger passes are not faster on a CPU, and take more memory (docs/log.md).
 PASS_TOKENS = 1024
 
@@ -20,6 +22,21 @@ PASS_TOKENS = 1024
 def rows_per_pass(micro_batch: int, tokens_per_row: float) -> int:
     """Rows of a forward pass in training: `micro_batch`, or with 0 as many as make about PASS_TOKENS tokens."""
     return micro_batch or max(1, round(PASS_TOKENS / tokens_per_row))
+
+
+def to_device(value: V, device: torch.device) -> V:
+    """`value` with every tensor in it on `device`: a tensor, or a dataclass or tuple of them (and of anything else).
+
+    Batches are made on the CPU and moved once, here.
+    """
+    moved: Any = value
+    if isinstance(value, Tensor):
+        moved = value.to(device)
+    elif is_dataclass(value) and not isinstance(value, type):
+        moved = replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value) if f.init})
+    elif isinstance(value, tuple):
+        moved = tuple(to_device(one, device) for one in value)
+    return moved  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The learner: `forward_backward` as often as wanted, then one `optim_step`. Tell it the objective; don't subclass it."""
+"""The learner: call `forward_backward` one or more times, then `optim_step`. The objective is an argument."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import NonFiniteError, TrainingError
+from tercet.training.batch import to_device
 from tercet.training.distributed import processes, sum_in_place, summed
 from tercet.training.optim import Optimizer, OptimizerConfig
 
@@ -20,7 +21,7 @@ class Countable(Protocol):
 
     @property
     def count(self) -> float:
-        """By what the summed loss of this batch is divided."""
+        """The number by which the summed loss of this batch is divided."""
         ...
 
 
@@ -41,13 +42,20 @@ class Learner(Generic[M]):
         self.optimizer = Optimizer(parameters, optimizer, low_precision=precision == "bfloat16")
 
     @property
+    def device(self) -> torch.device:
+        """Where the model's weights are; batches are moved there."""
+        return next(self.model.parameters()).device
+
+    @property
     def step(self) -> int:
         """Optimizer steps taken so far."""
         return self.optimizer.steps
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 matrix products where the precision says so (weights and sums stay float32)."""
-        return torch.autocast("cpu", torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext()
+        """Compute matrix products in bfloat16 where the precision says so (weights and sums stay float32)."""
+        if self.precision != "bfloat16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def forward_backward(self, batches: Sequence[B], objective: Objective[B], coef: float = 1.0) -> dict[str, float]:
         """Add coef · ∇(Σ sum / Σ count) to the gradients; returns each metric's Σ / Σ count.
@@ -64,6 +72,8 @@ class Learner(Generic[M]):
         for batch in batches:
             if batch.count == 0:
                 continue
+            if self.device.type != "cpu":
+                batch = to_device(batch, self.device)
             with self.autocast():
                 loss, metrics = objective(self.model, batch)
             value = float(loss.detach())

@@ -14,7 +14,7 @@ from torch import Tensor
 from tercet.model.ops import cross_entropy
 from tercet.model.ops.cross_entropy import linear_cross_entropy, linear_token_logprobs
 from tercet.model.transformer import Transformer
-from tercet.training.batch import PAD_SEGMENT, Batch, Rows
+from tercet.training.batch import PAD_SEGMENT, Batch, Rows, to_device
 
 
 def next_token_batch(rows: Rows, seed: int = 0, step: int = 0) -> Batch:
@@ -81,6 +81,7 @@ def mean_loss(model: Transformer, rows: Rows, batch_size: int) -> float:
     total = count = 0.0
     for a in range(0, len(rows), batch_size):
         batch = next_token_batch(rows.take(range(a, min(a + batch_size, len(rows)))))
+        batch = to_device(batch, model.device)
         if batch.count:
             total += float(next_token(model, batch)[0])
             count += batch.count

@@ -24,7 +24,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor, low: bool
     ) -> Tensor:
-        total = torch.zeros((), dtype=torch.float64)
+        total = torch.zeros((), dtype=torch.float64, device=hidden_ND.device)
         dtype = torch.bfloat16 if low else hidden_ND.dtype
         hidden, weight = hidden_ND.detach().to(dtype), weight_VD.detach().to(dtype)
         need = any(ctx.needs_input_grad[:2])
@@ -55,13 +55,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
     """Σ_n weights_n · −log softmax(weight · hidden_n)[targets_n], in nats, as a float64 scalar."""
-    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, _low())  # type: ignore[no-untyped-call]
+    result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, _low(hidden_ND))  # type: ignore[no-untyped-call]
     return result
 
 
-def _low() -> bool:
-    """Whether autocast asks for matrix products in bfloat16."""
-    return torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+def _low(x: Tensor) -> bool:
+    """Whether autocast asks for matrix products in bfloat16 on the device of `x`."""
+    if not torch.amp.is_autocast_available(device := x.device.type):
+        return False
+    return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
 
 
 def linear_token_logprobs(
@@ -71,7 +73,7 @@ def linear_token_logprobs(
 
     The first is differentiable, the entropy is for the record. Memory is bounded at CHUNK · V floats.
     """
-    out: tuple[Tensor, Tensor] = _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, _low())  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, _low(hidden_ND))  # type: ignore[no-untyped-call]
     return out
 
 
