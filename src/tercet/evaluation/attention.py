@@ -24,9 +24,8 @@ def attention_patterns(model: Transformer, tokens_BT: Tensor) -> Tensor:
     and keys. Memory: L · B · H · T² floats.
     """
     T, c = tokens_BT.shape[1], model.config.head_dim
-    rope = model.rope_cos[None, :T], model.rope_sin[None, :T]
-    later = torch.ones(T, T, dtype=torch.bool).triu(1)
-    x, out = model.model.embed_tokens(tokens_BT), []
+    later = torch.ones(T, T, dtype=torch.bool, device=tokens_BT.device).triu(1)
+    (x, rope), out = model.placed(model.model.embed_tokens(tokens_BT)), list[Tensor]()
     for number, layer in enumerate(model.model.layers):
         assert isinstance(layer, Block)
         attention, h = layer.self_attn, layer.input_layernorm(x)

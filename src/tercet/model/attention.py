@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tercet.model.config import ModelConfig
-from tercet.model.layers import RMSNorm, rotate
+from tercet.model.layers import RMSNorm, Rope, rotate
 from tercet.model.ops.linear import Linear
 
 # -- kinds of attention: which tokens of its own text a token sees ------------------------------------------------------
@@ -214,21 +214,24 @@ class Attention(nn.Module):
         super().__init__()
         d, c = config.hidden_size, config.head_dim
         self.config = config
-        self.q_proj = Linear(d, config.num_heads * c)
-        self.k_proj = Linear(d, config.num_kv_heads * c)
-        self.v_proj = Linear(d, config.num_kv_heads * c)
-        self.o_proj = Linear(config.num_heads * c, d)
+        bias = config.attention_bias != "none"
+        self.q_proj = Linear(d, config.num_heads * c, bias)
+        self.k_proj = Linear(d, config.num_kv_heads * c, bias)
+        self.v_proj = Linear(d, config.num_kv_heads * c, bias)
+        self.o_proj = Linear(config.num_heads * c, d, config.attention_bias == "qkvo")
         self.q_norm = RMSNorm(c, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(c, config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def project(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, C], keys and values [B, K, T, C] of the inputs; queries and keys are rotated."""
+    def project(self, x_BTD: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, H, T, C], keys and values [B, K, T, C] of the inputs; with `rope`, queries and keys are rotated."""
         heads = (*x_BTD.shape[:2], -1, self.config.head_dim)
-        q = rotate(self.q_norm(self.q_proj(x_BTD).view(heads)).transpose(1, 2), *rope)
-        k = rotate(self.k_norm(self.k_proj(x_BTD).view(heads)).transpose(1, 2), *rope)
+        q = self.q_norm(self.q_proj(x_BTD).view(heads)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(x_BTD).view(heads)).transpose(1, 2)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
         return q, k, self.v_proj(x_BTD).view(heads).transpose(1, 2)
 
-    def forward(self, x_BTD: Tensor, rope: tuple[Tensor, Tensor], pattern: Dense | Branches, cache: KVCache | None,
+    def forward(self, x_BTD: Tensor, rope: Rope, pattern: Dense | Branches, cache: KVCache | None,
                 layer: int, at: Tensor | None) -> Tensor:  # fmt: skip
         """Attend to the keys that `pattern` lets each query see: [B, T, D], or [A, D] of the positions `at` alone."""
         q, k, v = self.project(x_BTD, rope)

@@ -51,6 +51,13 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight.to(x.dtype), self.eps)
 
 
+def norm_of(config: ModelConfig) -> nn.Module:
+    """The normalisation of the hidden states that the model's shape asks for."""
+    if config.norm == "layernorm":
+        return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+    return RMSNorm(config.hidden_size, config.norm_eps)
+
+
 class _Rotate(torch.autograd.Function):
     """Rotation that writes each half of the result once, and turns gradients back.
 
@@ -78,6 +85,9 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, sign: float
     return out
 
 
+Rope = tuple[Tensor, Tensor] | None  # cosines and sines [B or 1, T, C] of the positions; None: nothing is rotated
+
+
 def rotate(x_BHTC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
     """Rotary positions (Su et al. 2021): the two halves of the head dimension are real and imaginary parts, turned alike."""
     turned: Tensor = _Rotate.apply(x_BHTC, cos_BTC, sin_BTC)  # type: ignore[no-untyped-call]
@@ -85,14 +95,19 @@ def rotate(x_BHTC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
 
 
 class MLP(nn.Module):
-    """SwiGLU feed-forward layer (Shazeer 2020)."""
+    """The feed-forward layer: SwiGLU (Shazeer 2020), or GPT-2's with GELU (Hendrycks & Gimpel 2016, its tanh form)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        d, f, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = Linear(d, f, bias) if config.mlp == "swiglu" else None
+        self.up_proj = Linear(d, f, bias)
+        self.down_proj = Linear(f, d, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """down(silu(gate(x)) · up(x))."""
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # type: ignore[no-any-return]
+        """Return down(silu(gate(x)) · up(x)), or down(gelu(up(x)))."""
+        if self.gate_proj is not None:
+            wide = F.silu(self.gate_proj(x)) * self.up_proj(x)
+        else:
+            wide = F.gelu(self.up_proj(x), approximate="tanh")
+        return self.down_proj(wide)  # type: ignore[no-any-return]

@@ -29,13 +29,13 @@ _UNSUPPORTED = (
 
 
 class LoRALinear(nn.Module):
-    """A linear layer without bias whose frozen weight gets a trained update of low rank."""
+    """A linear layer whose frozen weight gets a trained update of low rank; a bias stays as it is, frozen too."""
 
     def __init__(self, linear: nn.Linear, config: LoRAConfig, generator: torch.Generator) -> None:
         super().__init__()
         out, into = linear.weight.shape
         self.config = config
-        self.weight = linear.weight
+        self.weight, self.bias = linear.weight, linear.bias
         like: dict[str, Any] = {"dtype": linear.weight.dtype, "device": linear.weight.device}
         self.lora_A = nn.Linear(into, config.rank, bias=False, **like)
         self.lora_B = nn.Linear(config.rank, out, bias=False, **like)
@@ -49,7 +49,7 @@ class LoRALinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         update: Tensor = self.lora_B(self.lora_A(x))
-        return linear(x, self.weight) + self.config.alpha / self.config.rank * update
+        return linear(x, self.weight, self.bias) + self.config.alpha / self.config.rank * update
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -58,13 +58,14 @@ class LoRALinear(nn.Module):
         plain = Linear(a.shape[1], b.shape[0], device="meta")
         weight = self.weight.double() + self.config.alpha / self.config.rank * (b @ a)
         plain.weight = nn.Parameter(weight.to(self.weight.dtype))
+        plain.bias = self.bias
         return plain
 
 
 def apply_lora(model: Transformer | ScalarModel, config: LoRAConfig, seed: int) -> None:
     """Wrap the transformer's layers named in `config.targets` and freeze the rest; a score head stays as it is.
 
-    The model's output does not change. Raises ConfigError where the model has adapters already.
+    The model's output does not change. Raises ConfigError where the model has adapters already, or no layer of these names.
     """
     if adapters(model):
         raise ConfigError("the model has adapters already; merge them first")
@@ -74,6 +75,11 @@ def apply_lora(model: Transformer | ScalarModel, config: LoRAConfig, seed: int) 
     for parent, name, layer in _layers(backbone):
         if name in config.targets and isinstance(layer, nn.Linear):
             setattr(parent, name, LoRALinear(layer, config, generator))
+    if not adapters(model):
+        raise ConfigError(
+            f"none of the layers that LoRA is to adapt ({', '.join(config.targets)}) is in this model; "
+            "name others, such as q_proj and v_proj"
+        )
 
 
 def merge(model: Transformer | ScalarModel) -> None:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tercet.errors import ContextError
 from tercet.model.attention import CAUSAL, Attention, Branches, Dense, Kind, KVCache, pattern, selected
 from tercet.model.config import ModelConfig
-from tercet.model.layers import MLP, RMSNorm
-from tercet.model.ops.linear import linear
+from tercet.model.layers import MLP, Rope, norm_of
+from tercet.model.ops.linear import Linear, linear
 
 
 class Block(nn.Module):
@@ -23,10 +23,10 @@ class Block(nn.Module):
         super().__init__()
         self.self_attn = Attention(config)
         self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.input_layernorm = norm_of(config)
+        self.post_attention_layernorm = norm_of(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], pattern: Dense | Branches, cache: KVCache | None,
+    def forward(self, x: Tensor, rope: Rope, pattern: Dense | Branches, cache: KVCache | None,
                 layer: int, at: Tensor | None = None) -> Tensor:  # fmt: skip
         """Residual stream in, residual stream out: [B, T, D]; with `at` only those positions come out, [A, D]."""
         x = selected(x, at) + self.self_attn(self.input_layernorm(x), rope, pattern, cache, layer, at)
@@ -39,8 +39,10 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        learned = config.positions == "learned"
+        self.embed_positions = nn.Embedding(config.context_length, config.hidden_size) if learned else None
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.norm = norm_of(config)
 
 
 class Transformer(nn.Module):
@@ -56,20 +58,28 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config)
-        frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
-        angles = torch.outer(torch.arange(config.context_length, dtype=torch.float64), frequencies).repeat(1, 2)
-        self.register_buffer("rope_cos", angles.cos().float(), persistent=False)
-        self.register_buffer("rope_sin", angles.sin().float(), persistent=False)
+        self.lm_head = None if config.tie_embeddings else Linear(config.hidden_size, config.vocab_size)
+        if config.positions == "rope":
+            powers = -torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim
+            positions = torch.arange(config.context_length, dtype=torch.float64)
+            angles = torch.outer(positions, config.rope_theta**powers).repeat(1, 2)
+            self.register_buffer("rope_cos", angles.cos().float(), persistent=False)
+            self.register_buffer("rope_sin", angles.sin().float(), persistent=False)
         self._initialise(seed)
 
     def _initialise(self, seed: int) -> None:
-        """Draw every matrix from Normal(0, 0.02); what writes into the residual stream is smaller by 1/√(2 L) (GPT-2)."""
+        """Draw every matrix from Normal(0, 0.02), smaller by 1/√(2 L) where it writes into the residual stream (GPT-2).
+
+        Biases are 0.
+        """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 writes = name.endswith(("o_proj.weight", "down_proj.weight"))
                 std = 0.02 / (2 * self.config.num_layers) ** 0.5 if writes else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
+            elif name.endswith(".bias"):
+                nn.init.zeros_(parameter)
 
     @property
     def device(self) -> torch.device:
@@ -78,8 +88,8 @@ class Transformer(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The output layer's matrix [V, D]: the embeddings, tied."""
-        return self.model.embed_tokens.weight
+        """The output layer's matrix [V, D]: that of the embeddings where the two are tied."""
+        return (self.model.embed_tokens if self.lm_head is None else self.lm_head).weight
 
     def hidden(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, *, positions_BT: Tensor | None = None,
                attention: Kind | Branches = CAUSAL, cache: KVCache | None = None, noise: Tensor | None = None,
@@ -101,11 +111,7 @@ class Transformer(nn.Module):
                 f"{longest} tokens, but the model's context is {self.config.context_length}; shorten the text"
             )
         seen = pattern(attention, T, segments_BT, cache, tokens_BT.device)
-        if positions_BT is None:
-            rope = self.rope_cos[None, :T], self.rope_sin[None, :T]
-        else:
-            rope = self.rope_cos[positions_BT], self.rope_sin[positions_BT]
-        x = self.model.embed_tokens(tokens_BT)
+        x, rope = self.placed(self.model.embed_tokens(tokens_BT), positions_BT)
         if noise is not None:
             x = x + noise
         for number, layer in enumerate(self.model.layers):
@@ -113,6 +119,19 @@ class Transformer(nn.Module):
         if cache is not None:
             cache.advance(T)
         return self.model.norm(x)  # type: ignore[no-any-return]
+
+    def placed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Rope]:
+        """Embeddings with learned positions added, or as they are with the rotation of each position.
+
+        Without `positions_BT`, the positions of each row are 0, 1, ….
+        """
+        T = x_BTD.shape[1]
+        if self.model.embed_positions is not None:
+            weight = self.model.embed_positions.weight
+            return x_BTD + (weight[None, :T] if positions_BT is None else weight[positions_BT]), None
+        if positions_BT is None:
+            return x_BTD, (self.rope_cos[None, :T], self.rope_sin[None, :T])
+        return x_BTD, (self.rope_cos[positions_BT], self.rope_sin[positions_BT])
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
         """Logits [B, T, V]."""

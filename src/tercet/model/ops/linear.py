@@ -63,22 +63,23 @@ class _Linear(torch.autograd.Function):
         return d_x, weight_gradient(grad_NO, x) if ctx.needs_input_grad[1] else None  # not with adapters: it is frozen
 
 
-def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
-    """x Wᵀ, [..., in] to [..., out], as `torch.nn.functional.linear`."""
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, [..., in] to [..., out], as `torch.nn.functional.linear`."""
     if not _by_onednn(x, weight_OI) or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight_OI)
+        return F.linear(x, weight_OI, bias_O)
     x_NI = x.reshape(-1, x.shape[-1])
     needed = torch.is_grad_enabled() and (x.requires_grad or weight_OI.requires_grad)
     out: Tensor = _Linear.apply(x_NI, weight_OI) if needed else matmul(x_NI, weight_OI)  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], weight_OI.shape[0])
+    out = out.view(*x.shape[:-1], weight_OI.shape[0])
+    return out if bias_O is None else out + bias_O
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias that multiplies by `linear`."""
+    """A linear layer that multiplies by `linear`; by default without a bias."""
 
-    def __init__(self, inputs: int, outputs: int, **kind: Any) -> None:
-        super().__init__(inputs, outputs, bias=False, **kind)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False, **like: Any) -> None:
+        super().__init__(inputs, outputs, bias=bias, **like)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        return linear(input, self.weight)
+        return linear(input, self.weight, self.bias)
