@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from helpers import World, write_world
-from tercet.errors import ConfigError
+from tercet.errors import ConfigError, ContextError
 from tercet.evaluation.attention import attention_patterns
 from tercet.exchange.huggingface import export_model, model_config
 from tercet.model.attention import Dense, KVCache
@@ -145,6 +145,24 @@ def test_a_cache_packing_and_positions_change_nothing(make_model: Make, name: st
     packed = model.hidden(tokens[:1], torch.tensor([[0] * 5 + [1] * 7]), positions_BT=positions)[0]
     for a, b in ((0, 5), (5, 12)):
         torch.testing.assert_close(packed[a:b], model.hidden(tokens[:1, a:b])[0], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt2"])
+def test_embeddings_in_the_place_of_ids(make_model: Make, name: str) -> None:
+    """The same hidden states as of the ids, gradients flow into them, and it is one of the two."""
+    model, tokens = make_model(5, torch.float64, **SHAPES[name]), tokens_of(2, 9)
+    segments, at = torch.tensor([[0] * 4 + [1] * 5] * 2), torch.tensor([2, 11])
+    embeds = model.model.embed_tokens(tokens).detach().requires_grad_()
+    for how in ({}, {"segments_BT": segments}, {"at": at}, {"positions_BT": torch.arange(9)[None] + 3}):
+        assert torch.equal(model.hidden(inputs_embeds=embeds, **how), model.hidden(tokens, **how))  # type: ignore[arg-type]
+    model.hidden(inputs_embeds=embeds)[0, 4].sum().backward()
+    assert embeds.grad is not None
+    assert embeds.grad[0].abs().amax(-1).ne(0).tolist() == [t <= 4 for t in range(9)]
+    for both in ({}, {"tokens_BT": tokens, "inputs_embeds": embeds}):
+        with pytest.raises(ValueError, match="one of the two"):
+            model.hidden(**both)
+    with pytest.raises(ContextError, match="65 tokens"):
+        model.hidden(inputs_embeds=torch.zeros(1, 65, 32, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2"])

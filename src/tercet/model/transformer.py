@@ -91,27 +91,33 @@ class Transformer(nn.Module):
         """The output layer's matrix [V, D]: that of the embeddings where the two are tied."""
         return (self.model.embed_tokens if self.lm_head is None else self.lm_head).weight
 
-    def hidden(self, tokens_BT: Tensor, segments_BT: Tensor | None = None, *, positions_BT: Tensor | None = None,
+    def hidden(self, tokens_BT: Tensor | None = None, segments_BT: Tensor | None = None, *,
+               inputs_embeds: Tensor | None = None, positions_BT: Tensor | None = None,
                attention: Kind | Branches = CAUSAL, cache: KVCache | None = None, noise: Tensor | None = None,
                at: Tensor | None = None) -> Tensor:  # fmt: skip
         """Final hidden states [B, T, D], or [A, D] of the positions `at` ([A] i64, numbered through B · T) alone.
 
-        With `at`, the last layer computes only what is read: its feed-forward is a fifth of a four-layer model.
+        The inputs are ids, or `inputs_embeds` [B, T, D] in the place of their embeddings (for what is no token, such as
+        a part of an image). With `at`, the last layer computes only what is read: its feed-forward is a fifth of a
+        four-layer model.
 
         `segments_BT` keeps packed texts apart: a token attends only to tokens of its own segment. `attention` says which
         tokens of its text a token sees; `positions_BT` replaces 0, 1, … of each row. `cache` holds the keys and values of
         earlier tokens and takes those of these. `noise` [B, T, D] is added to the embeddings.
 
-        Raises ContextError where a sequence is longer than the context.
+        Raises ContextError where a sequence is longer than the context, ValueError for both ids and embeddings, or none.
         """
-        T = tokens_BT.shape[1]
+        if (tokens_BT is None) == (inputs_embeds is None):
+            raise ValueError("wanted token ids or inputs_embeds, one of the two")
+        x = self.model.embed_tokens(tokens_BT) if inputs_embeds is None else inputs_embeds
+        T = x.shape[1]
         longest = T if positions_BT is None else int(positions_BT.max()) + 1
         if self.config.context_length < longest:
             raise ContextError(
                 f"{longest} tokens, but the model's context is {self.config.context_length}; shorten the text"
             )
-        seen = pattern(attention, T, segments_BT, cache, tokens_BT.device)
-        x, rope = self.placed(self.model.embed_tokens(tokens_BT), positions_BT)
+        seen = pattern(attention, T, segments_BT, cache, x.device)
+        x, rope = self.placed(x, positions_BT)
         if noise is not None:
             x = x + noise
         for number, layer in enumerate(self.model.layers):
