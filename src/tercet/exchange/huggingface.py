@@ -17,8 +17,8 @@ from torch import Tensor
 
 from tercet.errors import ConfigError
 from tercet.model.config import ModelConfig
-from tercet.tokenizer.bpe import IM_START, Tokenizer
-from tercet.tokenizer.chat import ANSWER_TEMPLATE, CHAT_TEMPLATE
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import chat_template
 from tercet.training.load import language_model_run, load_language_model, load_reward_model, trained_by
 from tercet.training.run import Run, new_folder, write_text
 
@@ -86,12 +86,15 @@ def model_config(shape: ModelConfig, tokenizer: Tokenizer, task: str) -> dict[st
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer.json, with the rule that puts the beginning of a text in front."""
+    """tokenizer.json, with the rule that puts the beginning of a text in front; without roles, which are our own."""
+    whole = json.loads(tokenizer.to_json())
+    for token in whole["added_tokens"]:
+        token.pop("roles", None)
     begin = tokenizer.token(tokenizer.endoftext)
     special = {"SpecialToken": {"id": begin, "type_id": 0}}
     a, b = ({"Sequence": {"id": name, "type_id": kind}} for name, kind in (("A", 0), ("B", 1)))
     return {
-        **json.loads(tokenizer.to_json()),
+        **whole,
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [special, a],
@@ -109,6 +112,6 @@ def tokenizer_config(tokenizer: Tokenizer, shape: ModelConfig, reward: bool) -> 
         "model_max_length": shape.context_length, "clean_up_tokenization_spaces": False,
         "padding_side": "right" if reward else "left",
     }  # fmt: skip
-    if tokenizer.token(tokenizer.im_start) == IM_START:
-        config["chat_template"] = ANSWER_TEMPLATE if reward else CHAT_TEMPLATE
+    if tokenizer.special.turns:
+        config["chat_template"] = chat_template(tokenizer.special, line_feed_at_end=not reward)
     return config
