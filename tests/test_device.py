@@ -90,10 +90,11 @@ def test_losses_and_log_probabilities(model: Transformer) -> None:
 def test_the_cache(model: Transformer) -> None:
     cache = KVCache(model.config, 2, 9, model.output_weight)
     model.hidden(ids(2, 5), cache=cache)
-    assert cache.mask(Window(3), 2).device == META
+    cache.reserve(3)
+    assert cache.mask(Window(3)).device == META
     keys, values = cache.append(1, *torch.zeros(2, 2, 1, 3, 16, device=META))
     cache.keep(ids(1))
-    assert {x.device for x in (keys, values, cache.keys, cache.start)} == {META}
+    assert {x.device for x in (keys, values, cache.keys, cache.lengths)} == {META}
 
 
 def test_adapters_are_made_where_the_layer_is(model: Transformer) -> None:

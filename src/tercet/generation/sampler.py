@@ -139,15 +139,14 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
             cache.keep(index)
             rows, selected = [rows[place] for place in kept], selected[index]
         # a sequence that ended at the border of the context may stay in the batch for some steps
-        positions = (cache.length - cache.start).clamp(max=limit - 1)[:, None]
+        positions = cache.lengths.clamp(max=limit - 1)[:, None]
         hidden = model.hidden(selected[:, None], positions_BT=positions, cache=cache)[:, -1]
 
 
 def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: int) -> tuple[Tensor, KVCache]:
     """(hidden state of each prompt's last token [B, D], the filled cache).
 
-    Shared prefixes of prompts are read once. The cache is padded on the left, so that all prompts end in one column and
-    each later step writes one column.
+    Shared prefixes of prompts are read once; then each prompt's keys and values become a row of the cache.
     """
     like, distinct = model.output_weight, {p: n for n, p in enumerate(dict.fromkeys(prompts))}
     layout, longest, count = lay_out(list(distinct)), max(map(len, prompts)), len(prompts)
@@ -156,12 +155,11 @@ def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: 
     hidden = layout.hidden(model, last, read)
     places = torch.zeros(count, longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        places[row, longest - len(prompt) :] = torch.from_numpy(layout.places[distinct[prompt], : len(prompt)])
+        places[row, : len(prompt)] = torch.from_numpy(layout.places[distinct[prompt], : len(prompt)])
     places = places.to(like.device)
     cache = KVCache(model.config, count, capacity, like)
     for layer in range(model.config.num_layers):
         for into, out in ((cache.keys, read.keys), (cache.values, read.values)):
             into[layer, :, :, :longest] = out[layer, 0].transpose(0, 1)[places].transpose(1, 2)
-    cache.start = torch.tensor([longest - len(p) for p in prompts], device=like.device)
-    cache.advance(longest)
+    cache.lengths, cache.width = torch.tensor([len(p) for p in prompts], device=like.device), longest
     return hidden[[distinct[p] for p in prompts]], cache

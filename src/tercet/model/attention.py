@@ -141,10 +141,11 @@ def pattern(kind: Kind | Branches, tokens: int, segments_BT: Tensor | None, cach
             device: torch.device) -> Dense | Branches:  # fmt: skip
     """What `Attention` works with: a mask, or the flag of plain causal attention, which is faster.
 
-    `tokens` is the number of queries. Rows that are one segment each need no mask. Raises ValueError where segments
-    meet a shared-prefix layout or a cache that is not empty: neither has a use for them.
+    `tokens` is the number of queries, for which the cache has made room. Rows that are one segment each need no mask.
+    Raises ValueError where segments meet a shared-prefix layout or a cache that holds earlier tokens: neither has a use
+    for them.
     """
-    filled = cache is not None and cache.length > 0
+    filled = cache is not None and cache.width > tokens
     if segments_BT is not None and (filled or isinstance(kind, Branches)):
         raise ValueError("segments cannot be combined with a filled cache or a shared-prefix layout; leave them out")
     if isinstance(kind, Branches):
@@ -152,7 +153,7 @@ def pattern(kind: Kind | Branches, tokens: int, segments_BT: Tensor | None, cach
     if segments_BT is not None and (segments_BT != segments_BT[:, :1]).any():
         return Dense(segment_mask(segments_BT, kind))
     if cache is not None and filled:
-        return Dense(cache.mask(kind, tokens))
+        return Dense(cache.mask(kind))
     if isinstance(kind, Causal | Bidirectional):
         return Dense(causal=isinstance(kind, Causal))
     index = torch.arange(tokens, device=device)
@@ -165,38 +166,41 @@ def pattern(kind: Kind | Branches, tokens: int, segments_BT: Tensor | None, cach
 class KVCache:
     """Keys and values of the tokens so far, in memory that is allocated once: [L, B, K, capacity, C].
 
-    Rows are padded on the left: row b's first token is in column `start[b]`, and all rows end in the same column.
+    Each row has a length of its own: its tokens are in the columns 0 to `lengths[b]` − 1, and new ones come behind them.
     """
 
     def __init__(self, config: ModelConfig, batch: int, capacity: int, like: Tensor) -> None:
         """Memory for `batch` rows of `capacity` tokens, with the type and on the device of `like`."""
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
-        self.start = torch.zeros(batch, dtype=torch.long, device=like.device)
-        self.length = 0
+        self.lengths = torch.zeros(batch, dtype=torch.long, device=like.device)
+        self.width = 0  # columns that hold a token of any row: the longest length, known without asking the device
+        self.columns = self.lengths[:, None]  # [B, T]: where the newest tokens are
+        self._index = self.lengths  # [B · K · T]: the same among all vectors of a layer
+
+    def reserve(self, tokens: int) -> None:
+        """Make room for `tokens` new tokens in each row; every layer then appends theirs."""
+        self.columns = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
+        self.lengths, self.width = self.lengths + tokens, self.width + tokens
+        _, batch, heads, capacity, _ = self.keys.shape
+        first = torch.arange(0, batch * heads * capacity, capacity, device=self.lengths.device).view(batch, heads, 1)
+        self._index = (first + self.columns[:, None]).flatten()
 
     def append(self, layer: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values behind `length`; returns all of this layer's. `length` moves in `advance`."""
-        end = self.length + k_BKTC.shape[2]
-        self.keys[layer, :, :, self.length : end] = k_BKTC
-        self.values[layer, :, :, self.length : end] = v_BKTC
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        """Store the new tokens' keys and values in their columns; returns all of this layer's, [B, K, width, C]."""
+        for stored, new in ((self.keys[layer], k_BKTC), (self.values[layer], v_BKTC)):
+            vectors = new.to(stored.dtype).reshape(-1, stored.shape[-1])
+            stored.view(-1, stored.shape[-1]).index_copy_(0, self._index, vectors)
+        return self.keys[layer, :, :, : self.width], self.values[layer, :, :, : self.width]
 
-    def advance(self, tokens: int) -> None:
-        """Count `tokens` more positions, once all layers have stored them."""
-        self.length += tokens
-
-    def mask(self, kind: Kind, tokens: int) -> Tensor:
-        """[B, 1, T, S] bool: the stored and new keys that each of `tokens` new queries sees."""
-        index = (
-            torch.arange(self.length + tokens, device=self.start.device) - self.start[:, None]
-        )  # [B, S], below 0 on padding
-        query, key = index[:, self.length :, None], index[:, None, :]
-        return (kind.sees(query, key) & (key >= 0))[:, None]
+    def mask(self, kind: Kind) -> Tensor:
+        """[B, 1, T, width] bool: the tokens of its row that each of the newest tokens sees."""
+        key = torch.arange(self.width, device=self.lengths.device)[None, None]
+        return (kind.sees(self.columns[:, :, None], key) & (key < self.lengths[:, None, None]))[:, None]
 
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence of the batch but `rows` (indices)."""
-        self.keys, self.values, self.start = self.keys[:, rows], self.values[:, rows], self.start[rows]
+        self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
 
 
 # -- the layer ----------------------------------------------------------------------------------------------------------

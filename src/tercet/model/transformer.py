@@ -102,8 +102,8 @@ class Transformer(nn.Module):
         four-layer model.
 
         `segments_BT` keeps packed texts apart: a token attends only to tokens of its own segment. `attention` says which
-        tokens of its text a token sees; `positions_BT` replaces 0, 1, … of each row. `cache` holds the keys and values of
-        earlier tokens and takes those of these. `noise` [B, T, D] is added to the embeddings.
+        tokens of its text a token sees. `cache` holds the keys and values of earlier tokens and takes those of these;
+        positions then continue each row's. `positions_BT` replaces the positions. `noise` [B, T, D] is added to the embeddings.
 
         Raises ContextError where a sequence is longer than the context, ValueError for both ids and embeddings, or none.
         """
@@ -111,6 +111,9 @@ class Transformer(nn.Module):
             raise ValueError("wanted token ids or inputs_embeds, one of the two")
         x = self.model.embed_tokens(tokens_BT) if inputs_embeds is None else inputs_embeds
         T = x.shape[1]
+        if cache is not None:
+            cache.reserve(T)
+            positions_BT = cache.columns if positions_BT is None and cache.width > T else positions_BT
         longest = T if positions_BT is None else int(positions_BT.max()) + 1
         if self.config.context_length < longest:
             raise ContextError(
@@ -122,8 +125,6 @@ class Transformer(nn.Module):
             x = x + noise
         for number, layer in enumerate(self.model.layers):
             x = layer(x, rope, seen, cache, number, at if number == self.config.num_layers - 1 else None)
-        if cache is not None:
-            cache.advance(T)
         return self.model.norm(x)  # type: ignore[no-any-return]
 
     def placed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Rope]:
