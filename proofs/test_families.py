@@ -18,7 +18,8 @@ COMMON: dict[str, Any] = {
     "intermediate_size": 100, "qk_norm": False,
 }  # fmt: skip
 LLAMA = {
-    "vocab_size": 300, "max_position_embeddings": 64, "hidden_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "vocab_size": 300, "max_position_embeddings": 64, "hidden_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4,
     "num_key_value_heads": 2, "intermediate_size": 100, "rms_norm_eps": 1e-6, "rope_theta": 10_000.0,
     "attn_implementation": "eager",
 }  # fmt: skip
@@ -58,8 +59,8 @@ def test_gpt2() -> None:
         vocab_size=300, n_positions=64, n_embd=48, n_layer=3, n_head=4, n_inner=100, bos_token_id=0, eos_token_id=0,
         attn_implementation="eager",
     )))  # fmt: skip
-    shape = ModelConfig(**COMMON, num_kv_heads=4, norm="layernorm", positions="learned", mlp="gelu", attention_bias="qkvo",
-                        mlp_bias=True, norm_eps=1e-5)  # fmt: skip
+    shape = ModelConfig(**COMMON, num_kv_heads=4, norm="layernorm", positions="learned", mlp="gelu",
+                        attention_bias="qkvo", mlp_bias=True, norm_eps=1e-5)  # fmt: skip
     ours = Transformer(shape)
     ours.load_state_dict(of_gpt2(theirs.state_dict(), 3))
     same(ours, lambda tokens: (theirs(tokens).last_hidden_state, None))

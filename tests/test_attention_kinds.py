@@ -1,4 +1,4 @@
-"""Kinds of attention against masks written as loops, alone, for packed texts and with a cache; and the depth of the call."""
+"""Kinds of attention against masks written as loops, for packed texts and with a cache; and the depth of the call."""
 
 from __future__ import annotations
 
@@ -32,9 +32,8 @@ def tokens_of(rows: int, length: int, seed: int = 0) -> Tensor:
 
 def naive_mask(segments: Sequence[int], sees: Callable[[int, int], bool]) -> Tensor:
     start = [segments.index(s) for s in segments]
-    return torch.tensor(
-        [[start[q] == start[k] and sees(q - start[q], k - start[k]) for k in range(len(segments))] for q in range(len(segments))]
-    )  # fmt: skip
+    n = range(len(segments))
+    return torch.tensor([[start[q] == start[k] and sees(q - start[q], k - start[k]) for k in n] for q in n])
 
 
 @pytest.mark.parametrize("name", KINDS)

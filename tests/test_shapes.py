@@ -1,4 +1,4 @@
-"""Shapes other than Qwen3's: LayerNorm, biases, learned positions, GELU, an output layer of its own, against plain loops."""
+"""Shapes other than Qwen3's against plain loops: LayerNorm, biases, learned positions, GELU, an untied output layer."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from tercet.training.run import Run
 Make = Callable[..., Transformer]
 Array = NDArray[np.float64]
 GPT2 = {
-    "norm": "layernorm", "positions": "learned", "mlp": "gelu", "attention_bias": "qkvo", "mlp_bias": True, "qk_norm": False,
-    "num_kv_heads": 2,
+    "norm": "layernorm", "positions": "learned", "mlp": "gelu", "attention_bias": "qkvo", "mlp_bias": True,
+    "qk_norm": False, "num_kv_heads": 2,
 }  # fmt: skip
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3": {},
@@ -48,7 +48,7 @@ def tokens_of(rows: int, length: int) -> torch.Tensor:
     return torch.randint(0, 300, (rows, length), generator=torch.Generator().manual_seed(1))
 
 
-# -- the reference ------------------------------------------------------------------------------------------------------
+# -- the reference ----------------------------------------------------------------------------------------------------
 
 
 def naive_logits(model: Transformer, tokens: list[int]) -> Array:
@@ -203,7 +203,7 @@ def test_patterns_of_attention_are_those_of_the_model(make_model: Make) -> None:
     torch.testing.assert_close(model.model.norm(x), model.hidden(tokens), atol=1e-10, rtol=0)
 
 
-# -- names, starts, files -----------------------------------------------------------------------------------------------
+# -- names, starts, files ---------------------------------------------------------------------------------------------
 
 
 def test_names_are_those_of_hugging_face_where_there_are_any(make_model: Make) -> None:
@@ -213,7 +213,8 @@ def test_names_are_those_of_hugging_face_where_there_are_any(make_model: Make) -
     norms = {f"{n}.{kind}" for n in ("input_layernorm", "post_attention_layernorm") for kind in ("weight", "bias")}
     wanted = {f"model.layers.{i}.{n}" for i in (0, 1) for n in attention | mlp | norms}
     assert names == wanted | {
-        "model.embed_tokens.weight", "model.embed_positions.weight", "model.norm.weight", "model.norm.bias", "lm_head.weight",
+        "model.embed_tokens.weight", "model.embed_positions.weight", "model.norm.weight", "model.norm.bias",
+        "lm_head.weight",
     }  # fmt: skip
 
 
@@ -249,7 +250,7 @@ def test_model_json_of_old_runs_reads_back_and_new_keys_do_too(tmp_path: Path, s
     assert run.model_config() == other
 
 
-# -- export -------------------------------------------------------------------------------------------------------------
+# -- export -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""A tokenizer whose special tokens are spelled otherwise: every part asks it for the role, and nothing knows a spelling."""
+"""A tokenizer that spells its special tokens otherwise: every part asks it for the role, and none knows a spelling."""
 
 from __future__ import annotations
 
@@ -120,8 +120,10 @@ def test_the_exported_template_spells_what_the_renderer_does(other: Tokenizer) -
     prompt = made(chat_template(OTHER)).render(messages=messages[:1], add_generation_prompt=True)
     assert prompt == spelled(render_prompt(other, TALK[:1]))
     config = tokenizer_config(other, ModelConfig(other.vocab_size), reward=True)
-    assert (config["bos_token"], config["eos_token"], config["pad_token"]) == ("<|begin_of_text|>", "<|eot_id|>", "<|right\\pad|>")  # fmt: skip
-    assert made(config["chat_template"]).render(messages=messages) == spelled(render(other, TALK).tokens).removesuffix("\n")  # fmt: skip
+    names = [config[name] for name in ("bos_token", "eos_token", "pad_token")]
+    assert names == [OTHER.begin_of_text, OTHER.turn_end, OTHER.padding]
+    answer = made(config["chat_template"]).render(messages=messages)
+    assert answer + "\n" == spelled(render(other, TALK).tokens)
     assert '"roles"' not in json.dumps(tokenizer_json(other))  # transformers would print a line for each
     encoded = Backend.from_str(json.dumps(tokenizer_json(other))).encode("Say no.").ids
     assert encoded == [other.endoftext, *other.encode("Say no.")]

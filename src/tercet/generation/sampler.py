@@ -38,7 +38,8 @@ class SamplingParams:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: wanted temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"
+                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: "
+                "wanted temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"
             )
 
 
@@ -87,7 +88,8 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
              until: Callable[[int, Sequence[int]], bool] | None = None) -> list[Completion]:  # fmt: skip
     """Continue every prompt; `seeds` holds one seed a prompt. `on_token(prompt index, token)` is told of each token.
 
-    `until(prompt index, ids so far)` is asked after each token; where it is true, that continuation finishes with "stop".
+    `until(prompt index, ids so far)` is called after each token; where it is true, that continuation finishes with
+    "stop".
 
     Raises ContextError where a prompt leaves no room in the context. A prompt near the end of the context gets the room
     that is left and finishes with "length".
@@ -98,7 +100,8 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < limit:
             raise ContextError(
-                f"prompt {number} has {len(prompt)} tokens; the context of {limit} leaves room for prompts of 1 to {limit - 1}"
+                f"prompt {number} has {len(prompt)} tokens; "
+                f"the context of {limit} leaves room for prompts of 1 to {limit - 1}"
             )
     out = [Completion() for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))

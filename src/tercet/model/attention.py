@@ -16,7 +16,7 @@ from tercet.model.config import ModelConfig
 from tercet.model.layers import RMSNorm, Rope, rotate
 from tercet.model.ops.linear import Linear
 
-# -- kinds of attention: which tokens of its own text a token sees ------------------------------------------------------
+# -- kinds of attention: which tokens of its own text a token sees ----------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _spread(x_THC: Tensor, rows_NS: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Dense:
-    """Each batch row is one row of keys. Without `mask`, a query sees all keys, or with `causal` those up to its own."""
+    """Each batch row is one row of keys. Without `mask`, a query sees all keys; with `causal`, those up to its own."""
 
     mask: Tensor | None = None  # [B or 1, 1, T, S] bool
     causal: bool = False
@@ -160,13 +160,13 @@ def pattern(kind: Kind | Branches, tokens: int, segments_BT: Tensor | None, cach
     return Dense(kind.sees(index[None, :, None], index[None, None, :])[:, None])
 
 
-# -- keys and values of earlier tokens ----------------------------------------------------------------------------------
+# -- keys and values of earlier tokens --------------------------------------------------------------------------------
 
 
 class KVCache:
     """Keys and values of the tokens so far, in memory that is allocated once: [L, B, K, capacity, C].
 
-    Each row has a length of its own: its tokens are in the columns 0 to `lengths[b]` − 1, and new ones come behind them.
+    Each row has a length of its own: its tokens are in the columns 0 to `lengths[b]` − 1, and new ones follow.
     """
 
     def __init__(self, config: ModelConfig, batch: int, capacity: int, like: Tensor) -> None:
@@ -203,7 +203,7 @@ class KVCache:
         self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
 
 
-# -- the layer ----------------------------------------------------------------------------------------------------------
+# -- the layer --------------------------------------------------------------------------------------------------------
 
 
 def selected(x_BTD: Tensor, at: Tensor | None) -> Tensor:
@@ -227,7 +227,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(c, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def project(self, x_BTD: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, C], keys and values [B, K, T, C] of the inputs; with `rope`, queries and keys are rotated."""
+        """Queries [B, H, T, C], keys and values [B, K, T, C] of the inputs; `rope` rotates queries and keys."""
         heads = (*x_BTD.shape[:2], -1, self.config.head_dim)
         q = self.q_norm(self.q_proj(x_BTD).view(heads)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x_BTD).view(heads)).transpose(1, 2)

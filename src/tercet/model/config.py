@@ -16,7 +16,7 @@ LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters (Hu et al. 2021): the layers named `targets` compute W x + alpha / rank · B A x, A and B trained."""
+    """Low-rank adapters (Hu et al. 2021): the layers `targets` compute W x + alpha / rank · B A x and train A and B."""
 
     rank: int
     alpha: float = 16.0
@@ -35,10 +35,11 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a decoder. The defaults are Qwen3's: RMSNorm, RoPE, grouped-query attention, QK-norm, SwiGLU, tied head.
+    """The shape of a decoder; the defaults are Qwen3's.
 
-    Without `qk_norm` it is Llama's. Qwen2 has `attention_bias` "qkv" in addition. GPT-2 has `norm` "layernorm", `positions`
-    "learned", `mlp` "gelu" and all biases.
+    That is RMSNorm, RoPE, grouped-query attention, QK-norm, SwiGLU and a tied output layer. Without `qk_norm` it is
+    Llama's. Qwen2 has `attention_bias` "qkv" in addition. GPT-2 has `norm` "layernorm", `positions` "learned", `mlp`
+    "gelu" and all biases.
     """
 
     vocab_size: int
@@ -94,6 +95,9 @@ class ModelConfig:
         return self.num_layers * (attention + mlp + 2 * norm) + norm + (outside if embeddings else 0)
 
     def flops_per_token(self) -> float:
-        """Training FLOPs of one token: 6 N, with the output layer, plus attention at full context (Kaplan et al. 2020, 2.1)."""
+        """Training FLOPs of one token (Kaplan et al. 2020, section 2.1).
+
+        6 N, where N includes the output layer but no embeddings, plus attention at full context.
+        """
         matmul = self.parameters(embeddings=False) + self.vocab_size * self.hidden_size
         return 6.0 * matmul + 6.0 * self.num_layers * self.num_heads * self.head_dim * self.context_length

@@ -89,7 +89,7 @@ Rope = tuple[Tensor, Tensor] | None  # cosines and sines [B or 1, T, C] of the p
 
 
 def rotate(x_BHTC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021): the two halves of the head dimension are real and imaginary parts, turned alike."""
+    """Rotary positions (Su et al. 2021): the halves of the head dimension are real and imaginary parts, rotated."""
     turned: Tensor = _Rotate.apply(x_BHTC, cos_BTC, sin_BTC)  # type: ignore[no-untyped-call]
     return turned
 

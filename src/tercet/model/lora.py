@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): train small matrices beside frozen ones, then add them up, or keep them apart in PEFT's format.
+"""LoRA (Hu et al. 2021): train small matrices beside frozen ones, then merge them, or keep them in PEFT's format.
 
 A layer W [out, in] becomes W x + alpha / rank · B A x with A [rank, in] and B [out, rank]. B starts at 0, so that the
 model starts as it was. W keeps its name; A and B are `lora_A.weight` and `lora_B.weight` beside it, as in PEFT.
@@ -65,7 +65,8 @@ class LoRALinear(nn.Module):
 def apply_lora(model: Transformer | ScalarModel, config: LoRAConfig, seed: int) -> None:
     """Wrap the transformer's layers named in `config.targets` and freeze the rest; a score head stays as it is.
 
-    The model's output does not change. Raises ConfigError where the model has adapters already, or no layer of these names.
+    The model's output does not change. Raises ConfigError where the model has adapters already, or no layer of these
+    names.
     """
     if adapters(model):
         raise ConfigError("the model has adapters already; merge them first")
@@ -110,8 +111,8 @@ def _layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 def save_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors as PEFT does, for the model as transformers' Qwen3.
 
-    Of a ScalarModel, as Qwen3ForSequenceClassification, the score head comes too, with the gain in its weight. That class
-    has no place for the constant that makes demonstrations score 0: it stands as `bias`, which PEFT passes over.
+    Of a ScalarModel, as Qwen3ForSequenceClassification, the score head comes too, with the gain in its weight. That
+    class has no place for the constant that makes demonstrations score 0: it stands as `bias`, which PEFT passes over.
     Raises ConfigError where the model has no adapters.
     """
     found = adapters(_backbone(model))
@@ -120,7 +121,8 @@ def save_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
     config = next(iter(found.values())).config
     described = {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if isinstance(model, ScalarModel) else "CAUSAL_LM",
-        "base_model_name_or_path": None, "r": config.rank, "lora_alpha": config.alpha, "target_modules": list(config.targets),
+        "base_model_name_or_path": None, "r": config.rank, "lora_alpha": config.alpha,
+        "target_modules": list(config.targets),
         "modules_to_save": ["score"] if isinstance(model, ScalarModel) else None, "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True,
     }  # fmt: skip
@@ -138,8 +140,8 @@ def save_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
 def load_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
     """Wrap a plain model with the adapters of a folder in PEFT's format.
 
-    Raises ConfigError where the folder asks for what is not offered, CheckpointError where it is damaged or was made for
-    another model.
+    Raises ConfigError where the folder asks for what is not offered, CheckpointError where it is damaged or was made
+    for another model.
     """
     path = Path(folder)
     try:

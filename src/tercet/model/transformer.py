@@ -101,11 +101,13 @@ class Transformer(nn.Module):
         a part of an image). With `at`, the last layer computes only what is read: its feed-forward is a fifth of a
         four-layer model.
 
-        `segments_BT` keeps packed texts apart: a token attends only to tokens of its own segment. `attention` says which
-        tokens of its text a token sees. `cache` holds the keys and values of earlier tokens and takes those of these;
-        positions then continue each row's. `positions_BT` replaces the positions. `noise` [B, T, D] is added to the embeddings.
+        `segments_BT` keeps packed texts apart: a token attends only to tokens of its own segment. `attention` says
+        which tokens of its text a token sees. `cache` holds the keys and values of earlier tokens and takes those of
+        these; positions then continue each row's. `positions_BT` replaces the positions. `noise` [B, T, D] is added to
+        the embeddings.
 
-        Raises ContextError where a sequence is longer than the context, ValueError for both ids and embeddings, or none.
+        Raises ContextError where a sequence is longer than the context, ValueError for both ids and embeddings, or
+        none.
         """
         if (tokens_BT is None) == (inputs_embeds is None):
             raise ValueError("wanted token ids or inputs_embeds, one of the two")

@@ -31,8 +31,8 @@ _SLICE = 128  # texts encoded at once
 class Tokenizer:
     """Text to ids and back.
 
-    `special` says how the special tokens are spelled; `endoftext` (the beginning of a text), `im_start` and `im_end` (of
-    a turn), `pad` and `mask` are their ids.
+    `special` says how the special tokens are spelled; `endoftext` (the beginning of a text), `im_start` and `im_end`
+    (of a turn), `pad` and `mask` are their ids.
     """
 
     def __init__(self, backend: Backend, special: SpecialTokens | None = None) -> None:
@@ -73,7 +73,8 @@ class Tokenizer:
             return [e.ids for part in slices for e in self._backend.encode_batch_fast(part, add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError) as error:
             raise DataError(
-                f"text that is not valid Unicode (a lone surrogate): {error}; clean it with text.encode('utf-8', 'replace')"
+                f"text that is not valid Unicode (a lone surrogate): {error}; "
+                "clean it with text.encode('utf-8', 'replace')"
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -98,7 +99,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a `tokenizer.json`, or the one in a folder. Raises CheckpointError where there is none or it is damaged."""
+        """Read a `tokenizer.json`, or the one in a folder. Raises CheckpointError where it is missing or damaged."""
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise CheckpointError(f"{file}: no tokenizer there; make one with `tercet tokenizer train`, or name a run")

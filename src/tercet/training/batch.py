@@ -41,7 +41,7 @@ def to_device(value: V, device: torch.device) -> V:
 
 @dataclass(frozen=True)
 class Batch:
-    """What an objective of single tokens works on: predict `targets` from `tokens`, each target counted `weights` times.
+    """What an objective of single tokens works on: predict `targets` from `tokens`; each counts `weights` times.
 
     `segments` numbers the texts packed into a row (PAD_SEGMENT on padding); None means one text a row.
     """
@@ -69,7 +69,8 @@ class Batch:
 class Rows:
     """Packed sequences. What is predicted from them is the objective's affair: it makes a `Batch` of some rows.
 
-    `segments` numbers the texts of a row (PAD_SEGMENT on padding), `weights` says how much each token counts as a target.
+    `segments` numbers the texts of a row (PAD_SEGMENT on padding); `weights` says how much each token counts as a
+    target.
     """
 
     tokens: NDArray[np.int32]  # [N, W]

@@ -68,7 +68,7 @@ class Grouped:
 
 
 def group(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> Grouped:
-    """A batch of `prompts` with their `answers` (a list for each prompt). Raises ValueError for an empty prompt or answer."""
+    """A batch of `prompts` with their `answers`, a list for each. Raises ValueError for an empty prompt or answer."""
     if not all(prompts) or not all(all(mine) and mine for mine in answers):
         raise ValueError("every prompt and every answer needs at least one token, and every prompt an answer")
     sequences, at = [], 0  # (prompt, answer, their positions in the row)

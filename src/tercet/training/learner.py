@@ -60,7 +60,8 @@ class Learner(Generic[M]):
     def forward_backward(self, batches: Sequence[B], objective: Objective[B], coef: float = 1.0) -> dict[str, float]:
         """Add coef · ∇(Σ sum / Σ count) to the gradients; returns each metric's Σ / Σ count.
 
-        Raises TrainingError where the counts add up to 0 (nothing to learn from), NonFiniteError where a loss is not finite.
+        Raises TrainingError where the counts add up to 0 (nothing to learn from), NonFiniteError where a loss is not
+        finite.
         """
         total = summed({"count": sum(batch.count for batch in batches)})["count"]
         if not total > 0:
@@ -87,7 +88,8 @@ class Learner(Generic[M]):
     def optim_step(self, scale: float) -> float:
         """One update of the gradients summed over all processes, at `scale` times the learning rates.
 
-        Returns the gradient norm before clipping. Raises NonFiniteError, leaving the weights as they are, where the norm is not finite.
+        Returns the gradient norm before clipping. Raises NonFiniteError where the norm is not finite; the weights then
+        stay as they are.
         """
         if processes() > 1:  # a process that had nothing to train on takes part with zeros
             for p in self.optimizer.parameters.values():

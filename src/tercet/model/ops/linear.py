@@ -19,7 +19,7 @@ WORTH = 1 << 22
 
 
 def _available() -> bool:
-    """Whether oneDNN is there and the processor has vectors that MKL may not use; decided once, so that results repeat."""
+    """Whether oneDNN is there and the processor has AVX-512, which MKL may not use; decided once, so results repeat."""
     built = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
     return built and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
