@@ -1,4 +1,4 @@
-"""float32 matrix products by PyTorch's own library and by oneDNN, in GFLOP/s: why `tercet.model.products` is there.
+"""float32 matrix products by PyTorch's own library and by oneDNN, in GFLOP/s: why `tercet.model.ops.linear` is there.
 
     python benchmarks/products.py [--threads 2]
 
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from tercet.model import products
+from tercet.model.ops import linear as kernels
 
 SHAPES = (
     (1024, 256, 256),
@@ -42,9 +42,9 @@ def speeds(ways: dict[str, Callable[[], Tensor]], flops: float) -> dict[str, flo
 def ways(x: Tensor, w: Tensor, g: Tensor) -> dict[str, tuple[Callable[[], Tensor], Callable[[], Tensor]]]:
     """Each product of a linear layer, by PyTorch and by oneDNN."""
     return {
-        "x Wᵀ": (lambda: x @ w.T, lambda: products.product(x, w)),
-        "g W": (lambda: g @ w, lambda: products.product(g, w.T)),
-        "gᵀ x": (lambda: g.T @ x, lambda: products.weight_gradient(g, x)),
+        "x Wᵀ": (lambda: x @ w.T, lambda: kernels.matmul(x, w)),
+        "g W": (lambda: g @ w, lambda: kernels.matmul(g, w.T)),
+        "gᵀ x": (lambda: g.T @ x, lambda: kernels.weight_gradient(g, x)),
     }
 
 
@@ -53,9 +53,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     torch.set_num_threads(parser.parse_args().threads)
-    if not products.ONEDNN:
-        raise SystemExit("oneDNN is not used on this processor: tercet.model.products.ONEDNN is False")
-    products.WORTH = 1
+    if not kernels.ONEDNN:
+        raise SystemExit("oneDNN is not used on this processor: tercet.model.ops.linear.ONEDNN is False")
+    kernels.WORTH = 1
     print(f"{'rows, in, out':<18}{'product':<8}{'PyTorch':>9}{'oneDNN':>9}{'ratio':>7}")
     for rows, inputs, outputs in SHAPES:
         pairs = ways(torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs))

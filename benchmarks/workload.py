@@ -146,7 +146,7 @@ def _for_transformers(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForSequenceClassification
 
     from tercet.exchange.huggingface import export_model
-    from tercet.model.transformer import ScalarModel
+    from tercet.model.heads import ScalarModel
     from tercet.training.load import load_language_model
     from tercet.training.run import Run
 

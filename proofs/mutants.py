@@ -116,7 +116,7 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("prompt-not-scored", "wrong array", "(*self.prompts[number], *done.tokens), task)", "(*done.tokens,), task)"),
     ]),
     "inference/generate.py": ("sampler", [
-        ("logprob-at-temperature-1", "temperature", "return chosen, logp.gather(", "return chosen, F.log_softmax(logits, dim=-1).gather("),
+        ("logprob-at-temperature-1", "temperature", "return selected, logp.gather(", "return selected, F.log_softmax(logits, dim=-1).gather("),
         ("batch-shares-its-seed", "seed", "uniforms(seeds[i], params.max_new_tokens)", "uniforms(seeds[which[0]], params.max_new_tokens)"),
     ]),
     "inference/reward_scores.py": ("reward", [

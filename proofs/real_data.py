@@ -40,7 +40,8 @@ from tercet.inference.generate import Completion, SamplingParams, generate
 from tercet.inference.language_model import TransformerLM
 from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.ppo import PPO
 from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, normalise, ranking_loss

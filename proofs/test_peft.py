@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from tercet.model.config import LORA_TARGETS, LoRAConfig, ModelConfig
+from tercet.model.heads import ScalarModel
 from tercet.model.lora import adapters, apply_lora, load_adapter, merge, save_adapter
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.transformer import Transformer
 
 peft = pytest.importorskip("peft", reason="peft is not installed: pip install 'tercet[proof]'")
 transformers = pytest.importorskip("transformers", reason="transformers is not installed: pip install 'tercet[proof]'")

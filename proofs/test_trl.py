@@ -24,7 +24,8 @@ with warnings.catch_warnings():  # what TRL's imports warn of is not ours
 
 from tercet.inference.generate import Completion
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining import preference_losses
 from tercet.posttraining.dpo import kto_objective, pair_objective
 from tercet.posttraining.grpo import GroupMethod

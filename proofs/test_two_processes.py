@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from enumerated import ANSWERS, PROMPT, policy
 
 from tercet.inference.generate import Completion
-from tercet.model.transformer import ScalarModel
+from tercet.model.heads import ScalarModel
 from tercet.posttraining import rollouts as ro
 from tercet.posttraining.grpo import GroupMethod
 from tercet.posttraining.ppo import value_objective

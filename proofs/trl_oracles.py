@@ -23,7 +23,8 @@ from trl.experimental.orpo import ORPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 
 Ids = Sequence[int]
 
@@ -41,15 +42,11 @@ class Readable(nn.Module):
         """Logits [B, T, V] of a language model; of a scalar model its number at the last real token, [B, 1]."""
         real = attention_mask.bool()
         positions = (real.long().cumsum(1) - 1).clamp(min=0)
-        here = torch.arange(input_ids.shape[1])
-        causal = here[:, None] >= here[None, :]
-        # a padded query attends to itself, so that no softmax is over nothing
-        mask = ((causal & real[:, None, :]) | torch.eye(len(here), dtype=torch.bool))[:, None]
         backbone = self.model if isinstance(self.model, Transformer) else self.model.backbone
-        hidden = backbone.hidden(input_ids, positions_BT=positions, mask=mask)
+        hidden = backbone.hidden(input_ids, real.long(), positions_BT=positions)
         if isinstance(self.model, Transformer):
             return SimpleNamespace(logits=hidden @ self.model.output_weight.T)
-        last = torch.where(real, here, -1).amax(1)
+        last = torch.where(real, torch.arange(input_ids.shape[1]), -1).amax(1)
         return SimpleNamespace(logits=self.model.read(hidden[torch.arange(len(last)), last])[:, None])
 
 

@@ -24,7 +24,8 @@ from tercet.data.tasks import tasks
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, DataError
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining import best_of_n as module
 from tercet.posttraining.best_of_n import Judged, best_of_k, chances, curve, kept, kl_bon
 from tercet.posttraining.best_stage import BestOfNConfig

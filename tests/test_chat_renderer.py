@@ -12,9 +12,9 @@ from tercet.errors import ContextError, DataError
 from tercet.posttraining.rankings import encode_answer
 from tercet.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer
 from tercet.tokenizer.chat import (
-    CHAT_TEMPLATE,
     Rendered,
     answer_text,
+    chat_template,
     prompt_fitting,
     render,
     render_fitting,
@@ -166,7 +166,9 @@ def test_what_is_trained_on_is_what_chat_sends(tokenizer: Tokenizer, conversatio
 @example(MULTI)
 def test_the_text_form_is_the_exported_template(byte_tokenizer: Tokenizer, conversation: Conversation) -> None:
     """jinja2 as Hugging Face transformers sets it up renders the text that the ids spell."""
-    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(CHAT_TEMPLATE)
+    template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(
+        chat_template(byte_tokenizer.special)
+    )
     messages = [{"role": m.role, "content": m.content} for m in conversation]
 
     def spelled(tokens: list[int]) -> str:

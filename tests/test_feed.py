@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tercet.errors import ConfigError, DataError
 from tercet.training.batch import PAD_SEGMENT, Batch, Rows, pack_stream, pack_whole, pad_right
 from tercet.training.feed import Feed, permuted
+from tercet.training.objectives import next_token_batch
 
 PAD = 3
 
@@ -142,7 +143,7 @@ def test_a_stream_has_every_token_as_target_once(texts: list[list[int]], length:
         return
     rows = pack_stream(texts, length, PAD)
     assert rows.tokens.shape == rows.segments.shape == rows.weights.shape == (len(rows), length + 1)
-    batch = rows.batch(range(len(rows)))
+    batch = next_token_batch(rows)
     counted = batch.weights.flatten() == 1
     assert torch.equal(counted, batch.weights.flatten() != 0)
     assert batch.targets.flatten()[counted].tolist() == [t for text in texts for t in text[1:]]
@@ -170,7 +171,7 @@ def test_packing_whole_texts_loses_nothing(data: st.DataObject, texts: list[list
             assert places.tolist() == list(range(places[0], places[0] + len(places)))  # in one piece
             found.append((tuple(rows.tokens[row, places].tolist()), tuple(rows.weights[row, places].tolist())))
     assert sorted(found) == sorted((tuple(t), tuple(w)) for t, w in pairs)
-    batch = rows.batch(range(len(rows)))
+    batch = next_token_batch(rows)
     assert batch.count == pytest.approx(sum(sum(w[1:]) for _, w in pairs))
 
 
@@ -195,7 +196,7 @@ def test_a_weight_never_crosses_texts(segments: list[int], weights: list[float])
         np.array([segments], dtype=np.int32),
         np.array([weights[:n]], dtype=np.float32),
     )
-    batch = rows.batch([0])
+    batch = next_token_batch(rows.take([0]))
     assert batch.segments is not None
     assert batch.segments.tolist() == [segments[:-1]]
     assert (batch.tokens.tolist(), batch.targets.tolist()) == ([list(range(n - 1))], [list(range(1, n))])
@@ -215,7 +216,7 @@ def test_a_text_too_long_and_no_text_are_refused() -> None:
 def test_rows_concatenate_and_batches_have_the_types_of_the_model() -> None:
     rows = Rows.concatenate([rows_of(3), rows_of(2, 10)])
     assert rows.tokens[:, 0].tolist() == [0, 1, 2, 10, 11]
-    batch = rows.batch([4, 0])
+    batch = next_token_batch(rows.take([4, 0]))
     assert isinstance(batch, Batch)
     assert batch.segments is not None
     assert [x.dtype for x in (batch.tokens, batch.targets, batch.weights, batch.segments)] == [

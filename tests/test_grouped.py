@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from tercet.errors import ContextError
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.training.grouped import group
 
 Make = Callable[..., Transformer]

@@ -14,16 +14,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tercet.errors import NonFiniteError, TrainingError
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.ops import cross_entropy
+from tercet.model.ops.cross_entropy import linear_cross_entropy
+from tercet.model.transformer import Transformer
 from tercet.posttraining.policy_loss import PolicyObjective
 from tercet.posttraining.ppo import value_objective
 from tercet.posttraining.rankings import Ranked
 from tercet.posttraining.reward import collate, ranking_loss
 from tercet.posttraining.rollouts import Rollouts
-from tercet.training import objectives
 from tercet.training.batch import Batch, Rows
 from tercet.training.learner import Learner
-from tercet.training.objectives import linear_cross_entropy, mean_loss, next_token, token_logprobs
+from tercet.training.objectives import mean_loss, next_token, next_token_batch, token_logprobs
 from tercet.training.optim import OptimizerConfig
 
 Make = Callable[..., Transformer]
@@ -48,7 +50,7 @@ def text_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Batch]:
     weights = (rng(2).random((n, 25)) * (rng(3).random((n, 25)) < np.linspace(0.05, 1, n)[:, None])).astype(np.float32)
     segments = np.sort(rng(4).integers(0, 3, (n, 25)), axis=1).astype(np.int32)
     rows, edges = Rows(tokens, segments, weights), np.cumsum([0, *sizes])
-    return [rows.batch(range(a, b)) for a, b in itertools.pairwise(edges)]
+    return [next_token_batch(rows.take(range(a, b))) for a, b in itertools.pairwise(edges)]
 
 
 def ranked_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Any]:
@@ -278,7 +280,7 @@ def problem(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize("n", [1, 3, 4, 5, 8, 13])
 def test_linear_cross_entropy_equals_torchs(monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     """Value and both gradients, where the rows are fewer than, equal to and more than one chunk."""
-    monkeypatch.setattr(objectives, "CHUNK", 4)
+    monkeypatch.setattr(cross_entropy, "CHUNK", 4)
     hidden, weight, targets, weights = problem(n)
     loss = linear_cross_entropy(hidden, weight, targets, weights)
     got = torch.autograd.grad(2.5 * loss, (hidden, weight))
@@ -290,7 +292,7 @@ def test_linear_cross_entropy_equals_torchs(monkeypatch: pytest.MonkeyPatch, n: 
 
 
 def test_linear_cross_entropy_passes_gradcheck(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(objectives, "CHUNK", 2)
+    monkeypatch.setattr(cross_entropy, "CHUNK", 2)
     hidden, weight, targets, weights = problem(5)
     assert torch.autograd.gradcheck(lambda h, w: linear_cross_entropy(h, w, targets, weights), (hidden, weight))
 
@@ -349,7 +351,7 @@ def test_token_logprobs_and_entropy(make_model: Make, monkeypatch: pytest.Monkey
     inputs = (hidden, model.output_weight)
     wanted = torch.autograd.grad((wanted_logp * mix).sum(), inputs, retain_graph=True)
     for size in (4, 1024):
-        monkeypatch.setattr(objectives, "CHUNK", size)
+        monkeypatch.setattr(cross_entropy, "CHUNK", size)
         logp, entropy = token_logprobs(model, hidden, targets, temperature)
         torch.testing.assert_close(logp, wanted_logp, atol=1e-10, rtol=0)
         torch.testing.assert_close(entropy, wanted_entropy, atol=1e-10, rtol=0)

@@ -20,8 +20,10 @@ from tercet import merge as merge_run
 from tercet.cli.main import main
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LORA_TARGETS, LoRAConfig
+from tercet.model.heads import ScalarModel
 from tercet.model.lora import adapters, apply_lora, load_adapter, merge, save_adapter
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.ops.cross_entropy import linear_cross_entropy
+from tercet.model.transformer import Transformer
 from tercet.posttraining.merge_stage import MergeConfig
 from tercet.posttraining.sft_stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer

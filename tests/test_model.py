@@ -15,9 +15,11 @@ from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel, Transformer, rotate
+from tercet.model.heads import ScalarModel
+from tercet.model.layers import rotate
+from tercet.model.transformer import Transformer
 from tercet.training.batch import pack_whole
-from tercet.training.objectives import next_token
+from tercet.training.objectives import next_token, next_token_batch
 
 Make = Callable[..., Transformer]
 Array = NDArray[np.float64]
@@ -111,7 +113,7 @@ def test_packed_texts_are_as_if_alone(make_model: Make) -> None:
     weights = [np.random.default_rng(n).random(len(t)).round(2).tolist() for n, t in enumerate(texts)]
     rows = pack_whole(list(zip(texts, weights)), 60, pad=3)
     assert len(rows) == 1
-    batch = rows.batch([0])
+    batch = next_token_batch(rows.take([0]))
     assert batch.segments is not None
     packed = model(batch.tokens, batch.segments)[0]
     alone = {tuple(t): model(torch.tensor([t]))[0] for t in texts}

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tercet.errors import CheckpointError
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.training.batch import Rows
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token
+from tercet.training.objectives import next_token, next_token_batch
 from tercet.training.optim import NEWTON_SCHULZ, Optimizer, OptimizerConfig, orthogonalize, schedule, total_norm
 from tercet.training.settings import TrainSettings
 
@@ -212,7 +213,7 @@ def test_a_learner_that_was_saved_goes_on_as_if_never_stopped(make_model: Make, 
 
     def train(learner: Learner, steps: range) -> None:
         for step in steps:
-            learner.forward_backward([rows.batch([step % 6])], next_token)
+            learner.forward_backward([next_token_batch(rows.take([step % 6]))], next_token)
             learner.optim_step(1 - step / 10)
 
     whole = Learner(make_model(1), config)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from tercet.data.readers import BadRows
 from tercet.inference.generate import Completion, SamplingParams, generate
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.actor import Actor
 from tercet.posttraining.advantages import advantages_and_returns, place_rewards, whiten
 from tercet.posttraining.policy_loss import PolicyObjective

@@ -20,7 +20,8 @@ from tercet import reward
 from tercet.data.types import Comparison, Message
 from tercet.errors import CheckpointError, DataError
 from tercet.inference.reward_scores import score_texts
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.calibration import calibration_error, report
 from tercet.posttraining.rankings import Ranked, accuracy, encode_comparison, load_rankings
 from tercet.posttraining.reward import collate, load_demonstrations, normalise, ranking_loss, score_ranked, trust

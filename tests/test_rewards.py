@@ -23,7 +23,8 @@ from tercet.errors import ConfigError, DataError, TercetError
 from tercet.inference import http
 from tercet.inference.http import within
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_stage import RewardConfig
 from tercet.posttraining.rewards import Answered, Rewards, parse_rewards, reward_files, reward_runs
 from tercet.posttraining.sft_stage import SFTConfig

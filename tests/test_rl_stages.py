@@ -14,12 +14,12 @@ import torch
 from helpers import At, World, assert_same_run, press_ctrl_c, records, write_world
 from tercet import best_of_n
 from tercet.errors import ConfigError, DataError
+from tercet.model.ops import cross_entropy
 from tercet.model.transformer import Transformer
 from tercet.posttraining import actor
 from tercet.posttraining.best_stage import BestOfNConfig
 from tercet.posttraining.rl_stage import METHODS
 from tercet.reporting.report import write_report
-from tercet.training import objectives
 from tercet.training.load import load_language_model
 from tercet.training.run import Interrupted, Run
 from tercet.training.stage import resume
@@ -116,14 +116,14 @@ def test_a_lagging_sampler_is_known_as_such(world: World) -> None:
 def test_memory_never_holds_all_logits(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """No matrix product with the vocabulary has more than CHUNK rows, whatever the batch."""
     seen: list[int] = []
-    whole = objectives._log_softmax
+    whole = cross_entropy._log_softmax
 
     def watched(hidden: torch.Tensor, *more: Any) -> torch.Tensor:
         seen.append(len(hidden))
         return whole(hidden, *more)
 
-    monkeypatch.setattr(objectives, "CHUNK", 50)
-    monkeypatch.setattr(objectives, "_log_softmax", watched)
+    monkeypatch.setattr(cross_entropy, "CHUNK", 50)
+    monkeypatch.setattr(cross_entropy, "_log_softmax", watched)
     world.run("grpo", "bounded", steps=1, batch_size=8, group_size=4)
     assert sum(seen) > 400
     assert max(seen) <= 50

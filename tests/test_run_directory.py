@@ -29,7 +29,7 @@ from tercet.model.transformer import Transformer
 from tercet.pretraining.clm import pack_documents
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token
+from tercet.training.objectives import next_token, next_token_batch
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Interrupted, Run
 from tercet.training.settings import from_json
@@ -320,7 +320,7 @@ def test_a_batch_with_nothing_to_train_on_ends_the_run_before_it_changes_a_weigh
     def train() -> None:
         with Run.start("pretrain", config, tmp_path / "out") as run:
             for step in training_steps(run, config, learner, lambda done: None):
-                batches = [(empty if step.number == 2 else rows).batch(range(4))]
+                batches = [next_token_batch((empty if step.number == 2 else rows).take(range(4)))]
                 step.update(learner, learner.forward_backward(batches, next_token), batches)
 
     with pytest.raises(TrainingError, match=r"^step 2: the batch has nothing to train on"):

@@ -27,7 +27,7 @@ from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import Rendered, render, render_fitting, render_prompt
 from tercet.training.batch import Batch, Rows, pack_whole
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token
+from tercet.training.objectives import next_token, next_token_batch
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Interrupted, Run
 
@@ -144,7 +144,7 @@ def test_the_loss_counts_each_token_by_its_messages_weight(make_model: Make, tok
     model = make_model(1, torch.float64, context_length=128)
     rendered = render(tokenizer, TURNS)
     rows = pack_whole([(rendered.tokens, rendered.weights)], 127, tokenizer.pad)
-    loss, _ = next_token(model, rows.batch([0]))
+    loss, _ = next_token(model, next_token_batch(rows.take([0])))
     wanted, count = 0.0, 0.0
     for number, message in enumerate(TURNS):
         before = render(tokenizer, TURNS[:number]).tokens
@@ -156,7 +156,7 @@ def test_the_loss_counts_each_token_by_its_messages_weight(make_model: Make, tok
         weight = {0: 0.5, 1: 0.0, 2: 0.0, 3: 3.0, 4: 1.0}[number]
         wanted, count = wanted + weight * nats, count + weight * len(body)
     assert loss.item() == pytest.approx(wanted, rel=1e-10)
-    assert rows.batch([0]).count == pytest.approx(count)
+    assert next_token_batch(rows.take([0])).count == pytest.approx(count)
 
 
 # -- packing ----------------------------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ def test_packed_conversations_give_the_step_of_unpacked_ones(
         alone(found, 191, tokenizer.pad),
     )
     assert len(packed) < len(single) == 12
-    whole, apart = packed.batch(range(len(packed))), single.batch(range(12))
+    whole, apart = next_token_batch(packed), next_token_batch(single)
     assert whole.segments is not None
     logits, texts = model(whole.tokens, whole.segments).detach(), 0
     for row, segments in enumerate(whole.segments):
@@ -228,7 +228,7 @@ def rows_of(lengths: Sequence[Sequence[int]], length: int = 40) -> Batch:
         for number, (a, b) in enumerate(itertools.pairwise(edges)):
             segments[row, a:b] = number
             tokens[row, a:b] = np.random.default_rng([row, number]).integers(5, 300, b - a)
-    return Rows(tokens, segments, (segments >= 0).astype(np.float32)).batch(range(len(lengths)))
+    return next_token_batch(Rows(tokens, segments, (segments >= 0).astype(np.float32)))
 
 
 LENGTHS = ([40], [25, 15], [7], [10, 10, 10])

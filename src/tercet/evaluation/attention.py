@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from tercet.errors import ConfigError
-from tercet.model.transformer import Block, Transformer, rotate
+from tercet.model.attention import Dense
+from tercet.model.transformer import Block, Transformer
 
 
 @torch.no_grad()
@@ -23,18 +24,15 @@ def attention_patterns(model: Transformer, tokens_BT: Tensor) -> Tensor:
     and keys. Memory: L · B · H · T² floats.
     """
     T, c = tokens_BT.shape[1], model.config.head_dim
-    rope = model.rope_cos[None, :T], model.rope_sin[None, :T]
-    later = torch.ones(T, T, dtype=torch.bool).triu(1)
-    x, out = model.model.embed_tokens(tokens_BT), []
+    later = torch.ones(T, T, dtype=torch.bool, device=tokens_BT.device).triu(1)
+    (x, rope), out = model.placed(model.model.embed_tokens(tokens_BT)), list[Tensor]()
     for number, layer in enumerate(model.model.layers):
         assert isinstance(layer, Block)
         attention, h = layer.self_attn, layer.input_layernorm(x)
-        heads = (*tokens_BT.shape, -1, c)
-        q = rotate(attention.q_norm(attention.q_proj(h).view(heads)).transpose(1, 2), *rope)
-        k = rotate(attention.k_norm(attention.k_proj(h).view(heads)).transpose(1, 2), *rope)
+        q, k, _ = attention.project(h, rope)
         k = k.repeat_interleave(q.shape[1] // k.shape[1], dim=1)
         out.append((q @ k.mT / c**0.5).masked_fill(later, -torch.inf).softmax(-1))
-        x = layer(x, rope, None, None, number)
+        x = layer(x, rope, Dense(causal=True), None, number)
     return torch.stack(out)
 
 

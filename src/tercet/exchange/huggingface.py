@@ -15,9 +15,10 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tercet.errors import ConfigError
 from tercet.model.config import ModelConfig
-from tercet.tokenizer.bpe import IM_START, Tokenizer
-from tercet.tokenizer.chat import ANSWER_TEMPLATE, CHAT_TEMPLATE
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.chat import chat_template
 from tercet.training.load import language_model_run, load_language_model, load_reward_model, trained_by
 from tercet.training.records import write_text
 from tercet.training.run import Run, new_folder
@@ -63,26 +64,38 @@ def _write(path: Path, value: Any) -> None:
 
 
 def model_config(shape: ModelConfig, tokenizer: Tokenizer, task: str) -> dict[str, Any]:
-    """config.json; `task` is the end of the class's name."""
+    """config.json; `task` is the end of the class's name. Raises ConfigError for shapes that are not exported."""
+    usual = ModelConfig(shape.vocab_size)
+    odd = [name for name in ("attention_bias", "mlp_bias", "norm", "positions", "mlp")
+           if getattr(shape, name) != getattr(usual, name)]  # fmt: skip
+    if odd:
+        found = ", ".join(f"{name} {getattr(shape, name)}" for name in odd)
+        raise ConfigError(
+            f"a model with {found} cannot be exported yet; wanted Qwen3's or Llama's shape "
+            f"({', '.join(f'{name} {getattr(usual, name)}' for name in odd)})"
+        )
     kind, name = ("qwen3", "Qwen3") if shape.qk_norm else ("llama", "Llama")
     return {
         "architectures": [name + task], "model_type": kind, "vocab_size": shape.vocab_size, "hidden_size": shape.hidden_size,
         "intermediate_size": shape.intermediate_size, "num_hidden_layers": shape.num_layers,
         "num_attention_heads": shape.num_heads, "num_key_value_heads": shape.num_kv_heads, "head_dim": shape.head_dim,
         "hidden_act": "silu", "rms_norm_eps": shape.norm_eps, "rope_theta": shape.rope_theta, "attention_bias": False,
-        "attention_dropout": 0.0, "max_position_embeddings": shape.context_length, "tie_word_embeddings": True,
+        "attention_dropout": 0.0, "max_position_embeddings": shape.context_length, "tie_word_embeddings": shape.tie_embeddings,
         "initializer_range": 0.02, "use_cache": True, "torch_dtype": "float32", "bos_token_id": tokenizer.endoftext,
         "eos_token_id": [tokenizer.im_end, tokenizer.endoftext], "pad_token_id": tokenizer.pad,
     }  # fmt: skip
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer.json, with the rule that puts the beginning of a text in front."""
+    """tokenizer.json, with the rule that puts the beginning of a text in front; without roles, which are our own."""
+    whole = json.loads(tokenizer.to_json())
+    for token in whole["added_tokens"]:
+        token.pop("roles", None)
     begin = tokenizer.token(tokenizer.endoftext)
     special = {"SpecialToken": {"id": begin, "type_id": 0}}
     a, b = ({"Sequence": {"id": name, "type_id": kind}} for name, kind in (("A", 0), ("B", 1)))
     return {
-        **json.loads(tokenizer.to_json()),
+        **whole,
         "post_processor": {
             "type": "TemplateProcessing",
             "single": [special, a],
@@ -100,6 +113,6 @@ def tokenizer_config(tokenizer: Tokenizer, shape: ModelConfig, reward: bool) -> 
         "model_max_length": shape.context_length, "clean_up_tokenization_spaces": False,
         "padding_side": "right" if reward else "left",
     }  # fmt: skip
-    if tokenizer.token(tokenizer.im_start) == IM_START:
-        config["chat_template"] = ANSWER_TEMPLATE if reward else CHAT_TEMPLATE
+    if tokenizer.special.turns:
+        config["chat_template"] = chat_template(tokenizer.special, line_feed_at_end=not reward)
     return config

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError, NonFiniteError
 from tercet.inference.prefix_sharing import lay_out
-from tercet.model.transformer import KVCache, Transformer
+from tercet.model.attention import KVCache
+from tercet.model.transformer import Transformer
 
 _COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
 
@@ -37,7 +38,8 @@ class SamplingParams:
             raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
         if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: wanted temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"
+                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: "
+                "wanted temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"
             )
 
 
@@ -57,7 +59,7 @@ def pick(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[
     if torch.isnan(logp).any():
         raise NonFiniteError("the model's logits are not finite: its weights have diverged")
     if params.temperature == 0:
-        chosen = logits.argmax(-1)
+        selected = logits.argmax(-1)
     else:
         allowed = logp
         if params.top_k:
@@ -71,8 +73,8 @@ def pick(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[
             )
         cumulative = allowed.softmax(-1).cumsum(-1)
         # scaled by the last entry, so that rounding can never point behind the last allowed token
-        chosen = torch.searchsorted(cumulative, uniform_B[:, None] * cumulative[:, -1:], right=True)[:, 0]
-    return chosen, logp.gather(1, chosen[:, None])[:, 0]
+        selected = torch.searchsorted(cumulative, uniform_B[:, None] * cumulative[:, -1:], right=True)[:, 0]
+    return selected, logp.gather(1, selected[:, None])[:, 0]
 
 
 def uniforms(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
@@ -86,7 +88,8 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
              until: Callable[[int, Sequence[int]], bool] | None = None) -> list[Completion]:  # fmt: skip
     """Continue every prompt; `seeds` holds one seed a prompt. `on_token(prompt index, token)` is told of each token.
 
-    `until(prompt index, ids so far)` is asked after each token; where it is true, that continuation finishes with "stop".
+    `until(prompt index, ids so far)` is called after each token; where it is true, that continuation finishes with
+    "stop".
 
     Raises ContextError where a prompt leaves no room in the context. A prompt near the end of the context gets the room
     that is left and finishes with "length".
@@ -97,7 +100,8 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < limit:
             raise ContextError(
-                f"prompt {number} has {len(prompt)} tokens; the context of {limit} leaves room for prompts of 1 to {limit - 1}"
+                f"prompt {number} has {len(prompt)} tokens; "
+                f"the context of {limit} leaves room for prompts of 1 to {limit - 1}"
             )
     out = [Completion() for _ in prompts]
     by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
@@ -109,17 +113,16 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
 def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int],
                     which: list[int], out: list[Completion], on_token: Callable[[int, int], None] | None,
                     until: Callable[[int, Sequence[int]], bool] | None) -> None:  # fmt: skip
-    limit = model.config.context_length
-    uniform = torch.from_numpy(np.stack([uniforms(seeds[i], params.max_new_tokens) for i in which]))
+    limit, device = model.config.context_length, model.device
+    uniform = torch.from_numpy(np.stack([uniforms(seeds[i], params.max_new_tokens) for i in which])).to(device)
     room = min(params.max_new_tokens, limit - min(len(prompts[i]) for i in which))
     capacity = max(len(prompts[i]) for i in which) + room
-    hidden, cache, start = _read_prompts(model, [tuple(prompts[i]) for i in which], capacity)
-    column = torch.arange(capacity)
-    rows = torch.arange(len(which))  # which of the batch are still in the cache
-    alive = torch.ones(len(which), dtype=torch.bool)
+    hidden, cache = _read_prompts(model, [tuple(prompts[i]) for i in which], capacity)
+    rows = list(range(len(which)))  # which of the batch are still in the cache
+    alive = [True] * len(which)
     for step in range(params.max_new_tokens):
-        chosen, logp = pick(model.logits(hidden), params, uniform[rows, step])
-        for row, token, value in zip(rows.tolist(), chosen.tolist(), logp.tolist()):
+        selected, logp = pick(model.logits(hidden), params, uniform[rows, step])
+        for row, token, value in zip(rows, selected.tolist(), logp.tolist()):
             if not alive[row]:
                 continue
             done = out[which[row]]
@@ -131,37 +134,35 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
                 done.finish, alive[row] = "stop", False
             elif len(prompts[which[row]]) + len(done.tokens) >= limit:
                 alive[row] = False
-        living = alive[rows]
-        if not living.any() or step == params.max_new_tokens - 1:
+        kept = [place for place, row in enumerate(rows) if alive[row]]
+        if not kept or step == params.max_new_tokens - 1:
             return
-        if step % _COMPACT_EVERY == _COMPACT_EVERY - 1 and not living.all():
-            kept = living.nonzero()[:, 0]
-            cache.keep(kept)
-            rows, chosen = rows[kept], chosen[kept]
-        at = cache.length
+        if step % _COMPACT_EVERY == _COMPACT_EVERY - 1 and len(kept) < len(rows):
+            index = torch.tensor(kept, device=device)
+            cache.keep(index)
+            rows, selected = [rows[place] for place in kept], selected[index]
         # a sequence that ended at the border of the context may stay in the batch for some steps
-        positions = (at - start[rows]).clamp(max=limit - 1)[:, None]
-        visible = column[None, : at + 1] >= start[rows][:, None]
-        hidden = model.hidden(chosen[:, None], positions_BT=positions, mask=visible[:, None, None], cache=cache)[:, -1]
+        positions = cache.lengths.clamp(max=limit - 1)[:, None]
+        hidden = model.hidden(selected[:, None], positions_BT=positions, cache=cache)[:, -1]
 
 
-def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: int) -> tuple[Tensor, KVCache, Tensor]:
-    """(hidden state of each prompt's last token [B, D], the filled cache, columns of filling before each prompt [B]).
+def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: int) -> tuple[Tensor, KVCache]:
+    """(hidden state of each prompt's last token [B, D], the filled cache).
 
-    What prompts begin with alike is read once. Filling on the left of the cache lines the prompts' ends up, so that each
-    later step writes one column of it.
+    Shared prefixes of prompts are read once; then each prompt's keys and values become a row of the cache.
     """
-    distinct = {p: n for n, p in enumerate(dict.fromkeys(prompts))}
+    like, distinct = model.output_weight, {p: n for n, p in enumerate(dict.fromkeys(prompts))}
     layout, longest, count = lay_out(list(distinct)), max(map(len, prompts)), len(prompts)
-    read = KVCache(model.config, 1, layout.tokens.shape[1], model.output_weight.dtype)
+    read = KVCache(model.config, 1, layout.tokens.shape[1], like)
     last = torch.tensor([layout.places[n, len(p) - 1] for p, n in distinct.items()])
     hidden = layout.hidden(model, last, read)
     places = torch.zeros(count, longest, dtype=torch.long)
     for row, prompt in enumerate(prompts):
-        places[row, longest - len(prompt) :] = torch.from_numpy(layout.places[distinct[prompt], : len(prompt)])
-    cache = KVCache(model.config, count, capacity, model.output_weight.dtype)
+        places[row, : len(prompt)] = torch.from_numpy(layout.places[distinct[prompt], : len(prompt)])
+    places = places.to(like.device)
+    cache = KVCache(model.config, count, capacity, like)
     for layer in range(model.config.num_layers):
         for into, out in ((cache.keys, read.keys), (cache.values, read.values)):
             into[layer, :, :, :longest] = out[layer, 0].transpose(0, 1)[places].transpose(1, 2)
-    cache.advance(longest)
-    return hidden[[distinct[p] for p in prompts]], cache, torch.tensor([longest - len(p) for p in prompts])
+    cache.lengths, cache.width = torch.tensor([len(p) for p in prompts], device=like.device), longest
+    return hidden[[distinct[p] for p in prompts]], cache

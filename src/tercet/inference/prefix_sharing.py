@@ -1,8 +1,8 @@
-"""Sequences with shared prefixes, each prefix computed once: a trie of ids laid end to end, without padding.
+"""Sequences with shared prefixes, and each prefix computed once: a trie of ids laid end to end, without padding.
 
-sequences  a b c d      places     a b c d e f g
-           a b c e      positions  0 1 2 3 3 2 3
-           a b f g      row 1 is the places 0 1 2 4, row 2 the places 0 1 5 6
+sequences  a b c d      tokens     a b c d e f g
+           a b c e      positions  0 1 2 3 3 2 3      within each sequence
+           a b f g      sequence 1 is at the places 0 1 2 4 of the row, sequence 2 at 0 1 5 6
 """
 
 from __future__ import annotations
@@ -16,31 +16,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tercet.model.transformer import Branches, KVCache, Part, Transformer
+from tercet.model.attention import Branches, KVCache, Part
+from tercet.model.transformer import Transformer
+from tercet.training.batch import to_device
 
 
 @dataclass(frozen=True)
 class Layout:
-    """N sequences as T places."""
+    """N sequences as one row of T tokens; a place is an index into that row."""
 
     tokens: Tensor  # [1, T] i64
     positions: Tensor  # [1, T] i64
     branches: Branches  # which places make up each sequence
-    places: NDArray[
-        np.int64
-    ]  # [N, S]: the place of each sequence's tokens; behind a sequence's end there is no meaning
+    places: NDArray[np.int64]  # [N, S]: the place of each sequence's tokens; without meaning after a sequence's end
 
     def hidden(self, model: Transformer, at: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Hidden states of all places, [T, D], or of the places `at` alone, [A, D].
 
-        An empty `cache` (batch 1, capacity T) is filled by place.
+        An empty `cache` (batch 1, capacity T) takes the keys and values of every place.
         """
-        hidden = model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches, cache=cache, at=at)
+        tokens, positions, branches, at = to_device((self.tokens, self.positions, self.branches, at), model.device)
+        hidden = model.hidden(tokens, positions_BT=positions, attention=branches, cache=cache, at=at)
         return hidden[0] if at is None else hidden
 
 
 def shared_length(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
-    """The length of the common prefix of `a` and `b`."""
+    """The length of the longest common prefix of `a` and `b`."""
     size = min(len(a), len(b))
     different = np.flatnonzero(a[:size] != b[:size])
     return int(different[0]) if len(different) else size
@@ -49,8 +50,8 @@ def shared_length(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
 def lay_out(sequences: Sequence[Sequence[int]]) -> Layout:
     """Sequences as a trie. Raises ValueError where one is empty.
 
-    In alphabetical order the longest prefix that a sequence shares with any sequence before it is the one that it shares
-    with the last of them, so comparing neighbours finds the whole trie.
+    In alphabetical order, the longest prefix that a sequence shares with any earlier one is the one that it shares with
+    its neighbour, so comparing neighbours finds the whole trie.
     """
     if not sequences or not all(sequences):
         raise ValueError("a layout needs at least one sequence, and every sequence at least one token")
@@ -75,24 +76,24 @@ def lay_out(sequences: Sequence[Sequence[int]]) -> Layout:
 
 
 def _branches(rows: NDArray[np.int64], lengths: NDArray[np.int64], shared: NDArray[np.int64], total: int) -> Branches:
-    """Sequences by length, in steps of a quarter; where most is shared, only what is new asks.
+    """Group sequences by length, in steps of a quarter; where most tokens are shared, only the new ones are queries.
 
-    Causal attention passes over what is later, half of its work, so asking for less than half of a sequence needs a mask.
+    Plain causal attention skips later keys, half of its work. So a mask, which cannot skip, only pays where less than
+    half of a sequence's tokens are queries.
     """
-    first = np.where(2 * shared > lengths, shared, 0)  # the first token that asks
+    first = np.where(2 * shared > lengths, shared, 0)  # the first token that is a query
     kinds = {
         int(i): (first[i] > 0, math.ceil(3 * math.log2(lengths[i] - first[i])), math.ceil(3 * math.log2(lengths[i])))
-        for i in np.flatnonzero(shared < lengths)  # the others say nothing new
+        for i in np.flatnonzero(shared < lengths)  # the others have no token of their own
     }
     parts, home, outputs = list[Part](), np.zeros(total, dtype=np.int64), 0
     for kind in sorted(set(kinds.values())):
         mine = np.array([i for i, k in kinds.items() if k == kind])
         wide, asking = lengths[mine].max(), (lengths - first)[mine].max()
         keys = rows[mine, :wide]
-        steps = first[mine, None] + np.arange(asking)  # [N, Q]: which token of its sequence asks
-        there = (steps < lengths[mine, None]) & (
-            steps >= shared[mine, None]
-        )  # the others are another sequence's, or filling
+        steps = first[mine, None] + np.arange(asking)  # [N, Q]: which token of its sequence is a query
+        # the others are another sequence's, or padding
+        there = (steps < lengths[mine, None]) & (steps >= shared[mine, None])
         places = np.take_along_axis(keys, np.minimum(steps, wide - 1), 1)
         home[places[there]] = outputs + np.flatnonzero(there)
         asked = mask = None

@@ -6,12 +6,17 @@ from dataclasses import dataclass
 
 from tercet.errors import ConfigError
 
+# The settings of a model that are names, with their values.
+CHOICES = {
+    "attention_bias": ("none", "qkv", "qkvo"), "norm": ("rmsnorm", "layernorm"), "positions": ("rope", "learned"),
+    "mlp": ("swiglu", "gelu"),
+}  # fmt: skip
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass(frozen=True)
 class LoRAConfig:
-    """Low-rank adapters (Hu et al. 2021): the layers named `targets` compute W x + alpha / rank · B A x, A and B trained."""
+    """Low-rank adapters (Hu et al. 2021): the layers `targets` compute W x + alpha / rank · B A x and train A and B."""
 
     rank: int
     alpha: float = 16.0
@@ -30,9 +35,11 @@ class LoRAConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Qwen3-shaped decoder: RMSNorm, RoPE, grouped-query attention, QK-norm, SwiGLU, tied embeddings.
+    """The shape of a decoder; the defaults are Qwen3's.
 
-    Without `qk_norm` it has Llama's shape.
+    That is RMSNorm, RoPE, grouped-query attention, QK-norm, SwiGLU and a tied output layer. Without `qk_norm` it is
+    Llama's. Qwen2 has `attention_bias` "qkv" in addition. GPT-2 has `norm` "layernorm", `positions` "learned", `mlp`
+    "gelu" and all biases.
     """
 
     vocab_size: int
@@ -46,6 +53,12 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-6
     qk_norm: bool = True
+    tie_embeddings: bool = True  # False: the output layer has a matrix of its own, `lm_head`
+    attention_bias: str = "none"  # which projections have a bias: "none", "qkv", or "qkvo" for the output's too
+    mlp_bias: bool = False
+    norm: str = "rmsnorm"  # or "layernorm": before each layer's two halves and at the end; QK-norm stays RMSNorm
+    positions: str = "rope"  # or "learned": a vector for each position, added to the embedding
+    mlp: str = "swiglu"  # or "gelu": GPT-2's two matrices with the tanh form of GELU between them
 
     def __post_init__(self) -> None:
         for name in (
@@ -62,17 +75,29 @@ class ModelConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
-        if self.head_dim % 2:
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
+        if self.positions == "rope" and self.head_dim % 2:
             raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even number")
 
     def parameters(self, embeddings: bool = True) -> int:
-        """Number of trained parameters, with or without the (tied) embedding matrix."""
-        d, h = self.hidden_size, self.head_dim
+        """Number of trained parameters, with or without the embeddings of tokens and positions and the output layer."""
+        d, h, f = self.hidden_size, self.head_dim, self.intermediate_size
         attention = 2 * d * self.num_heads * h + 2 * d * self.num_kv_heads * h + 2 * h * self.qk_norm
-        layer = attention + 3 * d * self.intermediate_size + 2 * d
-        return self.num_layers * layer + d + (self.vocab_size * d if embeddings else 0)
+        attention += (self.num_heads + 2 * self.num_kv_heads) * h * (self.attention_bias != "none")
+        attention += d * (self.attention_bias == "qkvo")
+        wide = 2 if self.mlp == "swiglu" else 1  # matrices from the hidden size to the intermediate size
+        mlp = (wide + 1) * d * f + (wide * f + d) * self.mlp_bias
+        norm = d if self.norm == "rmsnorm" else 2 * d
+        outside = self.vocab_size * d * (1 if self.tie_embeddings else 2)
+        outside += self.context_length * d * (self.positions == "learned")
+        return self.num_layers * (attention + mlp + 2 * norm) + norm + (outside if embeddings else 0)
 
     def flops_per_token(self) -> float:
-        """Training FLOPs of one token: 6 N plus attention at full context (Kaplan et al. 2020, section 2.1)."""
+        """Training FLOPs of one token (Kaplan et al. 2020, section 2.1).
+
+        6 N, where N includes the output layer but no embeddings, plus attention at full context.
+        """
         matmul = self.parameters(embeddings=False) + self.vocab_size * self.hidden_size
         return 6.0 * matmul + 6.0 * self.num_layers * self.num_heads * self.head_dim * self.context_length

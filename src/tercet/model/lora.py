@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): train small matrices beside frozen ones, then add them up, or keep them apart in PEFT's format.
+"""LoRA (Hu et al. 2021): train small matrices beside frozen ones, then merge them, or keep them in PEFT's format.
 
 A layer W [out, in] becomes W x + alpha / rank · B A x with A [rank, in] and B [out, rank]. B starts at 0, so that the
 model starts as it was. W keeps its name; A and B are `lora_A.weight` and `lora_B.weight` beside it, as in PEFT.
@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LoRAConfig
-from tercet.model.products import Linear, linear
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.ops.linear import Linear, linear
+from tercet.model.transformer import Transformer
 
 PREFIX = "base_model.model."  # what PEFT writes before the names of the model that it wraps
 # What a folder from elsewhere may ask for and we do not do: silently leaving it out would give another model.
@@ -28,23 +29,27 @@ _UNSUPPORTED = (
 
 
 class LoRALinear(nn.Module):
-    """A linear layer without bias whose frozen weight gets a trained update of low rank."""
+    """A linear layer whose frozen weight gets a trained update of low rank; a bias stays as it is, frozen too."""
 
     def __init__(self, linear: nn.Linear, config: LoRAConfig, generator: torch.Generator) -> None:
         super().__init__()
         out, into = linear.weight.shape
         self.config = config
-        self.weight = linear.weight
-        self.lora_A = nn.Linear(into, config.rank, bias=False, dtype=linear.weight.dtype)
-        self.lora_B = nn.Linear(config.rank, out, bias=False, dtype=linear.weight.dtype)
-        with torch.no_grad():  # A as torch starts a linear layer, which is what LoRA's authors' code does too
-            self.lora_A.weight.uniform_(-(into**-0.5), into**-0.5, generator=generator)
+        self.weight, self.bias = linear.weight, linear.bias
+        like: dict[str, Any] = {"dtype": linear.weight.dtype, "device": linear.weight.device}
+        self.lora_A = nn.Linear(into, config.rank, bias=False, **like)
+        self.lora_B = nn.Linear(config.rank, out, bias=False, **like)
+        # A as torch starts a linear layer, which is what LoRA's authors' code does too; the same on every device
+        drawn = torch.empty(config.rank, into, dtype=linear.weight.dtype, device=generator.device)
+        drawn.uniform_(-(into**-0.5), into**-0.5, generator=generator)
+        with torch.no_grad():
+            self.lora_A.weight.copy_(drawn)
             self.lora_B.weight.zero_()
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
         update: Tensor = self.lora_B(self.lora_A(x))
-        return linear(x, self.weight) + self.config.alpha / self.config.rank * update
+        return linear(x, self.weight, self.bias) + self.config.alpha / self.config.rank * update
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -53,13 +58,15 @@ class LoRALinear(nn.Module):
         plain = Linear(a.shape[1], b.shape[0], device="meta")
         weight = self.weight.double() + self.config.alpha / self.config.rank * (b @ a)
         plain.weight = nn.Parameter(weight.to(self.weight.dtype))
+        plain.bias = self.bias
         return plain
 
 
 def apply_lora(model: Transformer | ScalarModel, config: LoRAConfig, seed: int) -> None:
     """Wrap the transformer's layers named in `config.targets` and freeze the rest; a score head stays as it is.
 
-    The model's output does not change. Raises ConfigError where the model has adapters already.
+    The model's output does not change. Raises ConfigError where the model has adapters already, or no layer of these
+    names.
     """
     if adapters(model):
         raise ConfigError("the model has adapters already; merge them first")
@@ -69,6 +76,11 @@ def apply_lora(model: Transformer | ScalarModel, config: LoRAConfig, seed: int) 
     for parent, name, layer in _layers(backbone):
         if name in config.targets and isinstance(layer, nn.Linear):
             setattr(parent, name, LoRALinear(layer, config, generator))
+    if not adapters(model):
+        raise ConfigError(
+            f"none of the layers that LoRA is to adapt ({', '.join(config.targets)}) is in this model; "
+            "name others, such as q_proj and v_proj"
+        )
 
 
 def merge(model: Transformer | ScalarModel) -> None:
@@ -99,8 +111,8 @@ def _layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 def save_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors as PEFT does, for the model as transformers' Qwen3.
 
-    Of a ScalarModel, as Qwen3ForSequenceClassification, the score head comes too, with the gain in its weight. That class
-    has no place for the constant that makes demonstrations score 0: it stands as `bias`, which PEFT passes over.
+    Of a ScalarModel, as Qwen3ForSequenceClassification, the score head comes too, with the gain in its weight. That
+    class has no place for the constant that makes demonstrations score 0: it stands as `bias`, which PEFT passes over.
     Raises ConfigError where the model has no adapters.
     """
     found = adapters(_backbone(model))
@@ -109,7 +121,8 @@ def save_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
     config = next(iter(found.values())).config
     described = {
         "peft_type": "LORA", "task_type": "SEQ_CLS" if isinstance(model, ScalarModel) else "CAUSAL_LM",
-        "base_model_name_or_path": None, "r": config.rank, "lora_alpha": config.alpha, "target_modules": list(config.targets),
+        "base_model_name_or_path": None, "r": config.rank, "lora_alpha": config.alpha,
+        "target_modules": list(config.targets),
         "modules_to_save": ["score"] if isinstance(model, ScalarModel) else None, "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True,
     }  # fmt: skip
@@ -127,8 +140,8 @@ def save_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
 def load_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
     """Wrap a plain model with the adapters of a folder in PEFT's format.
 
-    Raises ConfigError where the folder asks for what is not offered, CheckpointError where it is damaged or was made for
-    another model.
+    Raises ConfigError where the folder asks for what is not offered, CheckpointError where it is damaged or was made
+    for another model.
     """
     path = Path(folder)
     try:

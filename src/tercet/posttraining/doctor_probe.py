@@ -19,7 +19,8 @@ from tercet.data.types import Comparison, Conversation
 from tercet.errors import ContextError
 from tercet.inference.chat import answer_params, fit_prompts
 from tercet.inference.reward_scores import score_texts
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.findings import INF, Finding, judged, judged_kl
 from tercet.posttraining.rankings import Ranked, encode_answer, encode_comparison
 from tercet.posttraining.reward import score_ranked
@@ -113,7 +114,8 @@ def mask(tokenizer: Tokenizer, found: Sequence[Conversation], room: int) -> Iter
             "others' tokens trained on unasked", counts["wrong"] / max(counts["others"], 1), "0", advice, wrong=(0, 0)
         )
     if counts["turns"]:
-        advice = "the end token is not trained on, so that answers never end: keep <|im_end|> in the mask, and pad with another token"
+        end = tokenizer.token(tokenizer.im_end)
+        advice = f"the end token is not trained on, so that answers never end: keep {end} in the mask, and pad with another token"
         yield judged(
             "turns whose end is trained on", counts["ended"] / counts["turns"], "1", advice, look=(1, 1), wrong=(0.5, 1)
         )

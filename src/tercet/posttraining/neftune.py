@@ -38,7 +38,7 @@ def embedding_noise(batch: Batch, size: int, alpha: float, seed: int, step: int,
     ]
     lengths = text_lengths(batch.tokens, batch.segments)
     scale = torch.where(lengths > 0, alpha / (lengths.clamp(min=1) * size).sqrt(), 0.0)
-    return (torch.from_numpy(np.stack(drawn)) * 2 - 1) * scale[:, :, None]
+    return (torch.from_numpy(np.stack(drawn)).to(scale.device) * 2 - 1) * scale[:, :, None]
 
 
 @dataclass(frozen=True)

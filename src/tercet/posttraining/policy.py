@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.rl_stage import PolicyConfig
 from tercet.posttraining.rollouts import Rollouts, logprobs
 from tercet.training.adapt import adapt

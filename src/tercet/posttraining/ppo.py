@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.posttraining.advantages import advantages_and_returns, place_rewards, whiten
 from tercet.posttraining.policy import Policy
 from tercet.posttraining.policy_loss import PolicyObjective

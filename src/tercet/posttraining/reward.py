@@ -17,7 +17,7 @@ from tercet.data.conversations import conversations
 from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
 from tercet.inference.reward_scores import score_texts
-from tercet.model.transformer import ScalarModel
+from tercet.model.heads import ScalarModel
 from tercet.posttraining.calibration import report
 from tercet.posttraining.rankings import Ranked, accuracy, encode_answer, load_rankings, mean_size
 from tercet.posttraining.reward_stage import RewardConfig

@@ -27,7 +27,7 @@ from tercet.errors import ConfigError, DataError
 from tercet.inference.http import HttpScorer
 from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
-from tercet.model.transformer import ScalarModel
+from tercet.model.heads import ScalarModel
 from tercet.posttraining.rewards_external import ProcessScorer, load_function, said, source_of, words_of
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import load_reward_model, reward_model_run

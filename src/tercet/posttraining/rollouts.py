@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tercet.errors import ConfigError
 from tercet.inference.generate import Completion, SamplingParams, generate
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.training.batch import pad_right
 from tercet.training.grouped import Grouped, group
 

@@ -21,7 +21,7 @@ from tercet.evaluation.suites import measure, open_suites, text_of
 from tercet.evaluation.task import Task as SuiteTask
 from tercet.inference.language_model import ChatAnswer, LanguageModel, Progress, local, open_model
 from tercet.inference.reward_scores import score_texts
-from tercet.model.transformer import ScalarModel
+from tercet.model.heads import ScalarModel
 from tercet.posttraining.config import EvalConfig
 from tercet.posttraining.reward import check_contexts
 from tercet.pretraining.clm import limit_bytes

@@ -19,7 +19,7 @@ from tercet.recipes.icl_config import MOST, SHOTS, TUNED_SHOTS, ICLConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.batch import pack_whole
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token
+from tercet.training.objectives import next_token, next_token_batch
 from tercet.training.optim import OptimizerConfig
 
 PASSAGE, COPIES, PASSAGES = 24, 2, 24  # random words that heads are scored on: longer than any passage in training
@@ -118,8 +118,8 @@ def tuned(
     """
     student = copy.deepcopy(model)
     texts = [[tokenizer.endoftext, *tokenizer.encode(f" {word} {output}")] for word, output in examples]
-    batch = pack_whole([(ids, [0.0] * (len(ids) - 1) + [1.0]) for ids in texts], len(texts[0]) - 1, tokenizer.pad)
-    whole = [batch.batch(range(len(batch)))]
+    rows = pack_whole([(ids, [0.0] * (len(ids) - 1) + [1.0]) for ids in texts], len(texts[0]) - 1, tokenizer.pad)
+    whole = [next_token_batch(rows)]
     learner = Learner(student, OptimizerConfig(lr=config.tuning_lr, muon_lr=0.0))
     for _ in range(config.tuning_steps):
         learner.forward_backward(whole, next_token)

@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
+from dataclasses import astuple
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from tercet.errors import CheckpointError, ConfigError, DataError
+from tercet.tokenizer.special import CHATML, LLAMA, SpecialTokens, read_roles, with_roles
 
-ENDOFTEXT, IM_START, IM_END, PAD, MASK = SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|pad|>",
-    "<|mask|>",
-)
-# What stands for them in a tokenizer of Llama's kind: there a text and a turn begin alike, and filling is never read.
-LLAMA_TOKENS = ("<s>", "<s>", "</s>", "<unk>", "<unk>")
+SPECIAL_TOKENS = astuple(CHATML)  # of a tokenizer that is trained here, in the order of their ids
 
 # Qwen2's split pattern: llama.cpp knows it by name ("qwen2"), so an exported model needs no patch there. Single digits
 # are tokens of their own, which small models need for arithmetic.
@@ -32,25 +26,34 @@ SPLIT_PATTERN = (
 )
 
 _SLICE = 128  # texts encoded at once
-_SMALLEST = 256 + len(SPECIAL_TOKENS)
 
 
 class Tokenizer:
-    """Text to ids and back. `endoftext`, `im_start`, `im_end`, `pad` and `mask` are the ids of the special tokens."""
+    """Text to ids and back.
 
-    def __init__(self, backend: Backend) -> None:
+    `special` says how the special tokens are spelled; `endoftext` (the beginning of a text), `im_start` and `im_end`
+    (of a turn), `pad` and `mask` are their ids.
+    """
+
+    def __init__(self, backend: Backend, special: SpecialTokens | None = None) -> None:
+        """Without `special`, the tokens are spelled as ours, or as Llama's where the vocabulary has those instead.
+
+        Raises CheckpointError where the vocabulary lacks one.
+        """
         # True means: do not look for special tokens in the text that is encoded.
         backend.encode_special_tokens = True
         self._backend = backend
-        own = {token: i for token in (*SPECIAL_TOKENS, *LLAMA_TOKENS) if (i := backend.token_to_id(token)) is not None}
-        names = LLAMA_TOKENS if ENDOFTEXT not in own and own.keys() >= {*LLAMA_TOKENS} else SPECIAL_TOKENS
-        if missing := [token for token in names if token not in own]:
+        known = [*(SPECIAL_TOKENS if special is None else ()), *astuple(special or LLAMA)]
+        own = {token: i for token in known if (i := backend.token_to_id(token)) is not None}
+        if special is None:
+            special = LLAMA if CHATML.begin_of_text not in own and not LLAMA.missing(own) else CHATML
+        if missing := special.missing(own):
             raise CheckpointError(
                 f"tokenizer without the special tokens {', '.join(missing)}; train one with `tercet tokenizer train`"
             )
-        ids = [own[token] for token in names]
-        self.endoftext, self.im_start, self.im_end, self.pad, self.mask = ids
-        self._special = dict(zip(ids, names))
+        self.special = special
+        self.endoftext, self.im_start, self.im_end, self.pad, self.mask = (own[token] for token in astuple(special))
+        self._special = {own[token]: token for token in astuple(special)}
         self.special_ids = frozenset(self._special)
 
     @property
@@ -70,7 +73,8 @@ class Tokenizer:
             return [e.ids for part in slices for e in self._backend.encode_batch_fast(part, add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError) as error:
             raise DataError(
-                f"text that is not valid Unicode (a lone surrogate): {error}; clean it with text.encode('utf-8', 'replace')"
+                f"text that is not valid Unicode (a lone surrogate): {error}; "
+                "clean it with text.encode('utf-8', 'replace')"
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -78,12 +82,12 @@ class Tokenizer:
         return str(self._backend.decode([i for i in ids if i not in self.special_ids], skip_special_tokens=True))
 
     def token(self, i: int) -> str:
-        """How one id is shown to a person: the spelling of a special token, the text of any other."""
+        """What a person is shown for one id: the spelling of a special token, the text of any other."""
         return self._special[i] if i in self._special else self.decode([i])
 
     def to_json(self) -> str:
         """The tokenizer as `tokenizer.json`, which transformers and llama.cpp's converter read."""
-        return str(self._backend.to_str(pretty=True))
+        return with_roles(str(self._backend.to_str(pretty=True)), self.special)
 
     def fingerprint(self) -> str:
         """SHA-256 of the tokenizer: two runs can share weights only if theirs is equal."""
@@ -95,26 +99,28 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a `tokenizer.json`, or the one in a folder. Raises CheckpointError where there is none or it is damaged."""
+        """Read a `tokenizer.json`, or the one in a folder. Raises CheckpointError where it is missing or damaged."""
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise CheckpointError(f"{file}: no tokenizer there; make one with `tercet tokenizer train`, or name a run")
         try:
-            return cls(Backend.from_str(file.read_text(encoding="utf-8")))
+            text = file.read_text(encoding="utf-8")
+            return cls(Backend.from_str(text), read_roles(text))
         except CheckpointError:
             raise
         except Exception as error:  # the backend raises bare Exception for a file it cannot parse
             raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from error
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train byte-level BPE with `vocab_size` ids in all (256 bytes, 5 special tokens, the rest merges).
+def train_tokenizer(texts: Iterable[str], vocab_size: int, special: SpecialTokens = CHATML) -> Tokenizer:
+    """Train byte-level BPE with `vocab_size` ids in all (the special tokens, 256 bytes, the rest merges).
 
     Raises ConfigError where `vocab_size` has no room for the bytes, DataError where there is no text.
     """
-    if vocab_size < _SMALLEST:
+    names = list(dict.fromkeys(astuple(special)))
+    if vocab_size < (smallest := 256 + len(names)):
         raise ConfigError(
-            f"vocab_size is {vocab_size}; at least {_SMALLEST} is needed (256 bytes + {len(SPECIAL_TOKENS)} special tokens)"
+            f"vocab_size is {vocab_size}; at least {smallest} is needed (256 bytes + {len(names)} special tokens)"
         )
     seen = [0]
 
@@ -134,7 +140,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         show_progress=False,
-        special_tokens=[AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS],
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in names],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
     )
     try:
@@ -145,7 +151,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         ) from error
     if not seen[0]:
         raise DataError("no text to train the tokenizer on: every document is empty")
-    return Tokenizer(backend)
+    return Tokenizer(backend, special)
 
 
 class StreamDecoder:

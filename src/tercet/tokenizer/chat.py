@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from tercet.data.types import Conversation, Message
 from tercet.errors import ContextError, DataError
 from tercet.tokenizer.bpe import Tokenizer
+from tercet.tokenizer.special import SpecialTokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ def _message(tokenizer: Tokenizer, message: Message) -> Rendered:
 
 
 def render(tokenizer: Tokenizer, conversation: Conversation) -> Rendered:
-    """Ids and weights of a whole conversation: each message's weight on its content and `<|im_end|>`, 0 on the rest."""
+    """Ids and weights of a whole conversation: each message's weight on its content and end token, 0 on the rest."""
     parts = [_message(tokenizer, message) for message in conversation]
     return Rendered([t for p in parts for t in p.tokens], [w for p in parts for w in p.weights])
 
@@ -95,19 +96,21 @@ def prompt_fitting(tokenizer: Tokenizer, conversation: Conversation, max_tokens:
 
 
 def answer_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, bool]:
-    """The text of a sampled answer, and whether the model ended it itself with `<|im_end|>`."""
+    """The text of a sampled answer, and whether the model ended it itself with the token that ends a turn."""
     finished = bool(tokens) and tokens[-1] == tokenizer.im_end
     return tokenizer.decode(tokens), finished
 
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
-)
+def chat_template(special: SpecialTokens, line_feed_at_end: bool = True) -> str:
+    """The renderer as a jinja template of Hugging Face's kind: it gives the text that the ids of `render` spell.
 
-# the same without the line feed after the last message: a reward model scores at the end token
-ANSWER_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' }}"
-    "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '\\n<|im_start|>assistant\\n' }}{% endif %}"
-)
+    A reward model scores at the end token, so its template leaves out the line feed after the last message
+    (`line_feed_at_end` False).
+    """
+    start, end = (name.replace("\\", "\\\\").replace("'", "\\'") for name in (special.turn_start, special.turn_end))
+    message = "{% for message in messages %}{{ '" + start + "' + message.role + '\\n' + message.content + '" + end + "'"
+    if line_feed_at_end:
+        body, opening = " + '\\n' }}{% endfor %}", start
+    else:
+        body, opening = " }}{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}", "\\n" + start
+    return message + body + "{% if add_generation_prompt %}{{ '" + opening + "assistant\\n' }}{% endif %}"

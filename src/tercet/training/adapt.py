@@ -6,8 +6,9 @@ from typing import TypeVar
 
 from torch import nn
 
+from tercet.model.heads import ScalarModel
 from tercet.model.lora import adapters, apply_lora, save_adapter
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.transformer import Transformer
 from tercet.training.run import Run
 from tercet.training.settings import TuneSettings
 

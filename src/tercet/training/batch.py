@@ -1,9 +1,10 @@
-"""Rows of tokens as arrays: packing texts into rows, and the batch that the learner sees."""
+"""Packed sequences of tokens as arrays, and the batch that the learner sees."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,9 +14,9 @@ from torch import Tensor
 from tercet.errors import DataError
 
 PAD_SEGMENT = -1
-PASS_TOKENS = (
-    1024  # of a forward pass in training: larger ones are not faster on a CPU, and take more memory (docs/log.md)
-)
+V = TypeVar("V")
+# Tokens of a forward pass in training: larger passes are not faster on a CPU, and take more memory (docs/log.md).
+PASS_TOKENS = 1024
 
 
 def rows_per_pass(micro_batch: int, tokens_per_row: float) -> int:
@@ -23,9 +24,24 @@ def rows_per_pass(micro_batch: int, tokens_per_row: float) -> int:
     return micro_batch or max(1, round(PASS_TOKENS / tokens_per_row))
 
 
+def to_device(value: V, device: torch.device) -> V:
+    """`value` with every tensor in it on `device`: a tensor, or a dataclass or tuple of them (and of anything else).
+
+    Batches are made on the CPU and moved once, here.
+    """
+    moved: Any = value
+    if isinstance(value, Tensor):
+        moved = value.to(device)
+    elif is_dataclass(value) and not isinstance(value, type):
+        moved = replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value) if f.init})
+    elif isinstance(value, tuple):
+        moved = tuple(to_device(one, device) for one in value)
+    return moved  # type: ignore[no-any-return]
+
+
 @dataclass(frozen=True)
 class Batch:
-    """What an objective works on: predict `targets` from `tokens`, counting each target `weights` times.
+    """What an objective of single tokens works on: predict `targets` from `tokens`; each counts `weights` times.
 
     `segments` numbers the texts packed into a row (PAD_SEGMENT on padding); None means one text a row.
     """
@@ -37,7 +53,7 @@ class Batch:
 
     @property
     def count(self) -> float:
-        """By what the learner divides the summed loss: the sum of the weights."""
+        """The sum of the weights, by which the learner divides the summed loss."""
         return float(self.weights.sum(dtype=torch.float64))
 
     def split(self, rows: int) -> Iterator[Batch]:
@@ -51,26 +67,22 @@ class Batch:
 
 @dataclass(frozen=True)
 class Rows:
-    """Packed rows, each one token longer than the context so that inputs and targets are two views of it."""
+    """Packed sequences. What is predicted from them is the objective's affair: it makes a `Batch` of some rows.
 
-    tokens: NDArray[np.int32]  # [N, T + 1]
-    segments: NDArray[np.int32]  # [N, T + 1]
-    weights: NDArray[np.float32]  # [N, T + 1]: of predicting this token
+    `segments` numbers the texts of a row (PAD_SEGMENT on padding); `weights` says how much each token counts as a
+    target.
+    """
+
+    tokens: NDArray[np.int32]  # [N, W]
+    segments: NDArray[np.int32]  # [N, W]
+    weights: NDArray[np.float32]  # [N, W]
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> Batch:
-        """The rows as a batch. A target in another segment than its input has weight 0: nothing predicts across texts."""
-        tokens, segments = self.tokens[rows], self.segments[rows]
-        same = segments[:, 1:] == segments[:, :-1]
-        weights = self.weights[rows][:, 1:] * (same & (segments[:, 1:] != PAD_SEGMENT))
-        return Batch(
-            tokens=torch.from_numpy(tokens[:, :-1].astype(np.int64)),
-            targets=torch.from_numpy(tokens[:, 1:].astype(np.int64)),
-            weights=torch.from_numpy(weights.astype(np.float32)),
-            segments=torch.from_numpy(np.ascontiguousarray(segments[:, :-1])),
-        )
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Rows:
+        """The rows with these numbers, in this order."""
+        return Rows(self.tokens[rows], self.segments[rows], self.weights[rows])
 
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:
@@ -79,9 +91,10 @@ class Rows:
 
 
 def pack_stream(texts: Sequence[Sequence[int]], length: int, pad: int) -> Rows:
-    """Chop texts, laid end to end, into rows of `length` targets; a text may run over into the next row.
+    """Cut texts, laid end to end, into rows of `length` + 1 tokens; a text may run over into the next row.
 
-    The last row is filled up with `pad`. Each text brings its own begin and end tokens. Raises DataError on no tokens.
+    Neighbouring rows share one token, so that every token but the very first can be a target once. The last row is
+    padded with `pad`. Each text brings its own begin and end tokens. Raises DataError where there are no tokens.
     """
     total = sum(len(t) for t in texts)
     if total < 2:
@@ -99,7 +112,7 @@ def pack_stream(texts: Sequence[Sequence[int]], length: int, pad: int) -> Rows:
 
 
 def pack_whole(texts: Sequence[tuple[Sequence[int], Sequence[float]]], length: int, pad: int) -> Rows:
-    """Put whole (tokens, weights) texts into rows of `length` targets, longest first into the fullest row with room.
+    """Put whole (tokens, weights) texts into rows of `length` + 1 tokens, longest first into the fullest row with room.
 
     Raises DataError where a text is longer than `length + 1` tokens, or where there is none.
     """
@@ -133,7 +146,7 @@ def pack_whole(texts: Sequence[tuple[Sequence[int], Sequence[float]]], length: i
 
 
 def pad_right(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Tokens [B, T] filled up on the right, and each text's length [B]. Causal attention never looks at the filling."""
+    """Tokens [B, T] padded on the right, and each text's length [B]. Causal attention never looks at the padding."""
     longest = max(len(t) for t in texts)
     out = np.full((len(texts), longest), pad, dtype=np.int64)
     for row, text in enumerate(texts):

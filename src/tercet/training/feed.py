@@ -1,17 +1,20 @@
-"""A feed is an array indexed by step: a pure function of (seed, step).
+"""The data loader: an array of batches indexed by step, a pure function of (seed, step).
 
-Resuming is setting the step; nothing has to be replayed and no generator's state is saved.
+To resume, set the step: nothing is replayed and no generator's state is saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tercet.errors import ConfigError
 from tercet.training.batch import Batch, Rows
+from tercet.training.objectives import next_token_batch
+
+MakeBatch = Callable[[Rows, int, int], Batch]  # (rows, seed, step): the same batch for the same three
 
 _PATTERN = 1_000  # resolution of the mixture: weights are kept to a thousandth
 
@@ -31,12 +34,11 @@ class Feed:
     """Batches of rows from several sources in fixed proportions.
 
     `weights` are the sources' shares of the rows. Every thousand consecutive examples hold each source exactly in
-    its share, in a seeded order.
+    its share, in a seeded order. `make_batch` is the objective's: it says what is input and what is target.
     """
 
-    def __init__(
-        self, sources: Mapping[str, Rows], weights: Mapping[str, float] | None, batch_size: int, seed: int
-    ) -> None:
+    def __init__(self, sources: Mapping[str, Rows], weights: Mapping[str, float] | None, batch_size: int, seed: int,
+                 make_batch: MakeBatch = next_token_batch) -> None:  # fmt: skip
         names = sorted(sources)
         shares = np.array([1.0 * len(sources[n]) if weights is None else weights[n] for n in names], dtype=np.float64)
         if (shares < 0).any() or not shares.sum() > 0:
@@ -53,7 +55,7 @@ class Feed:
             counts[lost] += 1  # by size: the smallest source is still seen
             counts[counts.argmax()] -= 1
         self.sources = [sources[n] for n in names]
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.make_batch = batch_size, seed, make_batch
         if len(names) == 1:
             self._pattern, self._before = np.zeros(1, dtype=np.int64), np.zeros((1, 1), dtype=np.int64)
         else:
@@ -72,10 +74,5 @@ class Feed:
     def batch(self, step: int) -> Batch:
         """The batch of `step` (0, 1, …)."""
         picks = [self.example(step * self.batch_size + i) for i in range(self.batch_size)]
-        parts = [self.sources[source] for source, _ in picks]
-        rows = Rows(
-            np.stack([p.tokens[row] for p, (_, row) in zip(parts, picks)]),
-            np.stack([p.segments[row] for p, (_, row) in zip(parts, picks)]),
-            np.stack([p.weights[row] for p, (_, row) in zip(parts, picks)]),
-        )
-        return rows.batch(range(len(picks)))
+        rows = Rows.concatenate([self.sources[source].take([row]) for source, row in picks])
+        return self.make_batch(rows, self.seed, step)

@@ -1,11 +1,11 @@
-"""Several answers to one prompt, and the prompt read once: a batch's prompts and answers end to end, without filling.
+"""Several answers to one prompt, which is read once: a batch's prompts and answers end to end, without padding.
 
     tokens     P P P P a a a b b c c c c Q Q …
-    positions  0 1 2 3 4 5 6 4 5 4 5 6 7 0 1 …      an answer's positions go on where its prompt's end
+    positions  0 1 2 3 4 5 6 4 5 4 5 6 7 0 1 …      an answer's positions continue its prompt's
 
-Attention alone works on whole sequences, a row for each answer (PPPPaaa, PPPPbb, …). The reward model, DPO and its kin,
-and the group methods of RL all learn from such batches. What comes out is the same as from one row for each answer; a
-test holds it to that.
+Attention alone works on whole sequences, a row for each answer (PPPPaaa, PPPPbb, …). The reward model, DPO and related
+methods, and the group methods of RL all learn from such batches. The results are the same as with one row for each
+answer (tested).
 """
 
 from __future__ import annotations
@@ -17,23 +17,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tercet.model.transformer import Branches, Part, ScalarModel, Transformer
+from tercet.model.attention import Branches, Part
+from tercet.model.heads import ScalarModel
+from tercet.model.transformer import Transformer
 from tercet.training.objectives import token_logprobs
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """Prompts with their answers as T places; answers are numbered 0 … N − 1 through the batch."""
+    """Prompts with their answers as T positions of one row; answers are numbered 0 … N − 1 through the batch."""
 
     tokens: Tensor  # [1, T] i64
     positions: Tensor  # [1, T] i64
-    branches: Branches  # which places make up the sequence of each answer
-    before: (
-        Tensor  # [A] i64: for every answer token, the place of the token before it (for the first: the prompt's last)
-    )
+    branches: Branches  # which positions make up the sequence of each answer
+    # [A] i64: for every answer token, the position of the token before it (for the first: the prompt's last)
+    before: Tensor
     target: Tensor  # [A] i64: that answer token's id
     answer: Tensor  # [A] i64: the answer that it belongs to
-    last: Tensor  # [N] i64: the place of every answer's last token
+    last: Tensor  # [N] i64: the position of every answer's last token
 
     @property
     def answers(self) -> int:
@@ -41,8 +42,8 @@ class Grouped:
         return len(self.last)
 
     def hidden(self, model: Transformer, at: Tensor) -> Tensor:
-        """Hidden states of the places `at`, [A, D]."""
-        return model.hidden(self.tokens, positions_BT=self.positions, mask=self.branches, at=at)
+        """Hidden states of the positions `at`, [A, D]."""
+        return model.hidden(self.tokens, positions_BT=self.positions, attention=self.branches, at=at)
 
     def token_logprobs(self, model: Transformer, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """log π of every answer token, and the entropy of π there, both [A]; log π with gradients."""
@@ -54,7 +55,7 @@ class Grouped:
 
     def sum(self, per_token: Tensor) -> Tensor:
         """[A] summed over each answer's tokens, [N] float64."""
-        zeros = torch.zeros(self.answers, dtype=torch.float64)
+        zeros = torch.zeros(self.answers, dtype=torch.float64, device=per_token.device)
         return zeros.index_add(0, self.answer, per_token.double())
 
     def lengths(self) -> Tensor:
@@ -67,10 +68,10 @@ class Grouped:
 
 
 def group(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> Grouped:
-    """A batch of `prompts` with their `answers` (a list for each prompt). Raises ValueError for an empty prompt or answer."""
+    """A batch of `prompts` with their `answers`, a list for each. Raises ValueError for an empty prompt or answer."""
     if not all(prompts) or not all(all(mine) and mine for mine in answers):
         raise ValueError("every prompt and every answer needs at least one token, and every prompt an answer")
-    sequences, at = [], 0  # (prompt, answer, their places)
+    sequences, at = [], 0  # (prompt, answer, their positions in the row)
     for prompt, mine in zip(prompts, answers):
         shared, at = np.arange(at, at + len(prompt)), at + len(prompt)
         for ids in mine:

@@ -1,4 +1,4 @@
-"""The learner: `forward_backward` as often as wanted, then one `optim_step`. Tell it the objective; don't subclass it."""
+"""The learner: call `forward_backward` one or more times, then `optim_step`. The objective is an argument."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import NonFiniteError, TrainingError
+from tercet.training.batch import to_device
 from tercet.training.distributed import processes, sum_in_place, summed
 from tercet.training.optim import Optimizer, OptimizerConfig
 
@@ -20,7 +21,7 @@ class Countable(Protocol):
 
     @property
     def count(self) -> float:
-        """By what the summed loss of this batch is divided."""
+        """The number by which the summed loss of this batch is divided."""
         ...
 
 
@@ -41,18 +42,26 @@ class Learner(Generic[M]):
         self.optimizer = Optimizer(parameters, optimizer, low_precision=precision == "bfloat16")
 
     @property
+    def device(self) -> torch.device:
+        """Where the model's weights are; batches are moved there."""
+        return next(self.model.parameters()).device
+
+    @property
     def step(self) -> int:
         """Optimizer steps taken so far."""
         return self.optimizer.steps
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 matrix products where the precision says so (weights and sums stay float32)."""
-        return torch.autocast("cpu", torch.bfloat16) if self.precision == "bfloat16" else contextlib.nullcontext()
+        """Compute matrix products in bfloat16 where the precision says so (weights and sums stay float32)."""
+        if self.precision != "bfloat16":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def forward_backward(self, batches: Sequence[B], objective: Objective[B], coef: float = 1.0) -> dict[str, float]:
         """Add coef · ∇(Σ sum / Σ count) to the gradients; returns each metric's Σ / Σ count.
 
-        Raises TrainingError where the counts add up to 0 (nothing to learn from), NonFiniteError where a loss is not finite.
+        Raises TrainingError where the counts add up to 0 (nothing to learn from), NonFiniteError where a loss is not
+        finite.
         """
         total = summed({"count": sum(batch.count for batch in batches)})["count"]
         if not total > 0:
@@ -64,6 +73,8 @@ class Learner(Generic[M]):
         for batch in batches:
             if batch.count == 0:
                 continue
+            if self.device.type != "cpu":
+                batch = to_device(batch, self.device)
             with self.autocast():
                 loss, metrics = objective(self.model, batch)
             value = float(loss.detach())
@@ -77,7 +88,8 @@ class Learner(Generic[M]):
     def optim_step(self, scale: float) -> float:
         """One update of the gradients summed over all processes, at `scale` times the learning rates.
 
-        Returns the gradient norm before clipping. Raises NonFiniteError, leaving the weights as they are, where the norm is not finite.
+        Returns the gradient norm before clipping. Raises NonFiniteError where the norm is not finite; the weights then
+        stay as they are.
         """
         if processes() > 1:  # a process that had nothing to train on takes part with zeros
             for p in self.optimizer.parameters.values():

@@ -6,8 +6,9 @@ from typing import TypeVar
 
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LoRAConfig
+from tercet.model.heads import ScalarModel
 from tercet.model.lora import apply_lora, merge
-from tercet.model.transformer import ScalarModel, Transformer
+from tercet.model.transformer import Transformer
 from tercet.training.run import Run
 from tercet.training.settings import LANGUAGE_MODEL, REWARD_MODEL
 from tercet.training.stage import makers, stages

@@ -1,4 +1,4 @@
-"""Optimizers: AdamW (Loshchilov & Hutter 2019) for all parameters, or Muon (Jordan et al. 2024) for the hidden matrices.
+"""Optimizers: AdamW (Loshchilov & Hutter 2019) for all parameters, or Muon (Jordan et al. 2024) for hidden matrices.
 
 Own code rather than torch.optim's, because the state must be named tensors that go into safetensors as they are.
 """
@@ -20,7 +20,10 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic that sends singular values 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """`lr` is AdamW's; `muon_lr` above 0 hands the hidden matrices to Muon: all 2-D weights but embeddings, heads, adapters."""
+    """Settings of the optimizer. `lr` is AdamW's; with `muon_lr` above 0, Muon updates the hidden matrices.
+
+    Those are all 2-D weights except embeddings, heads and adapters.
+    """
 
     lr: float = 3e-3
     muon_lr: float = 0.02
@@ -85,7 +88,10 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, scale: float) -> float:
-        """Clip, update every parameter at `scale` times its learning rate, forget the gradients; returns the norm before clipping."""
+        """Clip, update every parameter at `scale` times its learning rate, forget the gradients.
+
+        Returns the norm before clipping.
+        """
         norm = total_norm(self.gradients())
         if self.config.clip_norm > 0 and norm > self.config.clip_norm:
             torch._foreach_mul_(
@@ -149,7 +155,7 @@ def total_norm(tensors: Iterable[Tensor]) -> float:
 
 
 def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Learning-rate multiplier: linear warm-up over `warmup` steps, constant, linear to 0 over the last `decay` share."""
+    """Learning-rate multiplier: linear over `warmup` steps, constant, linear to 0 over the last `decay` share."""
     start = steps - round(decay * steps)
     up = min(1.0, (step + 1) / warmup) if warmup else 1.0
     down = 1.0 if step < start else (steps - step) / (steps - start + 1)

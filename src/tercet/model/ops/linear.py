@@ -1,8 +1,8 @@
-"""Matrix products in float32 on the CPU by oneDNN, in place of the library that PyTorch asks (MKL).
+"""Linear kernels: float32 matrix products on the CPU by oneDNN instead of MKL, the library that PyTorch uses.
 
-MKL does not use the widest vectors of every processor that has them: on an AMD EPYC with AVX-512 oneDNN's products were 1.4 to 2.3 times
-as fast (benchmarks/products.py). The numbers are the same up to rounding. Other types, other devices and small
-products go to PyTorch as ever.
+MKL does not use the widest vectors of every processor that has them: on an AMD EPYC with AVX-512 oneDNN was 1.4 to 2.3
+times as fast (benchmarks/products.py). The numbers are the same up to rounding. Other types, other devices and small
+products go to PyTorch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from torch.autograd.function import once_differentiable
 WORTH = 1 << 22
 
 
-def _had() -> bool:
-    """Whether oneDNN is there and the processor has vectors that MKL may leave idle; decided once, so that results repeat."""
+def _available() -> bool:
+    """Whether oneDNN is there and the processor has AVX-512, which MKL may not use; decided once, so results repeat."""
     built = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
     return built and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
 
-ONEDNN = _had()
+ONEDNN = _available()
 
 
 def _by_onednn(a: Tensor, b: Tensor) -> bool:
@@ -32,8 +32,8 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
     return plain and a.numel() * b.shape[0] >= WORTH
 
 
-def product(a_NK: Tensor, b_MK: Tensor) -> Tensor:
-    """a bᵀ, [N, M], of two matrices; no gradient flows through it."""
+def matmul(a_NK: Tensor, b_MK: Tensor) -> Tensor:
+    """Return a bᵀ, [N, M], of two matrices; no gradient flows through it."""
     if _by_onednn(a_NK, b_MK):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(a_NK, b_MK, None, "none", [], "")
         return out
@@ -41,10 +41,10 @@ def product(a_NK: Tensor, b_MK: Tensor) -> Tensor:
 
 
 def weight_gradient(grad_NO: Tensor, x_NI: Tensor) -> Tensor:
-    """gradᵀ x, [O, I]. oneDNN is up to a half faster where the longer side is that of the second matrix."""
+    """Return gradᵀ x, [O, I]. oneDNN is up to 50 % faster where the second matrix has the longer side."""
     if grad_NO.shape[1] > x_NI.shape[1]:
-        return product(x_NI.T, grad_NO.T).T
-    return product(grad_NO.T, x_NI.T)
+        return matmul(x_NI.T, grad_NO.T).T
+    return matmul(grad_NO.T, x_NI.T)
 
 
 class _Linear(torch.autograd.Function):
@@ -53,32 +53,33 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
         ctx.save_for_backward(x_NI, weight_OI)
-        return product(x_NI, weight_OI)
+        return matmul(x_NI, weight_OI)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
-        d_x = product(grad_NO, weight.T) if ctx.needs_input_grad[0] else None
+        d_x = matmul(grad_NO, weight.T) if ctx.needs_input_grad[0] else None
         return d_x, weight_gradient(grad_NO, x) if ctx.needs_input_grad[1] else None  # not with adapters: it is frozen
 
 
-def linear(x: Tensor, weight_OI: Tensor) -> Tensor:
-    """x Wᵀ, [..., in] to [..., out], as `torch.nn.functional.linear`."""
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x Wᵀ + b, [..., in] to [..., out], as `torch.nn.functional.linear`."""
     if not _by_onednn(x, weight_OI) or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight_OI)
+        return F.linear(x, weight_OI, bias_O)
     x_NI = x.reshape(-1, x.shape[-1])
     needed = torch.is_grad_enabled() and (x.requires_grad or weight_OI.requires_grad)
-    out: Tensor = _Linear.apply(x_NI, weight_OI) if needed else product(x_NI, weight_OI)  # type: ignore[no-untyped-call]
-    return out.view(*x.shape[:-1], weight_OI.shape[0])
+    out: Tensor = _Linear.apply(x_NI, weight_OI) if needed else matmul(x_NI, weight_OI)  # type: ignore[no-untyped-call]
+    out = out.view(*x.shape[:-1], weight_OI.shape[0])
+    return out if bias_O is None else out + bias_O
 
 
 class Linear(nn.Linear):
-    """A linear layer without bias that multiplies by `linear`."""
+    """A linear layer that multiplies by `linear`; by default without a bias."""
 
-    def __init__(self, inputs: int, outputs: int, **kind: Any) -> None:
-        super().__init__(inputs, outputs, bias=False, **kind)
+    def __init__(self, inputs: int, outputs: int, bias: bool = False, **like: Any) -> None:
+        super().__init__(inputs, outputs, bias=bias, **like)
 
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] to [..., out]."""
-        return linear(input, self.weight)
+        return linear(input, self.weight, self.bias)

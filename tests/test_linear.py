@@ -7,24 +7,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tercet.model import products
+from tercet.model.ops import linear as kernels
 
-needs = pytest.mark.skipif(not products.ONEDNN, reason="this processor has no AVX-512: PyTorch multiplies")
+needs = pytest.mark.skipif(not kernels.ONEDNN, reason="this processor has no AVX-512: PyTorch multiplies")
 
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Every size is worth it; the shapes that oneDNN was asked for."""
-    monkeypatch.setattr(products, "WORTH", 1)
+    monkeypatch.setattr(kernels, "WORTH", 1)
     seen: list[tuple[int, ...]] = []
-    plain = products._by_onednn
+    plain = kernels._by_onednn
 
     def noted(a: Tensor, b: Tensor) -> bool:
         if found := plain(a, b):
             seen.append((*a.shape, *b.shape))
         return found
 
-    monkeypatch.setattr(products, "_by_onednn", noted)
+    monkeypatch.setattr(kernels, "_by_onednn", noted)
     return seen
 
 
@@ -39,7 +39,7 @@ def test_outputs_and_gradients_are_those_of_float64(
     calls: list[tuple[int, ...]], shape: tuple[int, ...], frozen: bool
 ) -> None:
     x, w = drawn(*shape).requires_grad_(), drawn(7, 8).requires_grad_(not frozen)
-    y = products.linear(x, w)
+    y = kernels.linear(x, w)
     y.backward(g := drawn(*shape[:-1], 7))
     wide_x, wide_w = x.detach().double().requires_grad_(), w.detach().double().requires_grad_()
     expected = F.linear(wide_x, wide_w)
@@ -56,24 +56,24 @@ def test_outputs_and_gradients_are_those_of_float64(
 @needs
 def test_views_are_read_as_they_lie(calls: list[tuple[int, ...]]) -> None:
     a, b = drawn(9, 40).T[::2], drawn(9, 6).T  # strides of all kinds
-    torch.testing.assert_close(products.product(a, b), a @ b.T)
+    torch.testing.assert_close(kernels.matmul(a, b), a @ b.T)
     sliced, w = drawn(4, 6, 10)[:, ::2, :8], drawn(5, 8)
-    torch.testing.assert_close(products.linear(sliced, w), F.linear(sliced, w))
+    torch.testing.assert_close(kernels.linear(sliced, w), F.linear(sliced, w))
     assert len(calls) >= 2
 
 
 def test_what_is_not_plain_float32_goes_to_torch(calls: list[tuple[int, ...]]) -> None:
     x, w = drawn(4, 8), drawn(5, 8)
-    assert torch.equal(products.linear(x.double(), w.double()), F.linear(x.double(), w.double()))
-    assert torch.equal(products.product(x.bfloat16(), w.bfloat16()), x.bfloat16() @ w.bfloat16().T)
+    assert torch.equal(kernels.linear(x.double(), w.double()), F.linear(x.double(), w.double()))
+    assert torch.equal(kernels.matmul(x.bfloat16(), w.bfloat16()), x.bfloat16() @ w.bfloat16().T)
     assert not calls
     with torch.autocast("cpu", torch.bfloat16):
-        assert products.linear(x, w).dtype == torch.bfloat16
+        assert kernels.linear(x, w).dtype == torch.bfloat16
 
 
 def test_no_rows_are_no_rows(calls: list[tuple[int, ...]]) -> None:
     x, w = drawn(0, 8).requires_grad_(), drawn(7, 8).requires_grad_()
-    products.linear(x, w).sum().backward()
+    kernels.linear(x, w).sum().backward()
     assert w.grad is not None
     assert not w.grad.any()
 
@@ -82,22 +82,22 @@ def test_small_products_go_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object) -> Tensor:
         raise AssertionError
 
-    monkeypatch.setattr(products, "_Linear", never)
+    monkeypatch.setattr(kernels, "_Linear", never)
     x, w = drawn(4, 8).requires_grad_(), drawn(5, 8)
-    assert torch.equal(products.linear(x, w), F.linear(x, w))
+    assert torch.equal(kernels.linear(x, w), F.linear(x, w))
 
 
 @needs
 @pytest.mark.parametrize(("outputs", "inputs"), [(5, 9), (9, 5)])
 def test_the_gradient_of_a_weight_is_the_product(calls: list[tuple[int, ...]], outputs: int, inputs: int) -> None:
     grad, x = drawn(30, outputs), drawn(30, inputs)
-    torch.testing.assert_close(products.weight_gradient(grad, x), grad.T @ x)
+    torch.testing.assert_close(kernels.weight_gradient(grad, x), grad.T @ x)
     assert len(calls) == 1
 
 
 @needs
 def test_a_gradient_of_a_gradient_is_refused(calls: list[tuple[int, ...]]) -> None:
     x, w = drawn(4, 8).requires_grad_(), drawn(5, 8).requires_grad_()
-    (g,) = torch.autograd.grad(products.linear(x, w).square().sum(), x, create_graph=True)
+    (g,) = torch.autograd.grad(kernels.linear(x, w).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
         g.sum().backward()

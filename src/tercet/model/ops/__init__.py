@@ -1,0 +1,1 @@
+"""Kernels of the model: products with weight matrices, and cross entropy without all logits at once."""
