@@ -31,7 +31,7 @@ from tercet.training.adapt import adapt, write_adapter
 from tercet.training.batch import Batch
 from tercet.training.learner import Learner
 from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
-from tercet.training.objectives import linear_cross_entropy, next_token
+from tercet.training.objectives import next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Interrupted, Run
 
