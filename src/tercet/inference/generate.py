@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError, NonFiniteError
 from tercet.inference.prefix_sharing import lay_out
 from tercet.model.attention import KVCache
 from tercet.model.transformer import Transformer
+from tercet.training.batch import to_device
 
 _COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
 
@@ -117,7 +119,17 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
     uniform = torch.from_numpy(np.stack([uniforms(seeds[i], params.max_new_tokens) for i in which])).to(device)
     room = min(params.max_new_tokens, limit - min(len(prompts[i]) for i in which))
     capacity = max(len(prompts[i]) for i in which) + room
-    hidden, cache = _read_prompts(model, [tuple(prompts[i]) for i in which], capacity)
+    # shared prefixes of prompts are read once; then each prompt's keys and values become a row of the cache
+    texts = [tuple(prompts[i]) for i in which]
+    number = {p: n for n, p in enumerate(dict.fromkeys(texts))}
+    layout = lay_out(list(number))
+    tokens, positions, branches, last = to_device(
+        (layout.tokens, layout.positions, layout.branches, torch.from_numpy(layout.ends())), device
+    )
+    read = KVCache(model.config, 1, tokens.shape[1], model.output_weight)
+    hidden = model.hidden(tokens, positions_BT=positions, attention=branches, cache=read, at=last)
+    hidden = hidden[[number[p] for p in texts]]
+    cache = _cache_rows(model, read, [layout.places[number[p], : len(p)] for p in texts], capacity)
     rows = list(range(len(which)))  # which of the batch are still in the cache
     alive = [True] * len(which)
     for step in range(params.max_new_tokens):
@@ -146,23 +158,16 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
         hidden = model.hidden(selected[:, None], positions_BT=positions, cache=cache)[:, -1]
 
 
-def _read_prompts(model: Transformer, prompts: list[tuple[int, ...]], capacity: int) -> tuple[Tensor, KVCache]:
-    """(hidden state of each prompt's last token [B, D], the filled cache).
-
-    Shared prefixes of prompts are read once; then each prompt's keys and values become a row of the cache.
-    """
-    like, distinct = model.output_weight, {p: n for n, p in enumerate(dict.fromkeys(prompts))}
-    layout, longest, count = lay_out(list(distinct)), max(map(len, prompts)), len(prompts)
-    read = KVCache(model.config, 1, layout.tokens.shape[1], like)
-    last = torch.tensor([layout.places[n, len(p) - 1] for p, n in distinct.items()])
-    hidden = layout.hidden(model, last, read)
-    places = torch.zeros(count, longest, dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        places[row, : len(prompt)] = torch.from_numpy(layout.places[distinct[prompt], : len(prompt)])
-    places = places.to(like.device)
-    cache = KVCache(model.config, count, capacity, like)
+def _cache_rows(model: Transformer, read: KVCache, places: Sequence[NDArray[np.int64]], capacity: int) -> KVCache:
+    """A cache with a row for every prompt, from one with the keys and values of all their tokens at `places`."""
+    longest, like = max(map(len, places)), model.output_weight
+    index = torch.zeros(len(places), longest, dtype=torch.long)
+    for row, mine in enumerate(places):
+        index[row, : len(mine)] = torch.from_numpy(mine)
+    index = index.to(like.device)
+    cache = KVCache(model.config, len(places), capacity, like)
     for layer in range(model.config.num_layers):
         for into, out in ((cache.keys, read.keys), (cache.values, read.values)):
-            into[layer, :, :, :longest] = out[layer, 0].transpose(0, 1)[places].transpose(1, 2)
-    cache.lengths, cache.width = torch.tensor([len(p) for p in prompts], device=like.device), longest
-    return hidden[[distinct[p] for p in prompts]], cache
+            into[layer, :, :, :longest] = out[layer, 0].transpose(0, 1)[index].transpose(1, 2)
+    cache.lengths, cache.width = torch.tensor([len(p) for p in places], device=like.device), longest
+    return cache

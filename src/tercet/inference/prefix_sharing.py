@@ -29,6 +29,7 @@ class Layout:
     positions: Tensor  # [1, T] i64
     branches: Branches  # which places make up each sequence
     places: NDArray[np.int64]  # [N, S]: the place of each sequence's tokens; without meaning after a sequence's end
+    lengths: NDArray[np.int64]  # [N]
 
     def hidden(self, model: Transformer, at: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
         """Hidden states of all places, [T, D], or of the places `at` alone, [A, D].
@@ -38,6 +39,10 @@ class Layout:
         tokens, positions, branches, at = to_device((self.tokens, self.positions, self.branches, at), model.device)
         hidden = model.hidden(tokens, positions_BT=positions, attention=branches, cache=cache, at=at)
         return hidden[0] if at is None else hidden
+
+    def ends(self) -> NDArray[np.int64]:
+        """The place of each sequence's last token, [N]."""
+        return self.places[np.arange(len(self.places)), self.lengths - 1]
 
 
 def shared_length(a: NDArray[np.int64], b: NDArray[np.int64]) -> int:
@@ -71,7 +76,7 @@ def lay_out(sequences: Sequence[Sequence[int]]) -> Layout:
         at, before, previous = at + len(ids) - same, number, ids
     return Layout(
         torch.from_numpy(np.concatenate(tokens))[None], torch.from_numpy(np.concatenate(positions))[None],
-        _branches(rows, lengths, shared, at), rows,
+        _branches(rows, lengths, shared, at), rows, lengths,
     )  # fmt: skip
 
 
