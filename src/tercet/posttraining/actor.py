@@ -10,11 +10,13 @@ import torch.nn.functional as F
 
 from tercet.data.readers import BadRows
 from tercet.data.tasks import questions
-from tercet.evaluation.answers import score_answers
+from tercet.evaluation.metrics import mean
+from tercet.evaluation.score_files import LOGGED
+from tercet.evaluation.scorers import scorers_for
 from tercet.generation.chat import answer_params, fit_prompts
 from tercet.generation.sampler import Completion
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rewards import Answered, Rewards
+from tercet.posttraining.rewards import Answered, Rewards, question_of, scored
 from tercet.posttraining.rl_config import PolicyConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, explore
 from tercet.tokenizer.bpe import Tokenizer
@@ -38,6 +40,9 @@ class Actor:
         self.params = answer_params(self.tokenizer, config.max_new_tokens, config.temperature)
         self.asked = list(questions(config.prompts, bad))
         self.rewards.check((where, task) for where, _, task in self.asked)
+        self.scorers = scorers_for(
+            config.scorer, [question_of(where, prompt, task) for where, prompt, task in self.asked]
+        )
         found = [(where, prompt) for where, prompt, _ in self.asked]
         self.prompts = fit_prompts(self.tokenizer, found, self.reference.config.context_length, config.max_new_tokens)
 
@@ -97,8 +102,9 @@ class Actor:
             metrics["kl_k3"] = float(rollouts.k3().sum(1).mean())
         if config.group_size > 1:
             metrics["equal_groups"] = 1.0 - len(differing(rollouts, config.group_size)) / count
-        if known := [(a.task, (a.text, a.finished)) for a in answers if a.task is not None]:
-            metrics["gold"] = score_answers([t for t, _ in known], [a for _, a in known]).mean_rubric.value
+        for scorer in self.scorers:
+            if found := scored(scorer, answers):
+                metrics[LOGGED + scorer.name] = mean(found).value
         return rollouts, metrics
 
 

@@ -16,7 +16,7 @@ from tercet.data.splits import in_split
 from tercet.data.tasks import tasks
 from tercet.data.types import Comparison, Task
 from tercet.errors import DataError
-from tercet.evaluation.answers import Answer
+from tercet.evaluation.scorers import Answer
 from tercet.generation.chat import answer_all, answer_params
 from tercet.posttraining.config import RankConfig
 from tercet.posttraining.sides import question

@@ -1,4 +1,4 @@
-"""Who judges which of two answers is better: the rubric, a reward model, a model that is asked, an endpoint, a person.
+"""Who judges which of two answers is better: a scorer, a reward model, a model that is asked, an endpoint, a person.
 
 A judge is given pairs and says of each 1 where the first answer is better, 0 where the second is, 1/2 for a tie. Models
 and endpoints are asked in both orders, since many prefer what stands first; a person sees the two in a random order.
@@ -6,10 +6,7 @@ and endpoints are asked in both orders, since many prefer what stands first; a p
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -17,24 +14,25 @@ from typing import Any
 
 import numpy as np
 
-from tercet.data.microworld.rubric import rubric_score
 from tercet.data.readers import BadRows
 from tercet.data.tasks import tasks
 from tercet.data.types import Conversation, Task
-from tercet.errors import ConfigError, ContextError, DataError
+from tercet.errors import ConfigError, DataError
 from tercet.evaluation.answers import ask_all
+from tercet.evaluation.grading import endpoint, logprobs_of, verdict
 from tercet.evaluation.journal import Journal
 from tercet.evaluation.metrics import win_rate
-from tercet.evaluation.primitives import Primitives, Progress, split_tokens
+from tercet.evaluation.primitives import Primitives, Progress
+from tercet.evaluation.scorers import KINDS, Scorer, scorer_of
 from tercet.evaluation.winrates import Game, both_orders, difficulties, length_controlled, strengths
 from tercet.generation.chat import answer_params
 from tercet.posttraining.config import WinRateConfig
 from tercet.posttraining.reward import score_texts
-from tercet.posttraining.rewards_external import HttpScorer
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import prompt_fitting
 from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
 from tercet.training.run import threads
+from tercet.training.settings import suggest
 
 PROMPT = """\
 Which answer to the question is better: right, clear and to the point? Length does not matter.
@@ -46,7 +44,6 @@ Answer B: {b}
 Say A, B or TIE.
 Better:"""
 VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
-_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -74,17 +71,15 @@ def _by_scores(pairs: Sequence[tuple[float, float]]) -> list[float]:
     return [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in pairs]
 
 
-def rubric_judge(pairs: Sequence[Pair]) -> list[float]:
-    """By the gold rubric's score."""
-    return _by_scores(
-        [
-            (
-                rubric_score(p.task, p.answers[0], p.finished[0]).total,
-                rubric_score(p.task, p.answers[1], p.finished[1]).total,
-            )
-            for p in pairs
-        ]
-    )
+def scorer_judge(scorer: Scorer) -> Judge:
+    """By which answer the scorer gives more."""
+
+    def judge(pairs: Sequence[Pair]) -> list[float]:
+        tasks = [p.task for p in pairs]
+        found = [scorer.scores(tasks, [(p.answers[k], p.finished[k]) for p in pairs]) for k in (0, 1)]
+        return _by_scores(list(zip(*found)))
+
+    return judge
 
 
 def reward_judge(path: str) -> Judge:
@@ -111,31 +106,10 @@ def model_judge(lm: Primitives, name: str) -> Judge:
     """
 
     def judge(pairs: Sequence[Pair]) -> list[float]:
-        requests = [(p.asked(), letter) for p in pairs for letter in (" A", " B")]
-        size = lm.model.config.context_length
-        counts = [len(c) + len(letter) for c, letter in split_tokens(lm.tokenizer, requests)]  # the inputs of each
-        if max(counts, default=0) > size:
-            longest = pairs[counts.index(max(counts)) // 2].task
-            raise ContextError(
-                f"{name}: {sum(max(two) > size for two in zip(counts[::2], counts[1::2]))} of {len(pairs)} prompts do not fit, the "
-                f"longest ({longest.where or longest.id}) needs {max(counts)} tokens; its context has {size}: ask for shorter answers "
-                "with --max-new-tokens, or name a judge with a longer context"
-            )
-        found = lm.loglikelihood(requests)
-        return _by_scores([(a.logprob, b.logprob) for a, b in zip(found[::2], found[1::2])])
+        prompts = [(p.task.where or p.task.id, p.asked()) for p in pairs]
+        return _by_scores(logprobs_of(lm, name, prompts, (" A", " B")))
 
     return judge
-
-
-def verdict(said: str) -> float | None:
-    """What an answer to `PROMPT` says: 1 for A, 0 for B, 1/2 for TIE, None for what is none of them.
-
-    It is the whole answer, or that of the lines which begin with `PROMPT`'s last word ("Better: B") where all say the
-    same; in any case and with any punctuation. Nothing is guessed: in "A better answer is B" the first letter is no verdict.
-    """
-    whole, *lines = (" ".join(_WORD.findall(text.upper())) for text in (said, *said.splitlines()))
-    marked = {line.removeprefix("BETTER ") for line in lines if line.startswith("BETTER ")}
-    return VERDICTS.get(marked.pop() if len(marked) == 1 else whole)
 
 
 def endpoint_judge(url: str, model: str, timeout: float, retries: int) -> Judge:
@@ -145,27 +119,14 @@ def endpoint_judge(url: str, model: str, timeout: float, retries: int) -> Judge:
     """
     if not model:
         raise ConfigError("a judge at an address needs the name of its model: give --judge-model")
-    key = os.environ.get("OPENAI_API_KEY", "")
-    wanted = 'wanted {"choices": [{"message": {"content": "A, B or TIE"}}]}'
-    address = url.rstrip("/") + "/chat/completions"
-    http = HttpScorer("judge", address, timeout, retries, {"Authorization": f"Bearer {key}"} if key else {}, wanted)
+    ask = endpoint(url, model, timeout, retries, "A, B or TIE")
 
     def one(pair: Pair) -> float:
-        body = {
-            "model": model,
-            "temperature": 0,
-            "max_tokens": 8,
-            "messages": [{"role": "user", "content": pair.asked()}],
-        }
-        reply = http.post(json.dumps(body, ensure_ascii=False).encode())
-        try:
-            said = json.loads(reply)["choices"][0]["message"]["content"]
-            value = verdict(said)
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:  # `said` may be no text
-            raise DataError(f"judge {address}: found {reply[:200]!r}; {wanted}") from error
+        reply = ask(pair.asked())
+        value = verdict(reply, VERDICTS, "BETTER")
         if value is None:
             raise DataError(
-                f'judge {address}: it said {said[:200]!r}; wanted A, B or TIE and no more, or a line "Better: A": name another '
+                f'judge {url}: it said {reply[:200]!r}; wanted A, B or TIE and no more, or a line "Better: A": name another '
                 "--judge-model (with --journal, what it has judged is kept)"
             )
         return value
@@ -214,10 +175,12 @@ def kept(judge: Judge, journal: Journal, name: str) -> Judge:
 def open_judge(config: WinRateConfig, progress: Progress | None = None) -> tuple[Judge, bool]:
     """(the judge that the settings name, whether it is to be asked in both orders). Raises ConfigError."""
     name, _, rest = config.judge.partition(":")
-    if config.journal and (config.judge == "rubric" or name == "reward"):
-        raise ConfigError(f"--judge {config.judge} takes no time that were worth keeping: leave out --journal")
-    if config.judge == "rubric":
-        return rubric_judge, False
+    if config.journal and (name in KINDS or name == "reward"):
+        raise ConfigError(
+            f"--judge {config.judge}: --journal is not needed here, these scores are computed again in no time"
+        )
+    if name in KINDS:
+        return scorer_judge(scorer_of(config.judge, "--judge")), False
     if name == "reward" and rest:
         return reward_judge(rest), False
     if name == "model" and rest:
@@ -229,7 +192,8 @@ def open_judge(config: WinRateConfig, progress: Progress | None = None) -> tuple
         asked = endpoint_judge(config.judge, config.judge_model, config.timeout, config.retries)
         return kept(asked, Journal(config.journal or None), f"{config.judge} {config.judge_model}"), True
     raise ConfigError(
-        f"--judge {config.judge!r}; wanted rubric, reward:RUN, model:RUN, person, or an address http(s)://…/v1"
+        f"--judge {config.judge!r}; wanted a scorer such as exact_match, or reward:RUN, model:RUN, person, or an address "
+        f"http(s)://…/v1{suggest(name, KINDS)}"
     )
 
 

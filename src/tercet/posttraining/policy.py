@@ -17,6 +17,8 @@ from torch import Tensor
 from tercet.data.readers import BadRows, documents, fingerprints
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source
 from tercet.evaluation.primitives import Primitives
+from tercet.evaluation.score_files import logged
+from tercet.evaluation.scorers import scorer_files
 from tercet.model.transformer import ScalarModel, Transformer
 from tercet.posttraining.actor import Actor
 from tercet.posttraining.rewards import reward_files, reward_runs
@@ -224,7 +226,8 @@ class _Training:
                     metrics = self.step(done)
                 done += 1
                 run.log(done, **metrics)
-                run.progress.step(done, {k: metrics[k] for k in ("reward", "kl", "gold") if k in metrics})
+                shown = ("reward", "kl", *logged(metrics))
+                run.progress.step(done, {k: metrics[k] for k in shown if k in metrics})
                 if due(done, config.eval_every, config.steps):
                     with run.at_step(done):
                         self.measure(done)
@@ -270,7 +273,7 @@ def train_policy(verb: str, config: C, make: Callable[[C, Actor, Feed | None], M
         Run.start(verb, config, out, parents=parents, resume=resume, progress=progress) as run,
         threads(config.threads),
     ):
-        files = reward_files(config.reward)
+        files = (*reward_files(config.reward), *scorer_files(config.scorer))
         run.pin_inputs(fingerprints(config.prompts, config.pretrain_data, config.heldout_text, files))
         bad = BadRows(skip=config.skip_bad_rows)
         actor = Actor(config, run, parents["model"], bad)

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from tercet.errors import ConfigError
-from tercet.posttraining.best_config import MISSING_EOS_SCORE, PROMPTS, REWARD, REWARD_RETRIES, REWARD_TIMEOUT
+from tercet.posttraining.best_config import MISSING_EOS_SCORE, PROMPTS, REWARD, REWARD_RETRIES, REWARD_TIMEOUT, SCORER
 from tercet.training.settings import TuneSettings, setting, shares
 
 # KL estimators with the wrong gradient (arXiv 2506.09477); proofs/ shows each of them wrong.
@@ -30,6 +30,7 @@ class PolicyConfig(TuneSettings):
     reward_timeout: float = REWARD_TIMEOUT
     reward_retries: int = REWARD_RETRIES
     prompts: tuple[str, ...] = PROMPTS
+    scorer: tuple[str, ...] = SCORER
     pretrain_data: tuple[str, ...] = setting((), "text for the pretraining term (needed where gamma is above 0)")
     pretrain_mixture: tuple[str, ...] = setting((), "shares of its sources as name=share; default: by size")
     pretrain_rows: int = setting(8, "rows of text per step for the pretraining term", minimum=1)

@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from tercet.errors import ConfigError
@@ -27,12 +27,13 @@ def setting(
     maximum: float | None = None,
     choices: tuple[str, ...] | None = None,
     flag: str = "",
+    check: Callable[[Any], None] | None = None,
 ) -> Any:
     """A dataclass field with its explanation and its bounds; `...` as default makes it required.
 
-    `flag` is the option's name where it is not the field's.
+    `flag` is the option's name where it is not the field's; `check` raises ConfigError for a value that is wrong otherwise.
     """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag}
+    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag, "check": check}
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -76,6 +77,8 @@ class Settings:
                 raise ConfigError(
                     f"{where} is {value!r}; wanted one of {', '.join(choices)}{suggest(str(value), choices)}"
                 )
+            if check := field.metadata.get("check"):
+                check(value)
 
     def to_json(self) -> dict[str, Any]:
         """Every setting with its value, for `config.json`."""
