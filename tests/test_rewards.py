@@ -20,12 +20,12 @@ import torch
 from tercet.data.reasoning_gym import gym_tasks
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, DataError, TercetError
+from tercet.generation import http
+from tercet.generation.http import within
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import ScalarModel, Transformer
-from tercet.posttraining import rewards_external
 from tercet.posttraining.config import RewardConfig, SFTConfig
 from tercet.posttraining.rewards import Answered, Rewards, parse_rewards, reward_files, reward_runs
-from tercet.posttraining.rewards_external import within
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.run import Run
 
@@ -66,7 +66,7 @@ Open = Callable[..., Rewards]
 @pytest.fixture
 def opened(shape: ModelConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     """`opened("rubric", …, timeout=1.0)`; closed after the test. Pauses between tries are short."""
-    monkeypatch.setattr(rewards_external, "BACKOFF", 0.01)
+    monkeypatch.setattr(http, "BACKOFF", 0.01)
     made: list[Rewards] = []
 
     def make(*specs: str, timeout: float = 20.0, retries: int = 2) -> Rewards:
@@ -95,7 +95,7 @@ def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, judges: l
         ]
     )
     assert [(s.name, s.weight, s.kind) for s in specs] == [
-        ("a", 1.0, "run"), ("min_2", 0.5, "run"), ("rubric", -0.1, "rubric"), ("score", 2.0, "python"), ("score2", 1.0, "python"),
+        ("a", 1.0, "run"), ("min_2", 0.5, "run"), ("rubric", -0.1, "scorer"), ("score", 2.0, "python"), ("score2", 1.0, "python"),
         ("process", 1.0, "process"), ("http", 0.0, "http"),
     ]  # fmt: skip
     assert (specs[1].paths, specs[1].aggregate, specs[5].body) == ((b, c), "min", "cat 2*3")
@@ -496,8 +496,8 @@ def test_an_endpoint_that_is_too_slow_or_not_there(opened: Open, endpoint: Endpo
 
 def test_the_pauses_double(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr(rewards_external.time, "sleep", pauses.append)
-    monkeypatch.setattr(rewards_external, "BACKOFF", 0.5)
+    monkeypatch.setattr(http.time, "sleep", pauses.append)
+    monkeypatch.setattr(http, "BACKOFF", 0.5)
     rewards = opened("http://127.0.0.1:9/x", retries=4)
     with pytest.raises(DataError, match="tried 5 times"):
         rewards(PAIR)

@@ -65,4 +65,4 @@ class Task:
     id: str
     held_out: str = ""
     where: str = field(default="", compare=False, repr=False)  # file and line it was read from, for errors
-    test: str = ""
+    test: str = field(default="", repr=False)

@@ -25,7 +25,7 @@ Answer: {answer}
 
 Say YES or NO.
 Right:"""
-VERDICTS = {"YES": 1.0, "NO": 0.0}
+GRADES = {"YES": 1.0, "NO": 0.0}
 SECONDS, RETRIES = 60.0, 3  # what an endpoint has for one answer
 _WORD = re.compile(r"[^\W_]+")
 _ENDPOINT = re.compile(r"(?:(.*)@)?(https?://.+)")
@@ -119,7 +119,7 @@ def grader(place: str) -> Batch:
         out = []
         for question, (text, _) in zip(questions, answers):
             reply = ask(prompt_of(question, text))
-            value = verdict(reply, VERDICTS, "RIGHT")
+            value = verdict(reply, GRADES, "RIGHT")
             if value is None:
                 raise DataError(
                     f'judge {url}: it said {reply[:200]!r}; wanted YES or NO and no more, or a line "Right: YES"'

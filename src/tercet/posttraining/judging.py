@@ -176,9 +176,7 @@ def open_judge(config: WinRateConfig, progress: Progress | None = None) -> tuple
     """(the judge that the settings name, whether it is to be asked in both orders). Raises ConfigError."""
     name, _, rest = config.judge.partition(":")
     if config.journal and (name in KINDS or name == "reward"):
-        raise ConfigError(
-            f"--judge {config.judge}: --journal is not needed here, these scores are computed again in no time"
-        )
+        raise ConfigError(f"--judge {config.judge}: these scores are computed again in seconds; leave out --journal")
     if name in KINDS:
         return scorer_judge(scorer_of(config.judge, "--judge")), False
     if name == "reward" and rest:
