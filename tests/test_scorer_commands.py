@@ -83,7 +83,7 @@ def test_several_scorers_stand_side_by_side(here: Path) -> None:
         "exact match (greedy)",
         "numeric:0.5 (sampled)",
         "win rate by f1",
-        "difference of python:mine.py:short",
+        "difference of rubric",
     ):
         assert name in done.out.replace("\n", ""), name
     compared = type_in("compare runs/base runs/sft --scores side.json --out compared.json")
