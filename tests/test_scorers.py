@@ -35,7 +35,7 @@ def question(*answers: str, prompt: str = "Why?", test: str = "") -> Task:
     return Task((Message("user", prompt),), answers, "own", "q/1", where="own.jsonl:1", test=test)
 
 
-# -- texts ---------------------------------------------------------------------------------------------------------------
+# -- texts -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_another_accepted_answer_never_takes_away(answer: str, golds: list[str])
         assert scorer(question(*golds), answer) == pytest.approx(max(each))
 
 
-# -- code, functions, reasoning-gym --------------------------------------------------------------------------------------
+# -- code, functions, reasoning-gym ----------------------------------------------------------------------------------
 
 DOUBLE = question("def double(x): return 2 * x", prompt="Write double(x).", test="assert double(4) == 8")
 
@@ -249,7 +249,7 @@ def test_what_is_no_score_is_refused(value: Any) -> None:
         Scorer("odd", lambda q, a, f: value, "odd")(question("x"), "x")
 
 
-# -- names ---------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -334,7 +334,7 @@ print("tercet.data.microworld" in sys.modules)
     assert done.stdout.split() == ["False", "True"]
 
 
-# -- a language model that is asked --------------------------------------------------------------------------------------
+# -- a language model that is asked ----------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def measures(row: Mapping[str, Any], where: str) -> dict[str, Measured]:
 
 
 def _sets(model: Mapping[str, Measured], common: Sequence[str]) -> dict[str, Measured]:
-    """One score for each item: the measures of the same items (those of several scorers) are not independent of another."""
+    """One score for each item: measures of the same items (by several scorers) are not independent of one another."""
     sets: dict[str, list[Measured]] = {}
     for name in common:
         sets.setdefault(model[name].items, []).append(model[name])

@@ -34,7 +34,7 @@ _ENDPOINT = re.compile(r"(?:(.*)@)?(https?://.+)")
 def logprobs_of(
     lm: Primitives, name: str, prompts: Sequence[tuple[str, str]], words: tuple[str, str]
 ) -> list[tuple[float, float]]:
-    """log p of each of two words after every prompt, which are (where it is from, its text); errors call the model `name`.
+    """Return log p of each of two words after every prompt (where it is from, its text); errors call the model `name`.
 
     Raises ContextError where a prompt does not fit the model's context: cut, it would be judged without its question.
     """
@@ -44,8 +44,8 @@ def logprobs_of(
     if max(counts, default=0) > size:
         longest = prompts[counts.index(max(counts)) // 2][0]
         raise ContextError(
-            f"{name}: {sum(max(two) > size for two in zip(counts[::2], counts[1::2]))} of {len(prompts)} prompts do not fit, the "
-            f"longest ({longest}) needs {max(counts)} tokens; its context has {size}: ask for shorter answers "
+            f"{name}: {sum(max(two) > size for two in zip(counts[::2], counts[1::2]))} of {len(prompts)} prompts "
+            f"do not fit, the longest ({longest}) needs {max(counts)} tokens; its context has {size}: ask for shorter answers "
             "with --max-new-tokens, or name a judge with a longer context"
         )
     found = lm.loglikelihood(requests)
@@ -95,8 +95,9 @@ def prompt_of(question: Question, answer: str) -> str:
 
 
 def grader(place: str) -> Batch:
-    """A function that grades answers 1 (right), 0 (wrong) or 1/2 (both words equally likely): by the language model of a run,
-    or by a model at an OpenAI-compatible address, written NAME@http(s)://…/v1.
+    """Return a function that grades answers 1 (right), 0 (wrong) or 1/2 (both words equally likely).
+
+    The language model of a run is asked, or one at an OpenAI-compatible address, written NAME@http(s)://…/v1.
 
     Raises ConfigError for a run or address that cannot be used, DataError for a reply that is neither YES nor NO.
     """

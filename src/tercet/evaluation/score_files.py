@@ -1,7 +1,7 @@
 """What `tercet eval --out` and training logs call scores, and the same for files from before scorers had names.
 
-A model's row holds, for each scorer, {"greedy": …, "sampled": …, "abilities": …, "held_out": …} under "scores". Files from
-before hold exact match (of greedy answers) and the microworld's rubric (of sampled answers) under names of their own.
+A model's row holds, for each scorer, {"greedy": …, "sampled": …, "abilities": …, "held_out": …} under "scores". Files
+from before hold exact match (of greedy answers) and the microworld's rubric (of sampled ones) under names of their own.
 """
 
 from __future__ import annotations

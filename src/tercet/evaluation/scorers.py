@@ -45,9 +45,10 @@ _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 class Scorer:
     """One way to score answers. The score is from 0 to 1, higher is better, and anything else is an error.
 
-    `name` is how it was asked for ("numeric:0.01"), `function` takes (question with its accepted answers, answer, whether
-    the model ended it), `description` is one line. `needs` says what a question must have: "answers", "test" (code that
-    checks an answer), "id" (one of reasoning-gym's), or nothing. `batch`, where there is one, scores many at once.
+    `name` is how it was asked for ("numeric:0.01"), `function` takes (question with its accepted answers, answer,
+    whether the model ended it), `description` is one line. `needs` says what a question must have: "answers",
+    "test" (code that checks an answer), "id" (one of reasoning-gym's), or nothing. `batch`, where there is one, scores
+    many at once.
     """
 
     name: str
@@ -57,7 +58,7 @@ class Scorer:
     batch: Batch | None = None
 
     def __call__(self, question: Question, answer: str, finished: bool = True) -> float:
-        """The score of one answer. Raises DataError where the question cannot be scored, or the score is no such number."""
+        """Score one answer. Raises DataError where the question cannot be scored, or the score is not from 0 to 1."""
         self.check(question)
         return self._checked(question, self.function(question, answer, finished))
 
@@ -79,8 +80,8 @@ class Scorer:
             )
         if self.needs == "test" and not question.test:
             raise DataError(
-                f'{where}: the scorer {self.name} needs "test", Python code that fails where the answer is wrong; add it to '
-                "the row"
+                f'{where}: the scorer {self.name} needs "test", Python code that fails where the answer is wrong; add '
+                "it to the row"
             )
         if self.needs == "id":
             from tercet.data.reasoning_gym import parse_id
@@ -90,14 +91,15 @@ class Scorer:
     def _checked(self, question: Question, value: Any) -> float:
         if not isinstance(value, Real) or not 0 <= float(value) <= 1:  # NaN is neither
             raise DataError(
-                f"{question.where or question.id}: the scorer {self.name} gave {value!r:.80}; wanted a number from 0 to 1"
+                f"{question.where or question.id}: the scorer {self.name} gave {value!r:.80}; "
+                "wanted a number from 0 to 1"
             )
         return float(value)
 
 
 @dataclass(frozen=True)
 class Kind:
-    """An entry of the list of scorers: how it is written, what it does, and how to make it from the text after the colon."""
+    """An entry of the list of scorers: how it is written, what it does, how it is made from what follows the colon."""
 
     usage: str
     description: str
@@ -148,7 +150,7 @@ def is_share(name: str) -> bool:
 
 
 def kind_of(spec: str, where: str) -> tuple[Kind, str]:
-    """(the kind of scorer, the text after the colon). Raises ConfigError, which begins with `where`, for a wrong name or text."""
+    """Return (the kind of scorer, the text after the colon). Raises ConfigError, which begins with `where`."""
     name, colon, argument = canonical(spec).partition(":")
     kind = KINDS.get(name)
     if kind is None:
@@ -173,7 +175,7 @@ def scorer_of(spec: str, where: str = "--scorer") -> Scorer:
 
 
 def check_scorers(specs: Sequence[str], where: str = "--scorer") -> None:
-    """Raise ConfigError for an unknown scorer, one that is named twice, or none; runs no foreign code and loads no model."""
+    """Raise ConfigError for an unknown scorer, one named twice, or none; runs no foreign code and loads no model."""
     if not specs:
         raise ConfigError(f"{where}: no scorer is named; wanted one, for example {DEFAULT[0]}")
     for spec in specs:
@@ -194,8 +196,8 @@ def scorers_for(specs: Sequence[str], questions: Sequence[Question]) -> list[Sco
     for made in [scorer_of(spec) for spec in specs if with_answers or tuple(specs) != DEFAULT]:
         if made.needs and not with_answers:
             raise ConfigError(
-                f'--scorer {made.name}: needs accepted answers, and no row of --prompts has "answers"; add them, or leave '
-                "out --scorer"
+                f'--scorer {made.name}: needs accepted answers, and no row of --prompts has "answers"; add them, or '
+                "leave out --scorer"
             )
         for question in with_answers:
             made.check(question)
@@ -209,7 +211,7 @@ def scorer_files(specs: Sequence[str]) -> tuple[str, ...]:
     return tuple(file for file in map(source_of, places) if file)
 
 
-# -- texts that are compared ---------------------------------------------------------------------------------------------
+# -- texts that are compared -----------------------------------------------------------------------------------------
 
 
 @scorer()
@@ -242,7 +244,7 @@ def _words(text: str) -> str:
 
 @scorer("regex:PATTERN", needs="")
 def regex(pattern: str) -> Function:
-    """1 where the pattern is found in the answer; with a group, where the last match's group equals an accepted answer."""
+    """1 where the pattern is found in the answer; with a group, where the last match's equals an accepted answer."""
     try:
         compiled = re.compile(pattern)
     except re.error as error:
@@ -261,7 +263,7 @@ def regex(pattern: str) -> Function:
 
 @scorer("numeric[:TOLERANCE]")
 def numeric(tolerance: str) -> Function:
-    """1 where the answer's last number differs from an accepted one's last number by at most the tolerance (0 if not given)."""
+    """1 where the answer's last number is within the tolerance (0 if not given) of an accepted answer's last number."""
     try:
         most = Decimal(tolerance or "0")
     except InvalidOperation:
@@ -341,19 +343,19 @@ def sentence_with(question: Question, answer: str, finished: bool) -> float:
     return float(shaped and re.search(rf"\b{word}\b", answer, re.IGNORECASE) is not None)
 
 
-# -- code that is run ----------------------------------------------------------------------------------------------------
+# -- code that is run ------------------------------------------------------------------------------------------------
 
 
 @scorer(needs="test")
 def code(question: Question, answer: str, finished: bool) -> float:
-    """1 where the answer's Python code (its ``` blocks, where it has any), followed by the row's "test", runs in the sandbox."""
+    """1 where the answer's Python code (its ``` blocks, if any), followed by the row's "test", runs in the sandbox."""
     blocks = _CODE_BLOCK.findall(answer)
     return _ran("\n".join(blocks) if blocks else answer, question)
 
 
 @scorer(needs="test")
 def runs(question: Question, answer: str, finished: bool) -> float:
-    """1 where the question's text, the answer that completes it and the row's "test" run in the sandbox as one program."""
+    """1 where the question, the answer that completes it and the row's "test" run in the sandbox as one program."""
     return _ran(f"{question.prompt[-1].content}\n{answer}", question)
 
 
@@ -371,7 +373,7 @@ def reasoning_gym(question: Question, answer: str, finished: bool) -> float:
     return verify(question, answer, question.where or f"task {question.id!r}")
 
 
-# -- functions, models, and the microworld's rubric ----------------------------------------------------------------------
+# -- functions, models, and the microworld's rubric ------------------------------------------------------------------
 
 
 @scorer("python:FILE.py:FUNCTION", needs="", graded=True, late=True)
@@ -394,7 +396,7 @@ def python(place: str) -> Function:
 
 @scorer("judge:RUN", late=True)
 def judge(place: str) -> Scorer:
-    """1 where a language model says that the answer is right, shown the accepted answers: a run, or NAME@http(s)://…/v1."""
+    """1 where a language model, shown an accepted answer, says that this is right: a run, or NAME@http(s)://…/v1."""
     from tercet.evaluation.grading import grader
 
     grade = grader(place)

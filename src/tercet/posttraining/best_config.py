@@ -9,8 +9,8 @@ from tercet.training.settings import Settings, setting
 
 REWARD = setting(
     ...,
-    "what scores the answers, each as [weight*]reward: a run of `tercet reward`, mean(run,run), min(run,run), a scorer such "
-    "as exact_match or numeric:0.01 (see --scorer), python:module:function, process:command, or http(s)://…",
+    "what scores the answers, each as [weight*]reward: a run of `tercet reward`, mean(run,run), min(run,run), a scorer "
+    "such as exact_match or numeric:0.01 (see --scorer), python:module:function, process:command, or http(s)://…",
 )
 REWARD_TIMEOUT = setting(30.0, "seconds that a process or endpoint has for a batch", minimum=1e-3)
 REWARD_RETRIES = setting(2, "further attempts when a process or endpoint fails", minimum=0)

@@ -138,8 +138,8 @@ class WinRateConfig(Settings):
     tasks: tuple[str, ...] = setting(..., "questions (with accepted answers for a scorer) as JSONL")
     judge: str = setting(
         "exact_match",
-        "Which of two answers is better is said by a scorer (the answer with the higher score; see tercet eval --help), "
-        "reward:RUN, model:RUN, person, or an OpenAI-compatible address http(s)://…/v1.",
+        "Which of two answers is better is said by a scorer (the answer with the higher score; see tercet eval "
+        "--help), reward:RUN, model:RUN, person, or an OpenAI-compatible address http(s)://…/v1.",
     )
     judge_model: str = setting("", "name of the model at the address")
     limit: int = setting(0, "at most so many questions (0: all)", minimum=0)

@@ -15,8 +15,8 @@ BANDS = (
          "answers are cut off at max_new_tokens and score missing_eos_score: tune longer before RL, raise max_new_tokens, and check "
          "that the end token is trained on (`tercet doctor` on the sft run)"),
     Band("equal_groups", "groups whose scores are all equal", "below 0.7", (-INF, 0.7), (-INF, 0.99),
-         high="such groups teach nothing: take prompts that are neither too easy nor too hard, a finer reward (f1 for exact_match), "
-         "more answers to a prompt, or --method dapo, which draws other prompts"),
+         high="such groups teach nothing: take prompts that are neither too easy nor too hard, a finer reward "
+         "(f1 for exact_match), more answers to a prompt, or --method dapo, which draws other prompts"),
     Band("advantage_std", "spread of the advantages", "above 0", (1e-4, INF), (1e-6, INF),
          "all advantages are equal, so that there is no gradient: look at the rewards of samples, every answer scores alike"),
     Band("kl_k3", "KL to the reference, k3", "0 or more", (-1e-6, INF), (-1e-6, INF),

@@ -126,8 +126,8 @@ def endpoint_judge(url: str, model: str, timeout: float, retries: int) -> Judge:
         value = verdict(reply, VERDICTS, "BETTER")
         if value is None:
             raise DataError(
-                f'judge {url}: it said {reply[:200]!r}; wanted A, B or TIE and no more, or a line "Better: A": name another '
-                "--judge-model (with --journal, what it has judged is kept)"
+                f'judge {url}: it said {reply[:200]!r}; wanted A, B or TIE and no more, or a line "Better: A": '
+                "name another --judge-model (with --journal, what it has judged is kept)"
             )
         return value
 
@@ -190,8 +190,8 @@ def open_judge(config: WinRateConfig, progress: Progress | None = None) -> tuple
         asked = endpoint_judge(config.judge, config.judge_model, config.timeout, config.retries)
         return kept(asked, Journal(config.journal or None), f"{config.judge} {config.judge_model}"), True
     raise ConfigError(
-        f"--judge {config.judge!r}; wanted a scorer such as exact_match, or reward:RUN, model:RUN, person, or an address "
-        f"http(s)://…/v1{suggest(name, KINDS)}"
+        f"--judge {config.judge!r}; wanted a scorer such as exact_match, or reward:RUN, model:RUN, person, or an "
+        f"address http(s)://…/v1{suggest(name, KINDS)}"
     )
 
 

@@ -36,7 +36,7 @@ from tercet.training.run import Run
 from tercet.training.settings import suggest
 
 LARGEST = 1e30  # of a reward: sums and squares of more than 1e38 are infinite in float32
-# a judge is a run, which a reward must name as a parent; a function has more room as a reward (any number) than as a scorer
+# A judge is a run, which a reward must name as a parent; a function may give any number as a reward, as a scorer not.
 SCORERS = tuple(name for name in KINDS if name not in ("judge", "python"))
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {"mean": lambda s: math.fsum(s) / len(s), "min": min}
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -115,8 +115,9 @@ def _kind(text: str, body: str) -> tuple[str, str, str]:
 
 def _wanted() -> str:
     return (
-        f"a run of `tercet reward`, mean(run,run), min(run,run), a scorer ({', '.join(SCORERS)}), python:file.py:function, "
-        "process:command or http(s)://address, each with a weight in front where wanted (0.5*rubric)"
+        f"a run of `tercet reward`, mean(run,run), min(run,run), a scorer ({', '.join(SCORERS)}), "
+        "python:file.py:function, process:command or http(s)://address, each with a weight in front if you want "
+        "one (0.5*exact_match)"
     )
 
 
@@ -244,7 +245,7 @@ def _checked(name: str, answered: Sequence[Answered], scores: Sequence[Any], wei
     return [float(score) for score in scores]
 
 
-# -- reward models -------------------------------------------------------------------------------------------------------
+# -- reward models ---------------------------------------------------------------------------------------------------
 
 
 def _judge(run: Run, tokenizer: Tokenizer, config: ModelConfig) -> ScalarModel:
@@ -270,7 +271,7 @@ def _model_scores(
     return [aggregate(scores) for scores in zip(*(score_texts(judge, texts, pad) for judge in judges))]
 
 
-# -- scorers and functions -----------------------------------------------------------------------------------------------
+# -- scorers and functions -------------------------------------------------------------------------------------------
 
 
 def question_of(where: str, prompt: Conversation, task: Task | None) -> Task:
@@ -279,7 +280,7 @@ def question_of(where: str, prompt: Conversation, task: Task | None) -> Task:
 
 
 def scored(scorer: Scorer, answered: Sequence[Answered]) -> list[float]:
-    """The scores of the answers that this scorer can score: where it needs accepted answers, those of rows that have some."""
+    """Score the answers that this scorer can score: where it needs accepted answers, those of rows that have some."""
     kept = [one for one in answered if one.task is not None or not scorer.needs]
     return scorer.scores([question_of(a.where, a.prompt, a.task) for a in kept], [(a.text, a.finished) for a in kept])
 

@@ -43,7 +43,7 @@ class _Judged:
 def _answers(
     config: EvalConfig, lm: Primitives, questions: Sequence[Task], scorers: Sequence[Scorer], judge: ScalarModel | None
 ) -> tuple[dict[str, Any], _Judged]:
-    """Greedy answers, and sampled ones (temperature 1, the same seeds for every model): both are scored by every scorer.
+    """Score greedy answers, and sampled ones (temperature 1, the same seeds for every model), by every scorer.
 
     What is measured item by item, and per ability, is of greedy answers; reward, KL and win rate are of sampled ones.
     """
@@ -89,9 +89,15 @@ def _example(number: int, task: Task, answer: Answer, each: Mapping[str, Sequenc
     prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
     scores = {name: values[number] for name, values in each.items()}
     return {
-        "prompt": prompt, "answer": answer[0], "finished": answer[1], "right": next(iter(scores.values())) == 1, "scores": scores,
-        "gold": task.answers[0], "ability": task.ability, "held_out": task.held_out,
-    }  # fmt: skip
+        "prompt": prompt,
+        "answer": answer[0],
+        "finished": answer[1],
+        "right": next(iter(scores.values())) == 1,
+        "scores": scores,
+        "gold": task.answers[0],
+        "ability": task.ability,
+        "held_out": task.held_out,
+    }
 
 
 def _against(reference: _Judged, lm: Primitives, ours: _Judged, reference_lm: Primitives) -> dict[str, Any]:

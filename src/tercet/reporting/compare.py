@@ -116,7 +116,8 @@ def scoring(scores: Scores, members: Sequence[Member]) -> Section:
     lead = (
         "Every model read the same held-out text and answered the same held-out questions, with the same random numbers. An interval is where the true value "
         "lies with 95 % confidence, as far as the choice of texts and questions goes: where two intervals overlap widely, the difference may be chance.",
-        "Scores are given for greedy answers (always the likeliest token) and for answers sampled at temperature 1. Reward, KL and win rate are of sampled answers.",
+        "Scores are given for greedy answers (always the likeliest token) and for answers sampled at temperature 1. "
+        "Reward, KL and win rate are of sampled answers.",
     )
     rows = [Row("parameters", tuple(Cell(compact(m["parameters"])) for m in models.values()))]
     rows += [*_text_rows(models), *_answer_rows(models), *_against_rows(models, against)]

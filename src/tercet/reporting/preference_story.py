@@ -52,7 +52,8 @@ def choosing(members: Sequence[Member]) -> Section:
     """Best-of-n: what choosing among more answers brings, without training."""
     lead = (
         "Several answers to each question were sampled, and the best-scored one kept. The table says what the best of k answers is worth on average (an unbiased "
-        "estimate from all n), by the reward that chose and by each scorer, beside ln k − (k − 1)/k, the distance from the model that choosing amounts to.",
+        "estimate from all n), by the reward that chose and by each scorer, beside ln k − (k − 1)/k, the distance from the "
+        "model that choosing amounts to.",
     )
     blocks: list[Block] = []
     for member in members:

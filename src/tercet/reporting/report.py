@@ -188,8 +188,8 @@ def _feedback(members: Sequence[Member]) -> str:
     """Whose preferences these are, as far as the runs say."""
     if any(m.verb == "rank" for m in members):
         return (
-            "The annotator is simulated: a rubric with noise, no people. A score by that same rubric shows that the method reaches what it was asked to "
-            "reach, not that a person would like the answers."
+            "The annotator is simulated: a rubric with noise, no people. A score by that same rubric shows that the method "
+            "reaches what it was asked to reach, not that a person would like the answers."
         )
     return (
         "The scores of answers in this report are fixed rules. They do not show that a person would like the answers."

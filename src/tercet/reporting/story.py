@@ -309,6 +309,7 @@ def _reward_run(member: Member, name: str) -> list[Block]:
 OBJECTIVE = Markup(  # a constant: nothing in it comes from a run
     "What it maximises: <span class='formula'>E[ r(x, y) − β · log( π(y|x) / π<sub>SFT</sub>(y|x) ) ] + γ · E<sub>pretrain</sub>[ log π(x) ]</span>"
 )
+FOOLED = "If it falls while the reward rises, the policy is fooling the reward."
 MAIN_PPO = (
     ("reward", "reward", "What the reward model gives the answers, on average. This is what PPO pushes up."),
     ("kl", "KL (nats per answer)", "How far the policy has moved away from the SFT model."),
@@ -362,9 +363,9 @@ def rlhf(members: Sequence[Member]) -> Section:
 
     bits = drawn("heldout", f"{BITS}, mean of sources", "Held-out text: a rise is the alignment tax. Lower is better.")
     scores = [
-        drawn(key, "score (0 to 1)", f"Score of the answers by {scorer_label(name)}. If it falls while the reward rises, the policy is fooling the reward.")
+        drawn(key, "score (0 to 1)", f"Score of the answers by {scorer_label(name)}. {FOOLED}")
         for key, name in _logged(members).items()
-    ]  # fmt: skip
+    ]
     reward, kl = (drawn(*spec) for spec in MAIN_PPO)
     blocks += charts(reward, *scores, kl, bits)
     blocks += [*_ppo_table(members), *_heldout_table(members)]

@@ -31,7 +31,7 @@ def setting(
 ) -> Any:
     """A dataclass field with its explanation and its bounds; `...` as default makes it required.
 
-    `flag` is the option's name where it is not the field's; `check` raises ConfigError for a value that is wrong otherwise.
+    `flag` is the option's name where it is not the field's; `check` raises ConfigError for any other wrong value.
     """
     metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag, "check": check}
     if default is ...:
