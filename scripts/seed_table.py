@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.evaluation.metrics import over_seeds
+from tercet.evaluation.score_files import current
 
 MODELS = ("base", "sft", "rlhf", "rlhf-gamma0")
 
@@ -26,21 +27,24 @@ def cell(values: list[float]) -> str:
 def table(folders: list[Path]) -> str:
     """The table as Markdown."""
     scores = [json.loads((f / "scores.json").read_text(encoding="utf-8"))["models"] for f in folders]
-    found: list[dict[str, Any]] = [{Path(p).name: row for p, row in s.items()} for s in scores]
+    found: list[dict[str, Any]] = [{Path(p).name: current(row) for p, row in s.items()} for s in scores]
     rows = [("bits per byte, mean of sources", lambda m: m["bits_per_byte_mean"])]
     rows += [
         (f"bits per byte, {s}", lambda m, s=s: m["bits_per_byte"][s]["value"])
         for s in found[0]["base"]["bits_per_byte"]
     ]
-    rows += [("exact match (greedy)", lambda m: m["exact_match"]["value"])]
-    rows += [(f"– {a}", lambda m, a=a: m["abilities"][a]["value"]) for a in found[0]["base"]["abilities"]]
-    for name in ("rubric", "well_formed", "finished", "reward", "kl", "win_rate", "rubric_difference"):
-        label = {
-            "kl": "KL to SFT (nats per answer)",
-            "win_rate": "win rate against SFT",
-            "rubric_difference": "rubric − SFT's (paired)",
-        }
-        rows.append((label.get(name, name.replace("_", " ")), lambda m, name=name: m[name]["value"]))
+    exact = found[0]["base"]["scores"]["exact_match"]
+    rows += [("exact match (greedy)", lambda m: m["scores"]["exact_match"]["greedy"]["value"])]
+    rows += [(f"– {a}", lambda m, a=a: m["scores"]["exact_match"]["abilities"][a]["value"]) for a in exact["abilities"]]
+    rows += [
+        ("rubric", lambda m: m["scores"]["rubric"]["sampled"]["value"]),
+        ("well formed", lambda m: m["scores"]["rubric:sentence"]["sampled"]["value"]),
+        ("finished", lambda m: m["finished"]["value"]),
+        ("reward", lambda m: m["reward"]["value"]),
+        ("KL to SFT (nats per answer)", lambda m: m["kl"]["value"]),
+        ("win rate against SFT", lambda m: m["against"]["rubric"]["win_rate"]["value"]),
+        ("rubric − SFT's (paired)", lambda m: m["against"]["rubric"]["difference"]["value"]),
+    ]
     lines = ["| | base | SFT | RLHF | RLHF, γ = 0 |", "|---|---|---|---|---|"]
     lines += [
         f"| {name} | " + " | ".join(cell([get(f[m]) for f in found]) for m in MODELS) + " |" for name, get in rows

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tercet.data.microworld.rubric import normalise
+from tercet.data.text_matching import normalise
 from tercet.errors import ConfigError, ContextError
 from tercet.evaluation.asking import Way, answer, check_room, content_free, prompt_of, vote
 from tercet.evaluation.config import AskConfig
@@ -124,7 +124,7 @@ def test_calibration_is_the_papers_affine_map():
 
 def test_self_consistency_takes_the_most_common_answer():
     assert vote(["12", " 7.", "7", "12.", "7"]) == " 7."
-    assert vote(["so 3 and 4 are 7", "it is 7", "it is 8"], "number") == "so 3 and 4 are 7"
+    assert vote(["so 3 and 4 are 7", "it is 7", "it is 8"], "numeric") == "so 3 and 4 are 7"
     assert vote(["so 3 and 4 are 7", "it is 7", "it is 8"]) == "so 3 and 4 are 7"  # all differ: the first
     assert vote(["", "a", ""]) == "a"
     task = find("translation")

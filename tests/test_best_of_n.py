@@ -112,7 +112,7 @@ def judged(
 ) -> Judged:
     ends = finished or [True] * len(proxy)
     answers = [Answered("f:1", (Message("user", prompt),), f"{prompt}/{i}", end, ()) for i, end in enumerate(ends)]
-    return Judged(answers, list(proxy), None if gold is None else list(gold))
+    return Judged(answers, list(proxy), {} if gold is None else {"f1": list(gold)})
 
 
 def test_the_curve_has_powers_of_two_and_n_and_counts_prompts_not_answers() -> None:
@@ -126,16 +126,16 @@ def test_the_curve_has_powers_of_two_and_n_and_counts_prompts_not_answers() -> N
     assert [row["kl"] for row in rows] == [kl_bon(k) for k in (1, 2, 4, 6)]
     for row in rows:
         proxy = [by_enumeration(one.proxy, one.proxy, row["k"]) for one in every]
-        gold = [by_enumeration(one.proxy, one.gold, row["k"]) for one in every if one.gold]
+        gold = [by_enumeration(one.proxy, one.scores["f1"], row["k"]) for one in every if one.scores]
         assert row["proxy"]["value"] == pytest.approx(sum(proxy) / 10)
-        assert row["gold"]["value"] == pytest.approx(sum(gold) / 5)
-        assert (row["proxy"]["n"], row["gold"]["n"]) == (10, 5)
+        assert row["scores"]["f1"]["value"] == pytest.approx(sum(gold) / 5)
+        assert (row["proxy"]["n"], row["scores"]["f1"]["n"]) == (10, 5)
     spread = math.sqrt(sum((p - sum(proxy) / 10) ** 2 for p in proxy) / 9 / 10)
     assert rows[-1]["proxy"]["high"] - rows[-1]["proxy"]["value"] == pytest.approx(
         2.2621571628 * spread
     )  # t, 9 degrees
     assert [row["k"] for row in curve([judged([1.0] * 8, None)])] == [1, 2, 4, 8]
-    assert "gold" not in curve([judged([1.0] * 8, None)])[0]
+    assert "scores" not in curve([judged([1.0] * 8, None)])[0]
 
 
 def test_rows_with_one_prompt_are_one_unit() -> None:
@@ -193,7 +193,7 @@ def config(folder: Path) -> Config:
     def make(**changes: Any) -> BestOfNConfig:
         values: dict[str, Any] = {
             "model": str(folder / "sft"), "prompts": (str(folder / "prompts.jsonl"),), "max_new_tokens": 40, "answers": 6, "threads": 1,
-            "reward": (f"python:{folder}/mine.py:score", f"2*{folder}/judge"),
+            "reward": (f"python:{folder}/mine.py:score", f"2*{folder}/judge"), "scorer": ("rubric", "exact_match"),
         }  # fmt: skip
         return BestOfNConfig(**{**values, **changes})
 
@@ -236,16 +236,19 @@ def test_a_run_reports_the_best_of_every_k_by_proxy_and_gold(run: Run, folder: P
     scores = lines_of(run.path / "scores.jsonl")
     asked: list[Task] = [task for _, task in tasks([str(folder / "prompts.jsonl")], BadRows(skip=True))]
     assert len(asked) == 9
-    assert "gold" not in scores[9]
+    assert "scores" not in scores[9]
     for task, row in zip(asked, scores):
-        assert row["gold"] == [rubric_score(task, a, f).total for a, f in zip(row["answers"], row["finished"])]
+        assert list(row["scores"]) == ["rubric", "exact_match"]
+        assert row["scores"]["rubric"] == [
+            rubric_score(task, a, f).total for a, f in zip(row["answers"], row["finished"])
+        ]
     assert [row["k"] for row in run.manifest["best_of_n"]] == [1, 2, 4, 6]
     for row in run.manifest["best_of_n"]:
         proxy = [by_enumeration(s["proxy"], s["proxy"], row["k"]) for s in scores]
-        gold = [by_enumeration(s["proxy"], s["gold"], row["k"]) for s in scores[:9]]
+        gold = [by_enumeration(s["proxy"], s["scores"]["rubric"], row["k"]) for s in scores[:9]]
         assert row["proxy"]["value"] == pytest.approx(sum(proxy) / 10)
-        assert row["gold"]["value"] == pytest.approx(sum(gold) / 9)
-        assert (row["proxy"]["n"], row["gold"]["n"]) == (10, 9)
+        assert row["scores"]["rubric"]["value"] == pytest.approx(sum(gold) / 9)
+        assert (row["proxy"]["n"], row["scores"]["rubric"]["n"]) == (10, 9)
 
 
 def test_the_rewards_see_the_sampled_ids_and_add_up(config: Config, folder: Path, tokenizer: Tokenizer) -> None:

@@ -225,11 +225,21 @@ def test_a_sick_curve_is_found(world: World, run: str, metric: str, curve: Any, 
     assert sick(world, run, change, repeat=4)[check] == verdict
 
 
-def test_the_reward_rises_and_gold_falls(world: World) -> None:
-    def change(row: dict[str, Any]) -> dict[str, Any]:
-        return row | {"reward": 0.1 * row["step"], "gold": 0.9 - 0.01 * row["step"]} if "reward" in row else row
+@pytest.mark.parametrize(
+    ("key", "check"),
+    [
+        ("score/exact_match", "score by exact match"),
+        ("score/numeric:0.5", "score by numeric:0.5"),
+        ("gold", "score by rubric"),
+    ],
+)
+def test_the_reward_rises_and_a_score_falls(world: World, key: str, check: str) -> None:
+    """Also under the name that the rubric had in logs before scorers had names."""
 
-    assert sick(world, "o", change, repeat=3)["gold score"] == "wrong"
+    def change(row: dict[str, Any]) -> dict[str, Any]:
+        return row | {"reward": 0.1 * row["step"], key: 0.9 - 0.01 * row["step"]} if "reward" in row else row
+
+    assert sick(world, "o", change, repeat=3)[check] == "wrong"
 
 
 def test_a_gap_of_stale_rollouts_is_not_a_fault(world: World) -> None:

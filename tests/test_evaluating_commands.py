@@ -101,14 +101,14 @@ def models(name: str) -> dict[str, Any]:
 
 def test_a_suite_prints_and_writes_every_task_with_intervals_and_contamination(here: Path) -> None:
     printed = Path("printed.txt").read_text()
-    for text in ("sums (exact, 1", "bigger (acc, 1", "in the training text", "clean items", "runs/base", "runs/sft", "sums, centred", "all tasks, centred"):  # fmt: skip
+    for text in ("sums (exact_match, 1", "bigger (acc, 1", "in the training text", "clean items", "runs/base", "runs/sft", "sums, centred", "all tasks, centred"):  # fmt: skip
         assert text in printed, text
     assert not re.search(r"^│ , centred", printed, re.MULTILINE)  # a task without an ability goes by its name
     for row in models("scores.json").values():
         sums, bigger = (row["suite"]["tasks"][name] for name in ("sums", "bigger"))
         assert sums["ids"] == [f"sum/{n}" for n in range(24)]
-        assert sums["each"]["exact"] == [float(v) for v in sums["each"]["exact"]]
-        assert sums["score"]["value"] == pytest.approx(sum(sums["each"]["exact"]) / 24)
+        assert sums["each"]["exact_match"] == [float(v) for v in sums["each"]["exact_match"]]
+        assert sums["score"]["value"] == pytest.approx(sum(sums["each"]["exact_match"]) / 24)
         assert bigger["groups"] == [f"d{n // 4}" for n in range(24)]
         assert (sums["score"]["n"], bigger["score"]["n"]) == (24, 6)  # items, and documents
         assert bigger["contamination"]["too_short"] == 24
@@ -239,7 +239,7 @@ def files_here() -> list[str]:
         ("eval runs/base --suite none.json", r"empty\.jsonl: empty, no rows at all"),
         ("eval runs/base --suite nowhere.json", r"nowhere\.json: cannot be read as JSON"),
         ("eval runs/base --suite unknown.json", r"unknown\.json.*shosts.*did you mean 'shots'"),
-        ("eval runs/base --suite metric.json --limit 2", r"task 'metric': no metric 'blue'"),
+        ("eval runs/base --suite metric.json --limit 2", r"task 'metric': there is no scorer 'blue'"),
         ("eval runs/base --suite few.json", r"task 'few': 9 shots, but there are only 8 examples to draw from"),
         ("eval runs/base --suite same.json", r"task 'same' \(same\.json\): 32 items have the id 'same'; give each its own"),
         ("eval runs/base --suite sums.json --suite sums.json", r"'sums' is in two of the suites"),
@@ -293,7 +293,7 @@ def files_here() -> list[str]:
         ("prompt runs/base --task mappin --shots 0", r"no task 'mappin'; did you mean 'mapping'"),
         ("prompt runs/base --task sums.json --shots 99", r"99 shots, but there are only 8 examples"),
         ("prompt runs/base --task code --shots 0 --limit 2", r"fewer --shots or --max-new-tokens, or a model with a longer context"),
-        ("prompt runs/base --task sums.json --metric blue --shots 0", r"no metric 'blue'"),
+        ("prompt runs/base --task sums.json --metric blue --shots 0", r"there is no scorer 'blue'"),
         ("prompt runs/base --task none.json --shots 0", r"empty\.jsonl: empty, no rows at all"),
         ("prompt runs/base --task sums.json --shots 0 --self-consistency 3", r"give --temperature"),
         ("prompt runs/base --task sums.json --shots 0 --calibrate", r"leave out --calibrate"),
@@ -322,7 +322,7 @@ def test_compare_says_in_a_sentence_who_is_better(here: Path) -> None:
     found = json.loads(Path("compared.json").read_text())
     assert done.out.endswith(found["sentence"] + "\n")
     each = [row["suite"]["tasks"] for row in models("scores.json").values()]
-    for name, metric in (("sums", "exact"), ("bigger", "acc")):
+    for name, metric in (("sums", "exact_match"), ("bigger", "acc")):
         a, b = (t[name]["each"][metric] for t in each)
         assert found["measures"][name]["difference"]["value"] == pytest.approx((sum(b) - sum(a)) / 24)
     assert found["measures"]["bigger"]["difference"]["n"] == 6  # documents
@@ -360,7 +360,7 @@ def test_compare_takes_files_with_one_model_each_and_several_seeds(here: Path) -
 # -- winrate -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("judge", ["rubric", "reward:runs/reward", "model:runs/wide"])
+@pytest.mark.parametrize("judge", ["rubric", "f1", "reward:runs/reward", "model:runs/wide"])
 def test_win_rates_of_three_models(here: Path, wide: str, judge: str) -> None:
     line = f"winrate runs/base runs/sft runs/sft-0 {QUESTIONS} --judge {judge} --out won.json"
     done = type_in(line)

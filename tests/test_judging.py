@@ -12,18 +12,20 @@ import pytest
 
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, ContextError, DataError
+from tercet.evaluation.grading import verdict
+from tercet.evaluation.scorers import scorer_of
 from tercet.inference.http import ChatEndpoint
 from tercet.inference.language_model import TransformerLM
 from tercet.posttraining.config import WinRateConfig
 from tercet.posttraining.judging import (
+    VERDICTS,
     Pair,
     judged,
     model_judge,
     open_judge,
     person_judge,
-    rubric_judge,
+    scorer_judge,
     spoken_judge,
-    verdict,
 )
 
 FROG = Task((Message("user", "What colour is the frog?"),), ("green", "The frog is green."), "facts", "1")
@@ -35,9 +37,18 @@ PAIRS = [
 ]
 
 
-def test_the_rubric_judges():
-    assert rubric_judge(PAIRS) == [1.0, 0.0, 0.5]
-    assert judged(rubric_judge, PAIRS, both=False) == ([1.0, 0.0, 0.5], None)
+@pytest.mark.parametrize("name", ["rubric", "exact_match", "f1"])
+def test_a_scorer_judges(name):
+    judge = scorer_judge(scorer_of(name))
+    assert judge(PAIRS) == [1.0, 0.0, 0.5]
+    assert judged(judge, PAIRS, both=False) == ([1.0, 0.0, 0.5], None)
+
+
+def test_no_judge_is_named_so_the_answers_are_compared_by_exact_match():
+    judge, both = open_judge(WinRateConfig(models=("a", "b"), tasks=("t",)))
+    long = "It is green, the colour of grass, of leaves in spring and of this small frog, as anybody can see"
+    task = replace(FROG, answers=(long,))
+    assert (judge([Pair(task, (long, "It is green."), (True, True))]), both) == ([1.0], False)
 
 
 def test_a_model_is_asked_in_both_orders(make_model, tokenizer):
@@ -153,7 +164,7 @@ def test_errors_of_an_endpoint_call_it_a_judge(endpoint):
     ],
 )  # fmt: skip
 def test_a_verdict_is_read(said, value):
-    assert verdict(said) == value
+    assert verdict(said, VERDICTS, "BETTER") == value
 
 
 @pytest.mark.parametrize(
@@ -165,14 +176,15 @@ def test_a_verdict_is_read(said, value):
     ],
 )  # fmt: skip
 def test_what_is_no_verdict_is_not_guessed(said):
-    assert verdict(said) is None
+    assert verdict(said, VERDICTS, "BETTER") is None
 
 
 def test_judges_that_cannot_be_had():
     for judge, message in (
-        ("oracle", "wanted rubric, reward:RUN"),
+        ("oracle", "wanted a scorer such as exact_match, or reward:RUN"),
         ("http://h/v1", "--judge-model"),
-        ("reward:", "wanted rubric"),
+        ("reward:", "wanted a scorer"),
+        ("exactmatch", "did you mean 'exact_match'"),
     ):
         with pytest.raises(ConfigError, match=message):
             open_judge(WinRateConfig(models=("a", "b"), tasks=("t",), judge=judge))

@@ -14,9 +14,9 @@ from tercet.data.readers import BadRows
 from tercet.data.splits import in_split
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.loaders import blimp, import_tasks, olmo, open_suite, open_task
+from tercet.evaluation.scorers import scorer_of
 from tercet.evaluation.suites import open_suites
-from tercet.evaluation.task import find
-from tercet.evaluation.task_metrics import metric_of
+from tercet.evaluation.task import find, question_of
 
 
 def write_task(folder, **changes):
@@ -276,7 +276,7 @@ def test_standard_sets_are_read_by_the_files_of_the_page(offline, name):
     assert len(task.examples) == 5 * len(rows)
     assert [(i.input, i.choices, i.rights if i.choices else i.answers) for i in task.items] == expected
     if name == "gsm8k":
-        assert metric_of(task.metric, name)(task.items[0], "so it is 9 + 9 = 18.0\n") == 1.0
+        assert scorer_of(task.metric, name)(question_of(task.items[0]), "so it is 9 + 9 = 18.0\n") == 1.0
     assert set(STANDARD) == set(documented())
 
 

@@ -97,7 +97,7 @@ def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, judges: l
         ]
     )
     assert [(s.name, s.weight, s.kind) for s in specs] == [
-        ("a", 1.0, "run"), ("min_2", 0.5, "run"), ("rubric", -0.1, "rubric"), ("score", 2.0, "python"), ("score2", 1.0, "python"),
+        ("a", 1.0, "run"), ("min_2", 0.5, "run"), ("rubric", -0.1, "scorer"), ("score", 2.0, "python"), ("score2", 1.0, "python"),
         ("process", 1.0, "process"), ("http", 0.0, "http"),
     ]  # fmt: skip
     assert (specs[1].paths, specs[1].aggregate, specs[5].body) == ((b, c), "min", "cat 2*3")

@@ -54,6 +54,8 @@ def changed(config: Settings) -> dict[str, Any]:
             values[field.name] = ("labels", "order")
         elif field.name == "lora_targets":
             values[field.name] = old[::-2]
+        elif field.name == "scorer":
+            values[field.name] = (*old, "numeric:0.5", r"regex:é\d")
         elif isinstance(old, tuple):
             values[field.name] = (*old, 3) if field.name == "shots" else (*old, "x y", "é")
         elif field.name == "template":

@@ -24,6 +24,19 @@ LEVEL = {package: number for number, level in enumerate(LEVELS) for package in l
 ALSO_ALLOWED = {("tokenizer", "data"), ("pretraining", "evaluation")}
 TEXTLESS = ("model", "training")  # these never see text,
 BUT = ("training/stage.py",)  # but for the driver, which takes the tokenizer over from the parent
+# General code knows no generated world: only the world's own tasks and the simulated annotator may import it.
+GENERAL = ("training", "inference", "pretraining", "evaluation", "exchange", "posttraining", "reporting")
+WORLDS = ("tercet.data.microworld", "tercet.data.mappings")
+OF_THE_MICROWORLD = {
+    "posttraining/annotator.py",
+    *(f"evaluation/tasks/{name}.py" for name in (
+        "arithmetic", "classification", "cloze", "dialogue", "fluency", "generation", "instructions", "mapping",
+        "multiple_choice", "question_answering", "translation",
+    )),
+}  # fmt: skip
+NAMED_ONLY = {
+    "evaluation/scorers.py": 1
+}  # its scorer `rubric` names the world's module, and imports it when it is asked for
 WITHOUT_TORCH = ["tercet", "tercet.errors", "tercet.cli.main", "tercet.training.stage", "tercet.training.settings"]
 LATE = {"tercet.cli.show"}  # imported when a command has something to show, never at the start
 
@@ -61,6 +74,40 @@ def broken_rules(file: Path, text: str) -> list[str]:
         if textless and imported in ("data", "tokenizer"):
             out.append(f"{file.relative_to(ROOT)}:{line}: {importer} never sees text, but imports {name}")
     return out
+
+
+def worlds_in(file: Path, text: str) -> list[str]:
+    """Where a file of general code imports a generated world, or names one of its modules in a text."""
+    name = str(file.relative_to(SOURCE))
+    if name.split("/")[0] not in GENERAL or name in OF_THE_MICROWORLD:
+        return []
+    tree = ast.parse(text)
+    out = [f"{name}:{line}: imports {module}" for line, module in imports(tree) if module.startswith(WORLDS)]
+    texts = [
+        f"{name}:{node.lineno}: names {node.value}"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value.startswith(WORLDS)
+    ]
+    return out + texts[NAMED_ONLY.get(name, 0) :]
+
+
+def test_general_code_knows_no_generated_world() -> None:
+    assert [line for file in FILES for line in worlds_in(file, file.read_text())] == []
+    for name in OF_THE_MICROWORLD:  # an exception that is none any more must go
+        assert any(module.startswith(WORLDS) for _, module in imports(ast.parse((SOURCE / name).read_text()))), name
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "found"),
+    [
+        ("evaluation/answers.py", "from tercet.data.microworld.rubric import x", "1: imports tercet.data.microworld.rubric"),
+        ("posttraining/ppo.py", "def f():\n    import tercet.data.mappings", "2: imports tercet.data.mappings"),
+        ("training/run.py", "import_module('tercet.data.microworld.world')", "1: names tercet.data.microworld.world"),
+        ("evaluation/scorers.py", "A = 'tercet.data.microworld.rubric'\nB = 'tercet.data.mappings'", "2: names tercet.data.mappings"),
+    ],
+)  # fmt: skip
+def test_a_generated_world_in_general_code_is_found(file: str, text: str, found: str) -> None:
+    assert worlds_in(SOURCE / file, text) == [f"{file}:{found}"]
 
 
 def test_every_package_has_its_place_in_the_order() -> None:

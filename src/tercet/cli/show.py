@@ -12,6 +12,7 @@ from rich.text import Text
 from tercet.data.conversations import conversations
 from tercet.data.readers import BadRows
 from tercet.evaluation.metrics import Estimate
+from tercet.evaluation.score_files import scorer_label
 from tercet.pretraining.laws import LAWS, exponents
 from tercet.pretraining.scaling import LadderFit
 from tercet.reporting.lineage import command
@@ -75,12 +76,22 @@ def score_table(scores: dict[str, Any]) -> Table:
     for source in {s: None for m in models.values() for s in m.get("bits_per_byte", {})}:
         row(f"bits per byte, {source}", [interval(m.get("bits_per_byte", {}).get(source)) for m in models.values()])
         _add_overlap(table, [m.get("text_contamination", {}).get(source) for m in models.values()], clean=False)
-    row("exact match", [interval(m.get("exact_match")) for m in models.values()])
-    _add_overlap(table, [m.get("contamination") for m in models.values()])
-    for ability in {a: None for m in models.values() for a in m.get("abilities", {})}:
-        row(f"  {ability}", [interval(m.get("abilities", {}).get(ability), 2) for m in models.values()])
-    for name in ("rubric", "reward", "well_formed", "finished", "kl", "win_rate", "rubric_difference"):
-        row(name.replace("_", " "), [interval(m.get(name)) for m in models.values()])
+    names = {name: None for m in models.values() for name in m.get("scores", {})}
+    for number, name in enumerate(names):
+        mine = [m["scores"][name] for m in models.values()]
+        row(f"{scorer_label(name)} (greedy)", [interval(s["greedy"]) for s in mine])
+        if number == 0:
+            _add_overlap(table, [m.get("contamination") for m in models.values()])
+            for ability in mine[0]["abilities"]:
+                row(f"  {ability}", [interval(s["abilities"].get(ability), 2) for s in mine])
+    for name in names:
+        row(f"{scorer_label(name)} (sampled)", [interval(m["scores"][name]["sampled"]) for m in models.values()])
+    for key in ("reward", "finished", "kl"):
+        row(key, [interval(m.get(key)) for m in models.values()])
+    for name in names:
+        found = [m.get("against", {}).get(name, {}) for m in models.values()]
+        row(f"win rate by {scorer_label(name)}", [interval(f.get("win_rate")) for f in found])
+        row(f"difference of {scorer_label(name)}", [interval(f.get("difference")) for f in found])
     return table
 
 

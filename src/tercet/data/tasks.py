@@ -45,6 +45,7 @@ def parse_task(row: Mapping[str, Any], where: str) -> Task:
         name_field(row, "id", where, row_id(where)),
         text_field(row, "held_out", where, ""),
         where,
+        text_field(row, "test", where, ""),
     )
 
 
@@ -64,7 +65,7 @@ def to_row(task: Task) -> dict[str, Any]:
         "ability": task.ability,
         "id": task.id,
     }
-    return row | ({"held_out": task.held_out} if task.held_out else {})
+    return row | {name: value for name in ("held_out", "test") if (value := getattr(task, name))}
 
 
 def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:

@@ -56,7 +56,7 @@ class Task:
     """A question with its gold answers: `answers` are all texts that count as right, the shortest form first.
 
     `ability` groups scores ("arithmetic"), `held_out` says in what way the item is unseen ("combination", "template",
-    "entity", or "" where it is not held out).
+    "entity", or "" where it is not held out). `test` is Python code that fails where an answer that is code is wrong.
     """
 
     prompt: Conversation
@@ -65,3 +65,4 @@ class Task:
     id: str
     held_out: str = ""
     where: str = field(default="", compare=False, repr=False)  # file and line it was read from, for errors
+    test: str = field(default="", repr=False)

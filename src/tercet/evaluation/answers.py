@@ -5,26 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tercet.data.microworld.rubric import RubricScore, exact_match, rubric_score
+from tercet.data.text_matching import exact_match
 from tercet.data.types import Task
-from tercet.evaluation.metrics import Estimate, mean, proportion
+from tercet.evaluation.metrics import Estimate, proportion
+from tercet.evaluation.scorers import Answer
 from tercet.inference.chat import answer_all
 from tercet.inference.generate import SamplingParams
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 
-Answer = tuple[str, bool]  # its text, and whether the model ended it itself
-
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """What a model's answers are worth; `rubric` holds every answer's gold rubric score, in the order of the tasks."""
+    """What a model's answers are worth: exact match, and the share that the model ended itself."""
 
     exact: Estimate
-    by_ability: dict[str, Estimate]
     finished: Estimate
-    rubric: list[RubricScore]
-    mean_rubric: Estimate
 
 
 def ask_all(
@@ -35,15 +31,6 @@ def ask_all(
 
 
 def score_answers(questions: Sequence[Task], answers: Sequence[Answer]) -> AnswerScores:
-    """Exact match (over all and per ability), share of finished answers, gold rubric; each with its 95 % interval."""
-    hits: dict[str, list[bool]] = {}
-    for task, (text, _) in zip(questions, answers):
-        hits.setdefault(task.ability, []).append(exact_match(task, text))
-    rubric = [rubric_score(task, text, finished) for task, (text, finished) in zip(questions, answers)]
-    return AnswerScores(
-        exact=proportion(sum(map(sum, hits.values())), len(questions)),
-        by_ability={ability: proportion(sum(h), len(h)) for ability, h in sorted(hits.items())},
-        finished=proportion(sum(f for _, f in answers), len(answers)),
-        rubric=rubric,
-        mean_rubric=mean([r.total for r in rubric]),
-    )
+    """Exact match and share of finished answers, each with its 95 % interval."""
+    hits = sum(exact_match(task, text) for task, (text, _) in zip(questions, answers))
+    return AnswerScores(proportion(hits, len(questions)), proportion(sum(f for _, f in answers), len(answers)))

@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tercet.data.microworld.rubric import normalise
+from tercet.data.text_matching import normalise
 from tercet.errors import ConfigError, ContextError
-from tercet.evaluation.task import Form, Item, Task
-from tercet.evaluation.task_metrics import last_number, metric_of
+from tercet.evaluation.scorers import last_number, scorer_of
+from tercet.evaluation.task import Form, Item, Task, question_of
 from tercet.inference.language_model import LanguageModel, Loglikelihood
 
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes")
@@ -175,7 +175,7 @@ def _targets(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[Re
 
 
 def _generated(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[Reply]]:
-    score = metric_of(task.metric, f"task {task.name!r}")
+    score = scorer_of(task.metric, f"task {task.name!r}")
     # what is drawn with the same settings is asked in one call: {(temperature, longest, seed): prompts}
     batches: dict[tuple[float, int, int], _Batch] = {}
     asked = []
@@ -196,13 +196,13 @@ def _generated(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[
     for key, item, prompt, places in asked:
         text = vote([found[key][i] for i in places], task.metric)
         if (item, text) not in known:
-            known[item, text] = score(item, text)
+            known[item, text] = score(question_of(item), text)
         replies.append(Reply({task.metric: known[item, text]}, text, prompt))
     n = len(task.items)
     return [replies[a : a + n] for a in range(0, len(replies), n)]
 
 
-def vote(answers: Sequence[str], metric: str = "exact") -> str:
+def vote(answers: Sequence[str], metric: str = "exact_match") -> str:
     """The answer that most agree on; of equals the one that came first.
 
     Agreeing is by what the metric looks at: the last number where that is all that counts (the reasoning before it may
@@ -210,10 +210,11 @@ def vote(answers: Sequence[str], metric: str = "exact") -> str:
     """
     if len(answers) == 1:
         return answers[0]
-    keys = [last_number(a) if metric == "number" else normalise(a) for a in answers]
-    counts = Counter(key for key in keys if key)  # who says nothing has no vote
+    by_number = metric.partition(":")[0] == "numeric"
+    keys = [last_number(a) if by_number else normalise(a) or None for a in answers]
+    counts = Counter(key for key in keys if key is not None)  # who says nothing has no vote
     best = max(counts.values(), default=0)
-    return next((a for a, key in zip(answers, keys) if counts[key] == best), answers[0])
+    return next((a for a, key in zip(answers, keys) if key is not None and counts[key] == best), answers[0])
 
 
 def check_room(lm: LanguageModel, task: Task, replies: Sequence[Reply], longest: int, refuse: bool) -> int:

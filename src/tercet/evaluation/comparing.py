@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from tercet.errors import ConfigError, DataError
+from tercet.evaluation.score_files import current
+from tercet.evaluation.scorers import canonical
 from tercet.evaluation.statistics import (
     Paired,
     advice,
@@ -45,12 +47,12 @@ class Measured:
 
 def measures(row: Mapping[str, Any], where: str) -> dict[str, Measured]:
     """Every measure of a model's scores that has a value for each item. Raises DataError where a file is damaged."""
-    out = {}
+    row, out = current(row), {}
     for name, task in (row.get("suite") or {}).get("tasks", {}).items():
         metric = task["metric"]
         scores = check_scores(task["each"][metric], f"{where}: {name}")
         sign = -1 if metric in LOWER_IS_BETTER else 1
-        way = f"{metric}, version {task.get('version')}, {task.get('shots')} shots"
+        way = f"{canonical(metric)}, version {task.get('version')}, {task.get('shots')} shots"
         ids, groups = tuple(map(str, task["ids"])), task.get("groups")
         out[name] = Measured(ids, [sign * s for s in scores], groups, f"suite/{name}", way)
     for name, scores in (row.get("each") or {}).items():
@@ -65,7 +67,7 @@ def measures(row: Mapping[str, Any], where: str) -> dict[str, Measured]:
 
 
 def _sets(model: Mapping[str, Measured], common: Sequence[str]) -> dict[str, Measured]:
-    """One score for each item: the measures of the same items (exact match and rubric) are not independent of another."""
+    """One score for each item: measures of the same items (by several scorers) are not independent of one another."""
     sets: dict[str, list[Measured]] = {}
     for name in common:
         sets.setdefault(model[name].items, []).append(model[name])

@@ -18,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from tercet.data.types import Message
 from tercet.data.types import Task as Question
 from tercet.errors import ConfigError, DataError, TercetError
+from tercet.evaluation.scorers import canonical
 from tercet.training.settings import suggest
 
 KINDS = ("choice", "free", "code", "target")
-METRIC_OF = {"choice": "acc", "free": "exact", "code": "runs", "target": "greedy"}
+METRIC_OF = {"choice": "acc", "free": "exact_match", "code": "runs", "target": "greedy"}
 LABELS = ("gold", "wrong", "random")
 
 
@@ -117,8 +119,7 @@ class Task:
             raise ConfigError(
                 f"task {self.name!r}: chance is {self.chance}; wanted the score of guessing, from 0 to below 1"
             )
-        if not self.metric:
-            object.__setattr__(self, "metric", METRIC_OF[self.kind])
+        object.__setattr__(self, "metric", canonical(self.metric) or METRIC_OF[self.kind])
         if self.pool is tuple:
             object.__setattr__(self, "shots", 0)
         if not self.name or any(c.isspace() or c == "," for c in self.name):
@@ -241,6 +242,12 @@ def item_of(question: Question) -> Item:
     """A question as an item: its users' turns are the input."""
     text = "\n".join(m.content for m in question.prompt if m.role == "user")
     return Item(question.id, text, question.answers, ability=question.ability, where=question.where)
+
+
+def question_of(item: Item) -> Question:
+    """An item as the question that scorers take: its input is what the user says."""
+    prompt = (Message("user", item.input),)
+    return Question(prompt, item.answers, item.ability, item.id, where=item.where, test=item.test)
 
 
 # -- the registry --------------------------------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ import torch.nn.functional as F
 
 from tercet.data.readers import BadRows
 from tercet.data.tasks import questions
-from tercet.evaluation.answers import score_answers
+from tercet.evaluation.metrics import mean
+from tercet.evaluation.score_files import LOGGED
+from tercet.evaluation.scorers import scorers_for
 from tercet.inference.chat import answer_params, fit_prompts
 from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rewards import Answered, Rewards
+from tercet.posttraining.rewards import Answered, Rewards, question_of
 from tercet.posttraining.rl_stage import PolicyConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, explore
 from tercet.tokenizer.bpe import Tokenizer
@@ -36,6 +38,9 @@ class Actor:
         self.params = answer_params(self.tokenizer, config.max_new_tokens, config.temperature)
         self.asked = list(questions(config.prompts, bad))
         self.rewards.check((where, task) for where, _, task in self.asked)
+        self.scorers = scorers_for(
+            config.scorer, [question_of(where, prompt, task) for where, prompt, task in self.asked]
+        )
         found = [(where, prompt) for where, prompt, _ in self.asked]
         self.prompts = fit_prompts(self.tokenizer, found, self.reference.config.context_length, config.max_new_tokens)
 
@@ -81,22 +86,23 @@ class Actor:
         """Which prompt is the `index`-th of the run: a new permutation of all prompts for every pass over them."""
         return permuted(index, len(self.prompts), (self.config.seed, 2))
 
-    def metrics(self, rollouts: Rollouts, scored: _Scoring) -> dict[str, float]:
+    def metrics(self, rollouts: Rollouts, round: _Scoring) -> dict[str, float]:
         """What is logged of a step's rollouts."""
-        answers = scored.answers
+        answers = round.answers
         metrics = {
             "reward": float(rollouts.rewards.mean()),
             "finished": sum(a.finished for a in answers) / len(answers),
             "length": float(rollouts.lengths().float().mean()),
-            **(scored.parts if len(scored.parts) > 1 else {}),
+            **(round.parts if len(round.parts) > 1 else {}),
         }
         if rollouts.ref_logp is not None:
             metrics["kl"] = float(rollouts.kl().sum(1).mean())
             metrics["kl_k3"] = float(rollouts.k3().sum(1).mean())
         if self.config.group_size > 1:
             metrics["equal_groups"] = 1.0 - len(differing(rollouts, self.config.group_size)) / len(answers)
-        if known := [(a.task, (a.text, a.finished)) for a in answers if a.task is not None]:
-            metrics["gold"] = score_answers([t for t, _ in known], [a for _, a in known]).mean_rubric.value
+        for scorer in self.scorers:
+            if found := scored(scorer, answers):
+                metrics[LOGGED + scorer.name] = mean(found).value
         return metrics
 
 

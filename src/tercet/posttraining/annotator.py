@@ -15,7 +15,7 @@ from tercet.data.splits import in_split
 from tercet.data.tasks import tasks
 from tercet.data.types import Comparison, Task
 from tercet.errors import DataError
-from tercet.evaluation.answers import Answer
+from tercet.evaluation.scorers import Answer
 from tercet.inference.chat import answer_all, answer_params
 from tercet.posttraining.annotator_stage import RankConfig
 from tercet.posttraining.sides import question

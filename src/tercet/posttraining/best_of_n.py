@@ -1,4 +1,4 @@
-"""Best-of-n: the best of n answers by a proxy reward, what it is worth by the proxy and by the gold rubric, for every n.
+"""Best-of-n: the best of n answers by a proxy reward, what it is worth by the proxy and by a scorer, for every n.
 
 Its answers are data for rejection-sampling fine-tuning: `tercet best-of-n …`, then `tercet sft --data RUN/best/train.jsonl`.
 """
@@ -12,16 +12,16 @@ from itertools import groupby
 from typing import Any
 
 from tercet.data.conversations import to_messages, to_row
-from tercet.data.microworld.rubric import rubric_score
 from tercet.data.readers import BadRows, write_jsonl
 from tercet.data.tasks import questions
 from tercet.data.types import Message
 from tercet.errors import ConfigError
 from tercet.evaluation.metrics import mean
+from tercet.evaluation.scorers import Scorer, scorers_for
 from tercet.inference.chat import answer_params, fit_prompts
 from tercet.inference.generate import generate
 from tercet.posttraining.best_stage import BestOfNConfig
-from tercet.posttraining.rewards import Answered, Rewards
+from tercet.posttraining.rewards import Answered, Rewards, question_of, scored
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import answer_text
 from tercet.training.load import load_language_model
@@ -50,9 +50,9 @@ def chances(scores: Sequence[float], k: int) -> list[float]:
     return out
 
 
-def best_of_k(proxy: Sequence[float], gold: Sequence[float], k: int) -> float:
-    """The expected gold score of the best of k answers by the proxy, from n ≥ k answers, without bias."""
-    return math.fsum(chance * score for chance, score in zip(chances(proxy, k), gold))
+def best_of_k(proxy: Sequence[float], scores: Sequence[float], k: int) -> float:
+    """The expected score of the best of k answers by the proxy, from n ≥ k answers, without bias."""
+    return math.fsum(chance * score for chance, score in zip(chances(proxy, k), scores))
 
 
 def kl_bon(k: int) -> float:
@@ -62,11 +62,11 @@ def kl_bon(k: int) -> float:
 
 @dataclass(frozen=True)
 class Judged:
-    """The n answers to one prompt with their scores; `gold` where its row has answers."""
+    """The n answers to one prompt with their reward, and their scores by the scorers that can score them."""
 
     answers: list[Answered]
     proxy: list[float]
-    gold: list[float] | None
+    scores: dict[str, list[float]]
 
     @property
     def best(self) -> int:
@@ -78,16 +78,17 @@ class Judged:
 
 
 def curve(judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """A row for k = 1, 2, 4, … and n: KL, proxy and gold score of the best of k, with intervals clustered by prompt."""
+    """A row for k = 1, 2, 4, … and n: KL, proxy and scores of the best of k, with intervals clustered by prompt."""
     n = min(len(one.proxy) for one in judged)
-    known = [one for one in judged if one.gold is not None]
+    names = dict.fromkeys(name for one in judged for name in one.scores)
     rows = []
     for k in sorted({*(2**i for i in range(n.bit_length())), n}):
         row: dict[str, Any] = {"k": k, "kl": kl_bon(k)}
         row["proxy"] = mean([best_of_k(one.proxy, one.proxy, k) for one in judged], groups=_prompts(judged)).to_json()
-        if known:
-            values = [best_of_k(one.proxy, one.gold or [], k) for one in known]
-            row["gold"] = mean(values, groups=_prompts(known)).to_json()
+        for name in names:
+            known = [one for one in judged if name in one.scores]
+            values = [best_of_k(one.proxy, one.scores[name], k) for one in known]
+            row.setdefault("scores", {})[name] = mean(values, groups=_prompts(known)).to_json()
         rows.append(row)
     return rows
 
@@ -119,6 +120,7 @@ def _judge(config: BestOfNConfig, parent: Run, bad: BadRows) -> Iterator[Judged]
     params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
     with Rewards(config.reward, tokenizer, model.config, config.reward_timeout, config.reward_retries) as rewards:
         rewards.check((where, task) for where, _, task in found)
+        scorers = scorers_for(config.scorer, [question_of(*row) for row in found])
         size = max(1, BATCH // config.answers)
         for begin in range(0, len(found), size):
             numbers = [i for i in range(begin, min(begin + size, len(found))) for _ in range(config.answers)]
@@ -131,21 +133,23 @@ def _judge(config: BestOfNConfig, parent: Run, bad: BadRows) -> Iterator[Judged]
                 answers.append(Answered(where, prompt, text, finished, (*prompts[i], *completion.tokens), task))
             totals, _ = rewards(answers)
             for a in range(0, len(answers), config.answers):
-                yield _judged(answers[a : a + config.answers], totals[a : a + config.answers], config.missing_eos_score)
+                part = slice(a, a + config.answers)
+                yield _judged(answers[part], totals[part], config.missing_eos_score, scorers)
 
 
-def _judged(answers: list[Answered], totals: Sequence[float], missing_eos_score: float) -> Judged:
+def _judged(
+    answers: list[Answered], totals: Sequence[float], missing_eos_score: float, scorers: Sequence[Scorer]
+) -> Judged:
     proxy = [total if one.finished else missing_eos_score for one, total in zip(answers, totals)]
-    task = answers[0].task
-    gold = None if task is None else [rubric_score(task, one.text, one.finished).total for one in answers]
-    return Judged(answers, proxy, gold)
+    scores = {scorer.name: scored(scorer, answers) for scorer in scorers}
+    return Judged(answers, proxy, {name: values for name, values in scores.items() if values})
 
 
 def _row(one: Judged) -> dict[str, Any]:
     """A line of scores.jsonl."""
     row: dict[str, Any] = {"prompt": to_messages(one.answers[0].prompt), "answers": [a.text for a in one.answers]}
     row |= {"finished": [a.finished for a in one.answers], "proxy": one.proxy}
-    return row | ({"gold": one.gold} if one.gold is not None else {})
+    return row | ({"scores": one.scores} if one.scores else {})
 
 
 def best_of_n(config: BestOfNConfig, run: Run) -> None:

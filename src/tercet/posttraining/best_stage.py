@@ -4,26 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from tercet.evaluation.scorers import DEFAULT, check_scorers, help_text, scorer_files
 from tercet.training.settings import FILES, LANGUAGE_MODEL, REWARD_MODEL, Settings, setting
 from tercet.training.stage import Stage
 
 REWARD = setting(
     ...,
-    "what scores the answers, each as [weight*]reward: a run of `tercet reward`, mean(run,run), min(run,run), exact_match, "
-    "rubric, reasoning_gym, python:module:function, process:command, or http(s)://…",
+    "what scores the answers, each as [weight*]reward: a run of `tercet reward`, mean(run,run), min(run,run), a scorer "
+    "such as exact_match or numeric:0.01 (see --scorer), python:module:function, process:command, or http(s)://…",
 )
 REWARD_TIMEOUT = setting(30.0, "seconds that a process or endpoint has for a batch", minimum=1e-3)
 REWARD_RETRIES = setting(2, "further attempts when a process or endpoint fails", minimum=0)
-PROMPTS = setting(
-    ..., "rows with prompt or messages; rows with answers are also scored by the gold rubric", reads=FILES
+PROMPTS = setting(..., "rows with prompt or messages; rows with answers are also scored by --scorer", reads=FILES)
+SCORER = setting(
+    DEFAULT, f"{help_text()} The score is logged beside the reward, and nothing is trained on it.", check=check_scorers
 )
 MISSING_EOS_SCORE = setting(-1.0, "replaces the score of an answer that the model did not end itself")
 
 
 class RewardedSettings(Settings):
-    """Settings with a `reward`: its runs are parents, its code is an input."""
+    """Settings with a `reward` and a `scorer`: the runs among them are parents, their code is an input."""
 
     reward: tuple[str, ...]
+    scorer: tuple[str, ...]
 
     def parents(self) -> dict[str, tuple[str, str]]:
         """The runs that the settings name, those of the rewards included ("reward", "reward2", …)."""
@@ -36,7 +39,7 @@ class RewardedSettings(Settings):
         """The input files, those of code that scores answers included."""
         from tercet.posttraining.rewards import reward_files
 
-        return (*super().files(), *reward_files(self.reward))
+        return (*super().files(), *reward_files(self.reward), *scorer_files(self.scorer))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class BestOfNConfig(RewardedSettings):
     reward_timeout: float = REWARD_TIMEOUT
     reward_retries: int = REWARD_RETRIES
     prompts: tuple[str, ...] = PROMPTS
+    scorer: tuple[str, ...] = SCORER
     answers: int = setting(16, "answers to each prompt (n)", minimum=2)
     minimum_score: float | None = setting(None, "only best answers that score above this are kept for tuning")
     missing_eos_score: float = MISSING_EOS_SCORE

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tercet.errors import ConfigError
+from tercet.evaluation.scorers import DEFAULT, check_scorers, help_text
 from tercet.training.settings import Settings, setting
 
 
@@ -15,6 +16,11 @@ class EvalConfig(Settings):
     models: tuple[str, ...] = setting(..., "runs to measure")
     text: tuple[str, ...] = setting((), "held-out text for bits per byte")
     tasks: tuple[str, ...] = setting((), "questions with gold answers")
+    scorer: tuple[str, ...] = setting(
+        DEFAULT,
+        f"{help_text()} A judge is a language model that is asked, a run or NAME@http(s)://…/v1.",
+        check=check_scorers,
+    )
     suite: tuple[str, ...] = setting((), "microworld, a task, task.json, blimp=PATH or olmo=PATH")
     imports: tuple[str, ...] = setting((), "Python module or file that registers tasks of your own", flag="--import")
     training_text: tuple[str, ...] = setting(
@@ -44,6 +50,10 @@ class EvalConfig(Settings):
                 raise ConfigError(
                     f"EvalConfig.{given[0]} is {getattr(self, given[0])!r}, but no {needed} is named, which it is for; name --{needed}"
                 )
+        if self.scorer != DEFAULT and not self.tasks:
+            raise ConfigError(
+                f"--scorer {' '.join(self.scorer)}: scores the answers to --tasks; name --tasks, or leave it out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,9 +61,11 @@ class WinRateConfig(Settings):
     """Models against one another: a judge says which of two answers to the same prompt is better."""
 
     models: tuple[str, ...] = setting(..., "runs; the first is what the others are compared with")
-    tasks: tuple[str, ...] = setting(..., "questions (the rubric needs gold answers) as JSONL")
+    tasks: tuple[str, ...] = setting(..., "questions (with accepted answers for a scorer) as JSONL")
     judge: str = setting(
-        "rubric", "rubric, reward:RUN, model:RUN, person, or an OpenAI-compatible address http(s)://…/v1"
+        "exact_match",
+        "Which of two answers is better is said by a scorer (the answer with the higher score; see tercet eval "
+        "--help), reward:RUN, model:RUN, person, or an OpenAI-compatible address http(s)://…/v1.",
     )
     judge_model: str = setting("", "name of the model at the address")
     limit: int = setting(0, "at most so many questions (0: all)", minimum=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from statistics import fmean, pstdev
 
+from tercet.evaluation.score_files import logged, scorer_label
 from tercet.posttraining.findings import INF, Band, Finding, Records, banded, judged, judged_kl, late
 
 EARLY = 20  # steps before which a critic is not blamed
@@ -14,8 +15,8 @@ BANDS = (
          "answers are cut off at max_new_tokens and score missing_eos_score: tune longer before RL, raise max_new_tokens, and check "
          "that the end token is trained on (`tercet doctor` on the sft run)"),
     Band("equal_groups", "groups whose scores are all equal", "below 0.7", (-INF, 0.7), (-INF, 0.99),
-         high="such groups teach nothing: take prompts that are neither too easy nor too hard, a finer reward (rubric for exact_match), "
-         "more answers to a prompt, or --method dapo, which draws other prompts"),
+         high="such groups teach nothing: take prompts that are neither too easy nor too hard, a finer reward "
+         "(f1 for exact_match), more answers to a prompt, or --method dapo, which draws other prompts"),
     Band("advantage_std", "spread of the advantages", "above 0", (1e-4, INF), (1e-6, INF),
          "all advantages are equal, so that there is no gradient: look at the rewards of samples, every answer scores alike"),
     Band("kl_k3", "KL to the reference, k3", "0 or more", (-1e-6, INF), (-1e-6, INF),
@@ -81,7 +82,8 @@ def check_kl(r: Records) -> list[Finding]:
 
 def check_learning(r: Records) -> list[Finding]:
     """Whether the reward rises, and the true quality with it; whether the policy still explores."""
-    reward, gold, entropy = r.trend("reward"), r.trend("gold"), r.series("entropy")
+    reward, entropy = r.trend("reward"), r.series("entropy")
+    scores = {name: r.trend(key) for key, name in logged({key: None for row in r.rows for key in row}).items()}
     out, rises = [], reward is not None and reward[1] - reward[0] > 2 * reward[2]
     if reward is not None:
         advice = "it has not risen beyond noise: more --steps, a larger --batch-size or --group-size, a higher --lr, a lower --beta"
@@ -100,18 +102,20 @@ def check_learning(r: Records) -> list[Finding]:
                 found=found,
             )
         )
-    if gold is not None:
-        fall = gold[1] - gold[0]
+    for name, score in scores.items():
+        if score is None:
+            continue
+        fall = score[1] - score[0]
         advice = (
             "over-optimisation: the reward is being gamed; raise --beta, stop earlier, or train a better reward model"
             if rises
             else "the answers get worse while the reward does not rise: a lower --lr, a higher --beta"
         )
-        limit = -max(0.02, 3 * gold[2])
-        found = f"{gold[0]:.3f} to {gold[1]:.3f}"
+        limit = -max(0.02, 3 * score[2])
+        found = f"{score[0]:.3f} to {score[1]:.3f}"
         out.append(
             judged(
-                "gold score",
+                f"score by {scorer_label(name)}",
                 fall,
                 "does not fall",
                 advice,

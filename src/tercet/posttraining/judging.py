@@ -1,4 +1,4 @@
-"""Who judges which of two answers is better: the rubric, a reward model, a language model, an endpoint, a person.
+"""Who judges which of two answers is better: a scorer, a reward model, a language model, an endpoint, a person.
 
 A judge is given pairs and says of each 1 where the first answer is better, 0 where the second is, 1/2 for a tie. Models
 and endpoints judge both orders, since many prefer the first of two answers; a person sees the two in a random order.
@@ -7,7 +7,6 @@ and endpoints judge both orders, since many prefer the first of two answers; a p
 from __future__ import annotations
 
 import random
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from tercet.data.microworld.rubric import rubric_score
 from tercet.data.readers import BadRows
 from tercet.data.tasks import tasks
 from tercet.data.types import Conversation, Message, Task
-from tercet.errors import ConfigError, ContextError, DataError
+from tercet.errors import ConfigError, DataError
+from tercet.evaluation.grading import logprobs_of, verdict
 from tercet.evaluation.metrics import win_rate
+from tercet.evaluation.scorers import KINDS, Scorer, scorer_of
 from tercet.evaluation.winrates import Game, both_orders, difficulties, length_controlled, strengths
 from tercet.inference.http import ChatEndpoint
 from tercet.inference.language_model import LanguageModel, Progress, open_model
@@ -31,6 +31,7 @@ from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat import prompt_fitting
 from tercet.training.load import language_model_run, load_reward_model, reward_model_run
 from tercet.training.run import threads
+from tercet.training.settings import suggest
 
 PROMPT = """\
 Which answer to the question is better: right, clear and to the point? Length does not matter.
@@ -43,7 +44,6 @@ Say A, B or TIE.
 Better:"""
 VERDICT_TOKENS = 8  # at most, of an answer to it
 VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
-_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -71,17 +71,15 @@ def _by_scores(pairs: Sequence[tuple[float, float]]) -> list[float]:
     return [1.0 if a > b else 0.0 if a < b else 0.5 for a, b in pairs]
 
 
-def rubric_judge(pairs: Sequence[Pair]) -> list[float]:
-    """By the gold rubric's score."""
-    return _by_scores(
-        [
-            (
-                rubric_score(p.task, p.answers[0], p.finished[0]).total,
-                rubric_score(p.task, p.answers[1], p.finished[1]).total,
-            )
-            for p in pairs
-        ]
-    )
+def scorer_judge(scorer: Scorer) -> Judge:
+    """By which answer the scorer gives more."""
+
+    def judge(pairs: Sequence[Pair]) -> list[float]:
+        tasks = [p.task for p in pairs]
+        found = [scorer.scores(tasks, [(p.answers[k], p.finished[k]) for p in pairs]) for k in (0, 1)]
+        return _by_scores(list(zip(*found)))
+
+    return judge
 
 
 def reward_judge(path: str) -> Judge:
@@ -108,32 +106,10 @@ def model_judge(lm: LanguageModel) -> Judge:
     """
 
     def judge(pairs: Sequence[Pair]) -> list[float]:
-        requests = [(p.asked(), letter) for p in pairs for letter in (" A", " B")]
-        size = lm.context_length
-        # the inputs of each: the last token is predicted only
-        counts = [n - 1 for n in lm.count_tokens([c + letter for c, letter in requests])] if size is not None else []
-        if size is not None and max(counts, default=0) > size:
-            longest = pairs[counts.index(max(counts)) // 2].task
-            raise ContextError(
-                f"judge {lm.name}: {sum(max(two) > size for two in zip(counts[::2], counts[1::2]))} of {len(pairs)} prompts do not fit, the "
-                f"longest ({longest.where or longest.id}) needs {max(counts)} tokens; its context has {size}: ask for shorter answers "
-                "with --max-new-tokens, or name a judge with a longer context"
-            )
-        found = lm.loglikelihood(requests)
-        return _by_scores([(a.logprob, b.logprob) for a, b in zip(found[::2], found[1::2])])
+        prompts = [(p.task.where or p.task.id, p.asked()) for p in pairs]
+        return _by_scores(logprobs_of(lm, prompts, (" A", " B")))
 
     return judge
-
-
-def verdict(said: str) -> float | None:
-    """What an answer to `PROMPT` says: 1 for A, 0 for B, 1/2 for TIE, None for what is none of them.
-
-    It is the whole answer, or that of the lines which begin with `PROMPT`'s last word ("Better: B") where all say the
-    same; in any case and with any punctuation. Nothing is guessed: in "A better answer is B" the first letter is no verdict.
-    """
-    whole, *lines = (" ".join(_WORD.findall(text.upper())) for text in (said, *said.splitlines()))
-    marked = {line.removeprefix("BETTER ") for line in lines if line.startswith("BETTER ")}
-    return VERDICTS.get(marked.pop() if len(marked) == 1 else whole)
 
 
 def spoken_judge(lm: LanguageModel) -> Judge:
@@ -141,7 +117,7 @@ def spoken_judge(lm: LanguageModel) -> Judge:
 
     def one(pair: Pair) -> float:
         said = lm.chat([(pair.task.where or pair.task.id, (Message("user", pair.asked()),))], VERDICT_TOKENS)[0].text
-        if (value := verdict(said)) is None:
+        if (value := verdict(said, VERDICTS, "BETTER")) is None:
             raise DataError(
                 f'judge {lm.name}: it said {said[:200]!r}; wanted A, B or TIE and no more, or a line "Better: A": name another '
                 "--judge-model (with --cache, what it has judged is kept)"
@@ -192,12 +168,12 @@ def kept(judge: Judge, cache: RequestCache, name: str) -> Judge:
 def open_judge(config: WinRateConfig, progress: Progress | None = None) -> tuple[Judge, bool]:
     """(the judge that the settings name, whether it judges both orders). Raises ConfigError."""
     name, _, rest = config.judge.partition(":")
-    if config.cache and (config.judge == "rubric" or name == "reward"):
+    if config.cache and (name in KINDS or name == "reward"):
         raise ConfigError(
             f"--cache is not needed with --judge {config.judge}: its scores are recomputed in seconds; leave out --cache"
         )
-    if config.judge == "rubric":
-        return rubric_judge, False
+    if name in KINDS:
+        return scorer_judge(scorer_of(config.judge, "--judge")), False
     if name == "reward" and rest:
         return reward_judge(rest), False
     if name == "model" and rest:
@@ -210,7 +186,8 @@ def open_judge(config: WinRateConfig, progress: Progress | None = None) -> tuple
         lm = ChatEndpoint(config.judge, config.judge_model, config.timeout, config.retries, "judge")
         return kept(spoken_judge(lm), RequestCache(config.cache or None), f"{config.judge} {config.judge_model}"), True
     raise ConfigError(
-        f"--judge {config.judge!r}; wanted rubric, reward:RUN, model:RUN, person, or an address http(s)://…/v1"
+        f"--judge {config.judge!r}; wanted a scorer such as exact_match, or reward:RUN, model:RUN, person, or an "
+        f"address http(s)://…/v1{suggest(name, KINDS)}"
     )
 
 

@@ -1,7 +1,7 @@
 """What an answer is worth: reward models, verifiers, functions, processes and endpoints, several with weights.
 
     runs/reward                  a reward model            mean(runs/a,runs/b)   an ensemble (min: the most doubtful)
-    exact_match, rubric          the gold answers          reasoning_gym         the task's own verifier
+    exact_match, f1, rubric …    a scorer (evaluation/scorers.py): the answers of the row
     python:rewards/mine.py:f     f(prompt, answer, answers) → number
     process:./score --fast       a child process           https://host/score    an endpoint
 
@@ -21,21 +21,23 @@ from types import TracebackType
 from typing import Any
 
 from tercet.data.conversations import to_messages
-from tercet.data.microworld.rubric import exact_match, rubric_score
 from tercet.data.types import Conversation, Task
 from tercet.errors import ConfigError, DataError
+from tercet.evaluation.functions import load_function, said, source_of
+from tercet.evaluation.scorers import KINDS, Scorer, scorer_of
 from tercet.inference.http import HttpScorer
 from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
 from tercet.model.heads import ScalarModel
-from tercet.posttraining.rewards_external import ProcessScorer, load_function, said, source_of, words_of
+from tercet.posttraining.rewards_external import ProcessScorer, words_of
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import load_reward_model, reward_model_run
 from tercet.training.run import Run
 from tercet.training.settings import suggest
 
 LARGEST = 1e30  # of a reward: sums and squares of more than 1e38 are infinite in float32
-VERIFIERS = ("exact_match", "rubric", "reasoning_gym")
+# A judge is a run, which a reward must name as a parent; a function may give any number as a reward, as a scorer not.
+SCORERS = tuple(name for name in KINDS if name not in ("judge", "python"))
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {"mean": lambda s: math.fsum(s) / len(s), "min": min}
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _SPEC = re.compile(rf"\s*(?:({_NUMBER})\s*\*)?\s*(.*?)\s*", re.DOTALL)
@@ -63,7 +65,7 @@ class RewardSpec:
 
     name: str
     weight: float
-    kind: str  # "run", "python", "process", "http", or one of VERIFIERS
+    kind: str  # "run", "python", "process", "http" or "scorer"
     body: str  # what stands behind the kind
     paths: tuple[str, ...] = ()  # of reward-model runs
     aggregate: str = "mean"  # of their scores
@@ -96,8 +98,9 @@ def parse_rewards(specs: Sequence[str]) -> list[RewardSpec]:
 
 def _kind(text: str, body: str) -> tuple[str, str, str]:
     """(kind, what it is given, its name in the log; "" for runs)."""
-    if body in VERIFIERS:
-        return body, "", body
+    if body.partition(":")[0] in SCORERS:
+        scorer_of(body, "--reward")
+        return "scorer", body, body
     if body.startswith(("http://", "https://")):
         return "http", body, "http"
     for kind in ("python", "process"):
@@ -105,15 +108,16 @@ def _kind(text: str, body: str) -> tuple[str, str, str]:
             rest = body.removeprefix(f"{kind}:").strip()
             return kind, rest, rest.rpartition(":")[2] if kind == "python" else kind
     if not body or (not _ENSEMBLE.fullmatch(body) and "," not in body and not Path(body).exists()):
-        hint = suggest(body, VERIFIERS)
+        hint = suggest(body, SCORERS)
         raise ConfigError(f"reward {text!r} is neither known nor a folder that is there{hint}; wanted {_wanted()}")
     return "run", body, ""
 
 
 def _wanted() -> str:
     return (
-        f"a run of `tercet reward`, mean(run,run), min(run,run), {', '.join(VERIFIERS)}, python:file.py:function, "
-        "process:command or http(s)://address, each with a weight in front where wanted (0.5*rubric)"
+        f"a run of `tercet reward`, mean(run,run), min(run,run), a scorer ({', '.join(SCORERS)}), "
+        "python:file.py:function, process:command or http(s)://address, each with a weight in front if you want "
+        "one (0.5*exact_match)"
     )
 
 
@@ -172,12 +176,14 @@ class Rewards:
         self._closing: list[Callable[[], None]] = []
         remaining = iter(self.runs.values())
         self._parts: dict[str, Reward] = {}
+        self._scorers: list[Scorer] = []
         for spec in self.specs:
             if spec.kind == "run":
                 judges = [_judge(next(remaining), tokenizer, config) for _ in spec.paths]
                 self._parts[spec.name] = partial(_model_scores, judges, AGGREGATES[spec.aggregate], tokenizer.pad)
-            elif spec.kind in VERIFIERS:
-                self._parts[spec.name] = partial(_verify, spec.kind)
+            elif spec.kind == "scorer":
+                self._scorers.append(scorer_of(spec.body, "--reward"))
+                self._parts[spec.name] = partial(_score, self._scorers[-1])
             elif spec.kind == "python":
                 self._parts[spec.name] = partial(_call, spec.name, load_function(f"reward {spec.name}", spec.body))
             else:
@@ -188,11 +194,10 @@ class Rewards:
                 self._parts[spec.name] = partial(_send, scorer)
 
     def check(self, rows: Iterable[tuple[str, Task | None]]) -> None:
-        """Raises DataError, naming the row, where a verifier cannot judge answers to a (where, task)."""
-        verifiers = [spec.kind for spec in self.specs if spec.kind in VERIFIERS]
+        """Raises DataError, naming the row, where a scorer cannot score answers to a (where, task)."""
         for where, task in rows:
-            for kind in verifiers:
-                _need_task(kind, where, task)
+            for scorer in self._scorers:
+                _need_task(scorer, where, task)
 
     def __call__(self, answered: Sequence[Answered]) -> tuple[list[float], dict[str, float]]:
         """The weighted sum for each answer; and the mean of each part, without its weight, as "reward/NAME".
@@ -240,7 +245,7 @@ def _checked(name: str, answered: Sequence[Answered], scores: Sequence[Any], wei
     return [float(score) for score in scores]
 
 
-# -- reward models -------------------------------------------------------------------------------------------------------
+# -- reward models ---------------------------------------------------------------------------------------------------
 
 
 def _judge(run: Run, tokenizer: Tokenizer, config: ModelConfig) -> ScalarModel:
@@ -266,35 +271,34 @@ def _model_scores(
     return [aggregate(scores) for scores in zip(*(score_texts(judge, texts, pad) for judge in judges))]
 
 
-# -- verifiers and functions ---------------------------------------------------------------------------------------------
+# -- scorers and functions -------------------------------------------------------------------------------------------
 
 
-def _need_task(kind: str, where: str, task: Task | None) -> Task:
-    """Raises DataError where a row has not what the verifier `kind` needs."""
-    if task is None:
+def question_of(where: str, prompt: Conversation, task: Task | None) -> Task:
+    """The question of a prompt for a scorer: its row's task, or one without accepted answers."""
+    return task or Task(prompt, (), "", "", where=where)
+
+
+def scored(scorer: Scorer, answered: Sequence[Answered]) -> list[float]:
+    """Score the answers that this scorer can score: where it needs accepted answers, those of rows that have some."""
+    kept = [one for one in answered if one.task is not None or not scorer.needs]
+    return scorer.scores([question_of(a.where, a.prompt, a.task) for a in kept], [(a.text, a.finished) for a in kept])
+
+
+def _need_task(scorer: Scorer, where: str, task: Task | None) -> None:
+    """Raises DataError where a row has not what the scorer needs."""
+    if scorer.needs and task is None:
         raise DataError(
-            f'{where}: the reward {kind} needs gold answers; add "answers" to the row, or choose another reward'
+            f'{where}: the reward {scorer.name} needs gold answers; add "answers" to the row, or choose another reward'
         )
-    if kind == "reasoning_gym":
-        from tercet.data.reasoning_gym import parse_id
-
-        parse_id(task.id, where)
-    return task
+    if task is not None:
+        scorer.check(task)
 
 
-def _verify(kind: str, answered: Sequence[Answered]) -> list[float]:
-    out = []
+def _score(scorer: Scorer, answered: Sequence[Answered]) -> list[float]:
     for one in answered:
-        task = _need_task(kind, one.where, one.task)
-        if kind == "exact_match":
-            out.append(float(exact_match(task, one.text)))
-        elif kind == "rubric":
-            out.append(rubric_score(task, one.text, one.finished).total)
-        else:
-            from tercet.data.reasoning_gym import verify
-
-            out.append(verify(task, one.text, one.where))
-    return out
+        _need_task(scorer, one.where, one.task)
+    return scored(scorer, answered)
 
 
 def _call(name: str, function: Callable[..., Any], answered: Sequence[Answered]) -> list[Any]:

@@ -13,6 +13,7 @@ from tercet.posttraining.best_stage import (
     REWARD,
     REWARD_RETRIES,
     REWARD_TIMEOUT,
+    SCORER,
     RewardedSettings,
 )
 from tercet.training.settings import FILES, LANGUAGE_MODEL, TuneSettings, setting, shares
@@ -41,6 +42,7 @@ class PolicyConfig(RewardedSettings, TuneSettings):
     reward_timeout: float = REWARD_TIMEOUT
     reward_retries: int = REWARD_RETRIES
     prompts: tuple[str, ...] = PROMPTS
+    scorer: tuple[str, ...] = SCORER
     pretrain_data: tuple[str, ...] = setting(
         (), "text for the pretraining term (needed where gamma is above 0)", reads=FILES
     )

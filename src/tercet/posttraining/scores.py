@@ -1,4 +1,4 @@
-"""Models side by side: bits per byte, exact match per ability, rubric, reward, KL and win rate, with intervals."""
+"""Models side by side: bits per byte, scores of answers per ability, reward, KL and win rate, with intervals."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tercet.data.microworld.rubric import exact_match, rubric_score
 from tercet.data.readers import BadRows, documents
 from tercet.data.tasks import tasks
 from tercet.data.types import Document, Task
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.answers import score_answers
 from tercet.evaluation.contamination import Contamination, contamination
 from tercet.evaluation.likelihood import average, bits_per_byte, by_source
 from tercet.evaluation.metrics import Estimate, mean, paired_difference, proportion, win_rate
+from tercet.evaluation.scorers import Answer, Scorer, scorer_of
+from tercet.evaluation.statistics import score
 from tercet.evaluation.suites import measure, open_suites, text_of
 from tercet.evaluation.task import Task as SuiteTask
 from tercet.inference.language_model import ChatAnswer, LanguageModel, Progress, local, open_model
@@ -33,85 +33,88 @@ from tercet.training.run import threads
 
 @dataclass
 class _Judged:
-    """One model's sampled answers (temperature 1) and what they are worth, answer by answer."""
+    """One model's sampled answers (temperature 1) and what they are worth: by scorer, answer by answer."""
 
     samples: list[ChatAnswer]
-    rubric: list[float]
-    reward: list[float]
+    scores: dict[str, list[float]]
 
 
 def _answers(
-    config: EvalConfig, lm: LanguageModel, questions: Sequence[Task], judge: ScalarModel | None
+    config: EvalConfig,
+    lm: LanguageModel,
+    questions: Sequence[Task],
+    scorers: Sequence[Scorer],
+    judge: ScalarModel | None,
 ) -> tuple[dict[str, Any], _Judged]:
-    """Greedy answers for exact match; sampled ones (temperature 1, the same seeds for every model) for all else."""
+    """Score greedy answers, and sampled ones (temperature 1, the same seeds for every model), by every scorer.
+
+    What is measured item by item, and per ability, is of greedy answers; reward, KL and win rate are of sampled ones.
+    """
     prompts = [(t.where, t.prompt) for t in questions]
     greedy = lm.chat(prompts, config.max_new_tokens, 0.0, config.seed)
     sampled = lm.chat(prompts, config.max_new_tokens, 1.0, config.seed)
-    best = score_answers(questions, answers := [(a.text, a.finished) for a in greedy])
-    scores = score_answers(questions, [(a.text, a.finished) for a in sampled])
-    rewards = []
-    if judge is not None:
-        rewards = score_texts(judge, [(*a.prompt, *a.ids) for a in sampled], local(lm, "--reward").tokenizer.pad)
+    answers, drawn = ([(a.text, a.finished) for a in some] for some in (greedy, sampled))
+    each = {scorer.name: scorer.scores(questions, answers) for scorer in scorers}
+    of_samples = {scorer.name: scorer.scores(questions, drawn) for scorer in scorers}
     row: dict[str, Any] = {
-        "exact_match": best.exact.to_json(),
-        "abilities": {a: e.to_json() for a, e in best.by_ability.items()},
-        "held_out": _by_kind(questions, [text for text, _ in answers]),
-        "rubric": scores.mean_rubric.to_json(),
-        "rubric_parts": {
-            part: _share([getattr(r, part) for r in scores.rubric])
-            for part in ("right", "sentence", "direct", "finished")
+        "scores": {
+            name: {
+                "greedy": score(values).to_json(),
+                "sampled": score(of_samples[name]).to_json(),
+                "abilities": _grouped(values, [t.ability for t in questions]),
+                "held_out": _grouped(values, [t.held_out for t in questions]),
+            }
+            for name, values in each.items()
         },
-        "well_formed": _share([r.sentence for r in scores.rubric]),
-        "finished": scores.finished.to_json(),
+        "finished": proportion(sum(finished for _, finished in drawn), len(drawn)).to_json(),
         "ids": [t.id for t in questions],
-        "each": {
-            "exact_match": [float(exact_match(t, text)) for t, (text, _) in zip(questions, answers)],
-            "rubric": [r.total for r in scores.rubric],
-        },
-        "examples": [_example(t, *answer) for t, answer in list(zip(questions, answers))[:40]],
+        "each": each,
+        "examples": [_example(n, t, answers[n], each) for n, t in enumerate(questions[:40])],
     }
-    if rewards:
-        row["reward"] = mean(rewards).to_json()
-    return row, _Judged(sampled, [r.total for r in scores.rubric], rewards)
+    if judge is not None:
+        texts = [(*a.prompt, *a.ids) for a in sampled]
+        row["reward"] = mean(score_texts(judge, texts, local(lm, "--reward").tokenizer.pad)).to_json()
+    return row, _Judged(sampled, of_samples)
 
 
-def _share(parts: Sequence[float]) -> dict[str, Any]:
-    """Share of ones among zeros and ones."""
-    return proportion(int(sum(parts)), len(parts)).to_json()
+def _grouped(values: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
+    """The mean score of each group of questions (of an ability, or held out in one way); "" is no group."""
+    return {
+        name: score([v for v, group in zip(values, groups) if group == name]).to_json()
+        for name in sorted(set(groups) - {""})
+    }
 
 
-def _by_kind(questions: Sequence[Task], answers: Sequence[str]) -> dict[str, Any]:
-    """Exact match by the way in which the tasks are held out."""
-    kinds: dict[str, list[bool]] = {}
-    for task, text in zip(questions, answers):
-        if task.held_out:
-            kinds.setdefault(task.held_out, []).append(exact_match(task, text))
-    return {kind: proportion(sum(hits), len(hits)).to_json() for kind, hits in sorted(kinds.items())}
-
-
-def _example(task: Task, text: str, finished: bool) -> dict[str, Any]:
+def _example(number: int, task: Task, answer: Answer, each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """A question with its greedy answer; "right" says that the first scorer gives it full marks."""
     prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
-    score = rubric_score(task, text, finished).total
+    scores = {name: values[number] for name, values in each.items()}
     return {
         "prompt": prompt,
-        "answer": text,
+        "answer": answer[0],
+        "finished": answer[1],
+        "right": next(iter(scores.values())) == 1,
+        "scores": scores,
         "gold": task.answers[0],
         "ability": task.ability,
         "held_out": task.held_out,
-        "rubric": score,
-        "right": exact_match(task, text),
     }
 
 
 def _against(reference: _Judged, lm: LanguageModel, ours: _Judged, reference_lm: LanguageModel) -> dict[str, Any]:
-    """KL(model ‖ reference) per answer, win rate by the gold rubric, and the paired difference of rubric scores."""
+    """KL to the reference on our answers; by every scorer the win rate, and the paired difference of scores."""
     answers = [(a.prompt, a.ids) for a in ours.samples]
     found, wanted = (local(model, "--reference").score(answers) for model in (lm, reference_lm))
     kl = [a.logprob - b.logprob for a, b in zip(found, wanted)]
     return {
         "kl": mean(kl).to_json(),
-        "win_rate": win_rate(ours.rubric, reference.rubric).to_json(),
-        "rubric_difference": paired_difference(ours.rubric, reference.rubric).to_json(),
+        "against": {
+            name: {
+                "win_rate": win_rate(values, reference.scores[name]).to_json(),
+                "difference": paired_difference(values, reference.scores[name]).to_json(),
+            }
+            for name, values in ours.scores.items()
+        },
     }
 
 
@@ -150,6 +153,10 @@ def evaluate(config: EvalConfig, out: str | Path | None = None, progress: Progre
     Raises ConfigError where there is nothing to measure or a reference has another tokenizer.
     """
     text, questions, skipped = _load_inputs(config)
+    scorers = [scorer_of(name) for name in config.scorer] if questions else []
+    for scorer in scorers:
+        for question in questions:
+            scorer.check(question)
     runs = [language_model_run(path) for path in config.models]
     reward_run = reward_model_run(config.reward) if config.reward else None
     reference_run = language_model_run(config.reference) if config.reference else None
@@ -173,7 +180,7 @@ def evaluate(config: EvalConfig, out: str | Path | None = None, progress: Progre
         reference_lm = open_model(reference_run.path, cache=cache, progress=progress) if reference_run else None
         reference: _Judged | None = None
         if reference_lm:
-            of_reference, reference = _answers(config, reference_lm, questions, judge)
+            of_reference, reference = _answers(config, reference_lm, questions, scorers, judge)
         for run in runs:
             if str(run.path) in result["models"]:
                 raise ConfigError(f"{run.path} is named twice")
@@ -195,10 +202,10 @@ def evaluate(config: EvalConfig, out: str | Path | None = None, progress: Progre
                 if same and reference:
                     scores, judged = of_reference, reference  # answered already, with the same seeds
                 else:
-                    scores, judged = _answers(config, lm, questions, judge)
+                    scores, judged = _answers(config, lm, questions, scorers, judge)
                 row |= scores
                 if dirty:
-                    row["contamination"] = dirty["--tasks"].split(_numbers(questions), row["each"]["exact_match"])
+                    row["contamination"] = dirty["--tasks"].split(_numbers(questions), row["each"][scorers[0].name])
                 if reference_lm and reference:
                     row |= _against(reference, lm, judged, reference_lm)
             if suite:

@@ -56,7 +56,7 @@ def claims(
     before, after = (tuned.metrics("exact_match")[i] for i in (0, -1))
     accuracy, longer = judge.manifest["accuracy"], judge.manifest["longer_wins"]
     bits = [[row["heldout"] for row in run.metrics("heldout")] for run in aligned]
-    difference = models["ppo"]["rubric_difference"]
+    difference = models["ppo"]["against"]["rubric"]["difference"]
     rise = [100 * (b[-1] / b[0] - 1) for b in bits]
     most = max(shots)
     return [

@@ -150,6 +150,7 @@ class Demo:
             "model": self.path("sft"),
             "reward": (self.path("reward"),),
             "prompts": (self.path("data", "tasks", "preference.jsonl"),),
+            "scorer": ("rubric",),
             "heldout_text": (self.path("data", "text", "heldout"),),
             "heldout_bytes": self.heldout_bytes,
             "steps": steps,
@@ -169,6 +170,7 @@ class Demo:
         config = EvalConfig(
             models=tuple(self.path(n) for n in ("base", "sft", "rlhf", "rlhf-gamma0")), text=(self.path("data", "text", "heldout"),),
             tasks=(self.path("data", "tasks", "heldout.jsonl"),), reward=self.path("reward"), reference=self.path("sft"),
+            scorer=("exact_match", "rubric", "rubric:sentence", "rubric:direct"),
             heldout_bytes=self.heldout_bytes, limit=self.questions, **self.common,
         )  # fmt: skip
         return evaluate(config, self.out / "scores.json")

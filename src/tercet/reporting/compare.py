@@ -7,6 +7,8 @@ from typing import Any
 
 from tercet.errors import ConfigError
 from tercet.evaluation.metrics import Estimate
+from tercet.evaluation.score_files import current, scorer_label
+from tercet.evaluation.scorers import describe, is_share
 from tercet.posttraining.scores import estimate
 from tercet.reporting import figures
 from tercet.reporting.blocks import (
@@ -100,8 +102,6 @@ def shots_figure(asking: Sequence[Mapping[str, Any]]) -> str:
 
 # -- scores -----------------------------------------------------------------------------------------------------
 
-PARTS = {"right": "… right", "sentence": "… a full sentence", "direct": "… direct: short, without hedging"}
-
 
 def labels(scores: Scores, members: Sequence[Member]) -> dict[str, str]:
     """What each model of the scores is called."""
@@ -110,13 +110,14 @@ def labels(scores: Scores, members: Sequence[Member]) -> dict[str, str]:
 
 def scoring(scores: Scores, members: Sequence[Member]) -> Section:
     """The score table: rows are measures, columns are models."""
-    names, models = labels(scores, members), scores["models"]
+    names, models = labels(scores, members), rows_of(scores)
     reference = (scores.get("config") or {}).get("reference") or ""
     against = label_of(reference, "sft", members) if reference else "the reference"
     lead = (
         "Every model read the same held-out text and answered the same held-out questions, with the same random numbers. An interval is where the true value "
         "lies with 95 % confidence, as far as the choice of texts and questions goes: where two intervals overlap widely, the difference may be chance.",
-        "Right answers are counted on greedy answers (always the likeliest token). Rubric, reward, KL and win rate are of answers sampled at temperature 1.",
+        "Scores are given for greedy answers (always the likeliest token) and for answers sampled at temperature 1. "
+        "Reward, KL and win rate are of sampled answers.",
     )
     sizes = [m["parameters"] for m in models.values()]
     rows = [Row("parameters", tuple(EMPTY if n is None else Cell(compact(n)) for n in sizes))]
@@ -125,6 +126,21 @@ def scoring(scores: Scores, members: Sequence[Member]) -> Section:
         "Scores on held-out text and questions, with 95 % intervals", ("measure", *names.values()), tuple(rows)
     )
     return Section("scores", "Scores", lead, [*_score_charts(models, names), table])
+
+
+def rows_of(scores: Scores) -> dict[str, dict[str, Any]]:
+    """The scores of every model by its path, in today's form."""
+    return {path: current(row) for path, row in scores["models"].items()}
+
+
+def main_scorer(models: Mapping[str, Mapping[str, Any]]) -> str:
+    """The scorer that was named first; "" where no answers were scored."""
+    return next((name for m in models.values() for name in m.get("scores") or {}), "")
+
+
+def _scored(models: Scores, name: str, key: str, inner: str | None = None) -> list[Any]:
+    """One estimate of a scorer for every model, None where it has none."""
+    return _nested({path: (m.get("scores") or {}).get(name) or {} for path, m in models.items()}, key, inner)
 
 
 def _nested(models: Scores, key: str, inner: str | None = None) -> list[Any]:
@@ -156,25 +172,27 @@ def _text_rows(models: Scores) -> list[Row]:
 
 
 def _answer_rows(models: Scores) -> list[Row]:
-    rows = _row(
-        "all questions", _nested(models, "exact_match"), "the greedy answer equals an accepted one", percent=True
-    )
-    if not rows:
+    names, main = _keys(models, "scores"), main_scorer(models)
+    if not main:
         return []
-    rows.insert(0, Row("Right answers (greedy)"))
-    for ability in _keys(models, "abilities"):
-        rows += _row(ability, _nested(models, "abilities", ability), percent=True)
-    for kind in _keys(models, "held_out"):
-        rows += _row(
-            f"new {kind}",
-            _nested(models, "held_out", kind),
-            f"questions whose {kind} was never asked in training (facts and word pairs are told in the text)",
-            percent=True,
-        )
+    rows = [Row("Greedy answers")]
+    for name in names:
+        rows += _row(scorer_label(name), _scored(models, name, "greedy"), describe(name), is_share(name))
+        if name != main:
+            continue
+        of_main = {path: (m.get("scores") or {}).get(name) or {} for path, m in models.items()}
+        for ability in _keys(of_main, "abilities"):
+            rows += _row(f"… {ability}", _nested(of_main, "abilities", ability), percent=is_share(name))
+        for kind in _keys(of_main, "held_out"):
+            rows += _row(
+                f"… new {kind}",
+                _nested(of_main, "held_out", kind),
+                f"questions whose {kind} was never asked in training (facts and word pairs are told in the text)",
+                is_share(name),
+            )
     rows.append(Row("Sampled answers (temperature 1)"))
-    rows += _row("rubric score", _nested(models, "rubric"), "from 0 to 1: the stated rubric, without noise")
-    for part, title in PARTS.items():
-        rows += _row(title, _nested(models, "rubric_parts", part), percent=True)
+    for name in names:
+        rows += _row(scorer_label(name), _scored(models, name, "sampled"), describe(name), is_share(name))
     rows += _row(
         "ends its answer itself",
         _nested(models, "finished"),
@@ -186,15 +204,19 @@ def _answer_rows(models: Scores) -> list[Row]:
 
 def _against_rows(models: Scores, against: str) -> list[Row]:
     rows = _row("KL", _nested(models, "kl"), f"nats per answer: how far from {against}")
-    rows += _row(
-        "win rate",
-        _nested(models, "win_rate"),
-        "share of questions whose answer has the better rubric score; a tie counts half",
-        percent=True,
-    )
-    rows += _row(
-        "difference of rubric scores", _nested(models, "rubric_difference"), "question by question; above 0 is better"
-    )
+    for name in _keys(models, "against"):
+        found = {path: (m.get("against") or {}).get(name) or {} for path, m in models.items()}
+        rows += _row(
+            f"win rate by {scorer_label(name)}",
+            _nested(found, "win_rate"),
+            "share of questions whose answer has the higher score; a tie counts half",
+            percent=True,
+        )
+        rows += _row(
+            f"difference of {scorer_label(name)}",
+            _nested(found, "difference"),
+            "question by question; above 0 is better",
+        )
     return [Row(f"Compared with {against}, answer by answer"), *rows] if rows else []
 
 
@@ -202,17 +224,19 @@ def _score_charts(models: Scores, names: Mapping[str, str]) -> list[Block]:
     def found(m: Mapping[str, Any], key: str, inner: Sequence[str]) -> list[Estimate | None]:
         return [estimate(e) if (e := (m.get(key) or {}).get(i)) else None for i in inner]
 
-    abilities, sources = _keys(models, "abilities"), _keys(models, "bits_per_byte")
-    right = {names[path]: found(m, "abilities", abilities) for path, m in models.items()}
+    main = main_scorer(models)
+    of_main = {path: (m.get("scores") or {}).get(main) or {} for path, m in models.items()}
+    abilities, sources = _keys(of_main, "abilities"), _keys(models, "bits_per_byte")
+    right = {names[path]: found(m, "abilities", abilities) for path, m in of_main.items()}
     text = {names[path]: found(m, "bits_per_byte", sources) for path, m in models.items()}
     return charts(
         figures.dots(
             "abilities",
-            "Right answers (greedy) by ability, with 95 % intervals.",
-            "right answers",
+            f"Greedy answers by ability, with 95 % intervals: {scorer_label(main)}.",
+            scorer_label(main),
             abilities,
             right,
-            percent=True,
+            percent=is_share(main),
         ),
         figures.dots(
             "scored-text",

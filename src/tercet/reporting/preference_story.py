@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from tercet.evaluation.score_files import scorer_label, scores_of_point
 from tercet.reporting import figures
 from tercet.reporting.blocks import Block, Cell, Prose, Row, Section, Table, charts, measured, plain
 from tercet.reporting.lineage import Member
@@ -51,22 +52,25 @@ def choosing(members: Sequence[Member]) -> Section:
     """Best-of-n: what choosing among more answers brings, without training."""
     lead = (
         "Several answers to each question were sampled, and the best-scored one kept. The table says what the best of k answers is worth on average (an unbiased "
-        "estimate from all n), by the reward that chose and by the true rubric, beside ln k − (k − 1)/k, the distance from the model that choosing amounts to.",
+        "estimate from all n), by the reward that chose and by each scorer, beside ln k − (k − 1)/k, the distance from the "
+        "model that choosing amounts to.",
     )
     blocks: list[Block] = []
     for member in members:
+        points = member.run.manifest.get("best_of_n", ())
+        names = tuple(dict.fromkeys(name for point in points for name in scores_of_point(point)))
         rows = [
             Row(
                 f"{point['k']}",
                 (
                     plain(point["kl"]),
                     measured(point["proxy"]),
-                    measured(point.get("gold")),
+                    *(measured(scores_of_point(point).get(name)) for name in names),
                 ),
             )
-            for point in member.run.manifest.get("best_of_n", ())
+            for point in points
         ]
         if rows:
-            head = ("k", "KL (nats)", "reward that chose", "true rubric")
+            head = ("k", "KL (nats)", "reward that chose", *map(scorer_label, names))
             blocks.append(Table(f"{member.label}: the best of k answers", head, tuple(rows)))
     return Section("best-of-n", "Best of n", lead, blocks)

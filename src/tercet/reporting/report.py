@@ -10,8 +10,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tercet.errors import DataError
+from tercet.evaluation.score_files import scorer_label
+from tercet.evaluation.scorers import is_share
 from tercet.reporting.blocks import Cell, Row, Section, Table, compact, duration, listed, measured, memory, plain
-from tercet.reporting.compare import answering, labels, prompting, scoring
+from tercet.reporting.compare import answering, labels, main_scorer, prompting, rows_of, scoring
 from tercet.reporting.lineage import Member, command, family
 from tercet.reporting.story import against_counting
 from tercet.training.records import write_text
@@ -102,9 +104,11 @@ def _key_numbers(members: Sequence[Member], scores: Mapping[str, Any] | None) ->
         if member.verb == "reward" and (accuracy := member.run.manifest.get("accuracy")):
             numbers.append((f"accuracy of the {member.label}", measured(accuracy, percent=True)))
     if scores:
+        rows = rows_of(scores)
+        main = main_scorer(rows)
         for path, label in labels(scores, members).items():
-            if exact := scores["models"][path].get("exact_match"):
-                numbers.append((f"right answers, {label}", measured(exact, percent=True)))
+            if value := (rows[path].get("scores") or {}).get(main, {}).get("greedy"):
+                numbers.append((f"{scorer_label(main)}, {label}", measured(value, percent=is_share(main))))
     runs = f", {len(members)} runs" if len(members) > 1 else ""
     numbers.append((f"computing time{runs}", Cell(duration(sum(m.run.manifest["seconds"] for m in members)))))
     if peaks := [m.run.manifest["peak_memory_mb"] for m in members if m.run.manifest.get("peak_memory_mb")]:
@@ -167,7 +171,7 @@ def _limits(members: Sequence[Member], scores: Mapping[str, Any] | None) -> list
     )
     if verbs & {"rank", "reward", "ppo", "grpo"}:
         out.append(_feedback(members))
-    if scores and any("abilities" in m for m in scores["models"].values()):
+    if scores and main_scorer(rows_of(scores)):
         out.append("The questions are short and of a few kinds. A model that answers them well need not answer yours.")
     if unfinished := [m.label for m in members if m.run.manifest["status"] != "finished"]:
         out.append(f"Not every run is finished: {listed(unfinished)}.")
@@ -184,7 +188,9 @@ def _feedback(members: Sequence[Member]) -> str:
     """Whose preferences these are, as far as the runs say."""
     if any(m.verb == "rank" for m in members):
         return (
-            "The annotator is simulated: a rubric with noise, no people. The rubric score in this report is that same rubric, so it shows that the method "
+            "The annotator is simulated: a rubric with noise, no people. A score by that same rubric shows that the method "
             "reaches what it was asked to reach, not that a person would like the answers."
         )
-    return "The rubric score in this report is a fixed rule. It does not show that a person would like the answers."
+    return (
+        "The scores of answers in this report are fixed rules. They do not show that a person would like the answers."
+    )

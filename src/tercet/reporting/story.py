@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from tercet.evaluation.score_files import logged, scorer_label
 from tercet.reporting import figures
 from tercet.reporting.blocks import (
     EMPTY,
@@ -311,13 +312,9 @@ def _reward_run(member: Member, name: str) -> list[Block]:
 OBJECTIVE = Markup(  # a constant: nothing in it comes from a run
     "What it maximises: <span class='formula'>E[ r(x, y) − β · log( π(y|x) / π<sub>SFT</sub>(y|x) ) ] + γ · E<sub>pretrain</sub>[ log π(x) ]</span>"
 )
+FOOLED = "If it falls while the reward rises, the policy is fooling the reward."
 MAIN_PPO = (
     ("reward", "reward", "What the reward model gives the answers, on average. This is what PPO pushes up."),
-    (
-        "gold",
-        "rubric score (0 to 1)",
-        "The true rubric, which PPO never sees. If it falls while the reward rises, the policy is fooling the reward model.",
-    ),
     ("kl", "KL (nats per answer)", "How far the policy has moved away from the SFT model."),
 )
 MORE_PPO = (
@@ -368,7 +365,12 @@ def rlhf(members: Sequence[Member]) -> Section:
         return figures.lines(f"ppo-{key}", caption, "step", unit, [curve(m, key) for m in members], smooth=True)
 
     bits = drawn("heldout", f"{BITS}, mean of sources", "Held-out text: a rise is the alignment tax. Lower is better.")
-    blocks += charts(*(drawn(*spec) for spec in MAIN_PPO), bits)
+    scores = [
+        drawn(key, "score (0 to 1)", f"Score of the answers by {scorer_label(name)}. {FOOLED}")
+        for key, name in _logged(members).items()
+    ]
+    reward, kl = (drawn(*spec) for spec in MAIN_PPO)
+    blocks += charts(reward, *scores, kl, bits)
     blocks += [*_ppo_table(members), *_heldout_table(members)]
     if more := [c for spec in MORE_PPO if (c := drawn(*spec)) is not None]:
         blocks.append(
@@ -377,9 +379,13 @@ def rlhf(members: Sequence[Member]) -> Section:
     return Section("ppo", "RLHF", tuple(lead), blocks)
 
 
+def _logged(members: Sequence[Member]) -> dict[str, str]:
+    """The scores of answers that the runs logged beside the reward, and the scorer of each."""
+    return logged(key for member in members for row in member.run.metrics("reward") for key in row)
+
+
 PPO_ROWS = (
     ("reward", "reward"),
-    ("gold", "rubric score"),
     ("kl", "KL (nats per answer)"),
     ("finished", "ended by itself"),
     ("length", "tokens per answer"),
@@ -389,7 +395,9 @@ PPO_ROWS = (
 def _ppo_table(members: Sequence[Member]) -> list[Block]:
     """Means over the first and the last five steps, two columns a run: single steps are too noisy to compare."""
     rows = []
-    for key, title in PPO_ROWS:
+    first, *others = PPO_ROWS
+    scores = [(key, scorer_label(name)) for key, name in _logged(members).items()]
+    for key, shown in (first, *scores, *others):
         cells: list[Cell] = []
         for member in members:
             values: list[Any] = [r[key] for r in member.run.metrics(key)]
@@ -397,7 +405,7 @@ def _ppo_table(members: Sequence[Member]) -> list[Block]:
                 plain(fmean(part) if part else None, percent=key == "finished") for part in (values[:5], values[-5:])
             ]
         if set(cells) != {EMPTY}:
-            rows.append(Row(title, tuple(cells)))
+            rows.append(Row(shown, tuple(cells)))
     several = len(members) > 1
     columns = [
         f"{member.label + ', ' if several else ''}{when}"

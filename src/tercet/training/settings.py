@@ -10,7 +10,7 @@ import difflib
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from tercet.errors import ConfigError
@@ -31,13 +31,18 @@ def setting(
     choices: tuple[str, ...] | None = None,
     flag: str = "",
     reads: str = "",
+    check: Callable[[Any], None] | None = None,
 ) -> Any:
     """Make a dataclass field with its explanation and its bounds; `...` as default makes it required.
 
     `flag` is the option's name where it is not the field's. `reads` says what the setting names on disk: FILES,
-    TOKENIZER, or a run by what it must hold (ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL).
+    TOKENIZER, or a run by what it must hold (ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL). `check` raises ConfigError for
+    any other wrong value.
     """
-    metadata = {"help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag, "reads": reads}
+    metadata = {
+        "help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag, "reads": reads,
+        "check": check,
+    }  # fmt: skip
     if default is ...:
         return dataclasses.field(metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -81,6 +86,8 @@ class Settings:
                 raise ConfigError(
                     f"{where} is {value!r}; wanted one of {', '.join(choices)}{suggest(str(value), choices)}"
                 )
+            if check := field.metadata.get("check"):
+                check(value)
 
     def to_json(self) -> dict[str, Any]:
         """Every setting with its value, for `config.json`."""

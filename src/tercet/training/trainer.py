@@ -22,7 +22,8 @@ from tercet.training.run import Run
 from tercet.training.settings import TrainSettings
 
 # what the line of progress shows; metrics.jsonl has all
-SHOWN = ("loss", "reward_margin", "accuracy", "reward", "kl", "gold")
+SHOWN = ("loss", "reward_margin", "accuracy", "reward", "kl")
+SCORE = "score/"  # what begins with it is shown too
 
 
 class Trained(Protocol):
@@ -103,7 +104,8 @@ def training_steps(run: Run, config: TrainSettings, trained: Trained, evaluate: 
         tokens += step.tokens
         speed = {"tokens_per_s": tokens / (time.monotonic() - began)} if tokens else {}
         run.log(done, **step.metrics, **speed)
-        run.progress.step(done, {k: step.metrics[k] for k in SHOWN if k in step.metrics} | speed)
+        shown = {k: v for k, v in step.metrics.items() if k in SHOWN or k.startswith(SCORE)}
+        run.progress.step(done, shown | speed)
         if due(done, config.eval_every, steps):
             evaluate(done)
         if due(done, config.checkpoint_every, steps):

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from dataclasses import dataclass
 
+from tercet.data.text_matching import exact_match
 from tercet.data.types import Task
-from tercet.errors import DataError
 
 WEIGHTS = {"right": 0.5, "sentence": 0.2, "direct": 0.2, "finished": 0.1}
 MOST_WORDS = 12
@@ -40,10 +39,6 @@ finished ({WEIGHTS["finished"]}): the model ended the answer by itself, before t
 An empty answer gets 0 in all parts.
 """
 
-# Signs such as - + % $ # belong to an answer ("-3"), so only these are folded away around it.
-_OPENING = " \t\r\n\"'“”‘’«»([{¿¡"
-_CLOSING = " \t\r\n\"'“”‘’«»)]}.,;:!?…"
-
 
 @dataclass(frozen=True)
 class RubricScore:
@@ -54,27 +49,6 @@ class RubricScore:
     direct: float
     finished: float
     total: float
-
-
-def normalise(text: str) -> str:
-    """Return `text` with its case, Unicode form, runs of spaces and outer punctuation folded.
-
-    A text of nothing but such punctuation keeps it, so that "?" and "" stay different answers.
-    """
-    folded = " ".join(unicodedata.normalize("NFC", text).casefold().split())
-    return folded.lstrip(_OPENING).rstrip(_CLOSING) or folded
-
-
-def exact_match(task: Task, answer: str) -> bool:
-    """Return whether `answer` equals one of `task.answers`, both normalised; an empty answer never does.
-
-    Raises:
-        DataError: the task has no answers.
-    """
-    if not task.answers:
-        raise DataError(f"task {task.id!r}: `answers` is empty, wanted at least one gold answer; add it to the task")
-    given = normalise(answer)
-    return bool(given) and any(given == normalise(gold) for gold in task.answers)
 
 
 def _is_sentence(text: str) -> bool:
@@ -100,3 +74,8 @@ def rubric_score(task: Task, answer: str, finished: bool) -> RubricScore:
     }
     # Rounded because the sum of the weights as floats is not exactly 1.
     return RubricScore(**parts, total=round(sum(WEIGHTS[name] * part for name, part in parts.items()), 6))
+
+
+def part_score(task: Task, answer: str, finished: bool, part: str = "total") -> float:
+    """One part of the rubric for an answer, from 0 to 1; "total" is the weighted sum (the scorers `rubric[:PART]`)."""
+    return float(getattr(rubric_score(task, answer, finished), part))

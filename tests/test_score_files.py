@@ -1,0 +1,48 @@
+"""Scores and logs that were written before scorers had names are read as today's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tercet.evaluation.score_files import current, logged, scores_of_point
+from tercet.reporting.report import write_report
+from test_report import _estimate as estimate
+from test_report import _scores as report_scores
+from test_report import tree
+
+
+def test_the_names_of_logged_scores() -> None:
+    keys = ["step", "score/f1", "gold", "score/python:a/b.py:f", "scores"]
+    assert logged(iter(keys)) == {"score/f1": "f1", "gold": "rubric", "score/python:a/b.py:f": "python:a/b.py:f"}
+    assert scores_of_point({"k": 2, "gold": 0.5}) == {"rubric": 0.5}
+    assert scores_of_point({"k": 2, "scores": {"f1": 0.5}}) == {"f1": 0.5}
+    assert scores_of_point({"k": 2}) == {}
+
+
+def test_a_row_without_answers_stays_as_it_is() -> None:
+    row = {"verb": "sft", "bits_per_byte": {}, "each": {}}
+    assert current(row) == row
+
+
+def test_scores_of_before_are_read_as_todays(tmp_path: Path) -> None:
+    """A page from a file that was written before scorers had names says the same as one from today's."""
+    runs = tree(tmp_path / "runs")
+    old = report_scores([runs["sft"], runs["ptx"]], runs["sft"])
+    new = {**old, "models": {path: current(row) for path, row in old["models"].items()}}
+    row = new["models"][str(runs["ptx"])]
+    assert list(row["scores"]) == ["exact_match", "rubric", "rubric:right", "rubric:sentence", "rubric:direct"]
+    assert row["against"]["rubric"]["difference"] == estimate(0.01)
+    assert not row.keys() & {"exact_match", "rubric", "rubric_parts", "well_formed", "win_rate", "rubric_difference"}
+    assert current(row) == row
+    before, after = (
+        write_report([runs["ptx"]], tmp_path / f"{n}.html", s).read_text() for n, s in enumerate((old, new))
+    )
+    assert before == after
+    for said in (
+        "exact match",
+        "rubric:sentence",
+        "win rate by rubric",
+        "difference of rubric",
+        "Score of the answers by rubric",
+    ):
+        assert said in before, said
