@@ -16,7 +16,7 @@ from tercet.evaluation.scorers import scorers_for
 from tercet.inference.chat import answer_params, fit_prompts
 from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rewards import Answered, Rewards, question_of
+from tercet.posttraining.rewards import Answered, Rewards, question_of, scored
 from tercet.posttraining.rl_stage import PolicyConfig
 from tercet.posttraining.rollouts import Clock, Rollouts, explore
 from tercet.tokenizer.bpe import Tokenizer
