@@ -2,18 +2,19 @@
 
 `sites` lists every change in a file. No change is made where no test could see it, by these rules:
 
-* text: strings, f-strings, docstrings, what is inside `raise` and `warnings.warn`, keyword arguments in `TEXT`, `__repr__`;
+* text: strings (also where they are arguments), f-strings, what is inside `raise` and `warnings.warn`, keyword arguments
+  in `TEXT`, `__repr__`;
 * types: annotations, `if TYPE_CHECKING`, and bodies that are only `...`;
 * `assert`, which states what always holds, `import`, and `if __name__ == "__main__"`;
 * decorators (`@dataclass(frozen=True)`, `@lru_cache(maxsize=8)`) and keyword arguments in `SPEED`;
-* keyword arguments in `LOOKS`, which only change how a figure or a table looks.
+* keyword arguments in `LOOKS`, which only change how things look, and values of a dict under such a key ("grid.linewidth").
 """
 
 from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 TEXT = {"help", "metavar", "rich_help_panel", "description", "encoding", "stacklevel", "title", "label"}
@@ -23,17 +24,18 @@ LOOKS = {
     "rotation", "ha", "va", "pad", "style", "justify", "bbox_inches",
 }  # fmt: skip
 COMPARISONS = {
-    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==", ast.Is: "is not", ast.IsNot: "is",
-    ast.In: "not in", ast.NotIn: "in",
+    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
+    ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",
 }  # fmt: skip
 ARITHMETIC = {
-    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*", ast.Pow: "*", ast.LShift: ">>",
-    ast.RShift: "<<", ast.BitOr: "&", ast.BitAnd: "|", ast.BitXor: "&",
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*", ast.Pow: "*",
+    ast.LShift: ">>", ast.RShift: "<<", ast.BitOr: "&", ast.BitAnd: "|", ast.BitXor: "&",
 }  # fmt: skip
 _BUILTIN = ("min max", "any all")
-_METHODS = (*_BUILTIN, "amin amax", "argmin argmax", "minimum maximum", "floor ceil", "startswith endswith", "lstrip rstrip",
-            "sum mean", "sin cos", "add discard")  # fmt: skip
+_METHODS = (*_BUILTIN, "amin amax", "argmin argmax", "minimum maximum", "floor ceil", "startswith endswith",
+            "lstrip rstrip", "sum mean", "sin cos", "add discard")  # fmt: skip
 SWAPS = {a: b for pair in _METHODS for a, b in (pair.split(), pair.split()[::-1])}
+_Node = ast.stmt | ast.expr | ast.keyword
 YES_OR_NO = {"any", "all", "isinstance", "startswith", "endswith", "exists", "is_dir", "is_file", "hasattr", "callable"}
 
 
@@ -42,7 +44,7 @@ class Site:
     """One change: bytes `start` to `end` of a line become `now`.
 
     `lines` are the first and the last line of the smallest statement around it. `names` is None inside a function, whose
-    lines run when it is called; at the top of a file or of a class it holds the names that the statement gives a value to.
+    lines run when it is called. At the top of a file or class it holds the names that the statement gives a value to.
     """
 
     file: str
@@ -87,6 +89,14 @@ def is_change(site: Site, text: str) -> bool:
 
 def _is_text(node: ast.AST) -> bool:
     return isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Constant) and isinstance(node.value, (str, bytes)))
+
+
+def _is_listed(node: ast.AST) -> bool:
+    return _is_text(node) or isinstance(node, (ast.List, ast.Tuple, ast.ListComp))
+
+
+def _is_look(key: object) -> bool:
+    return isinstance(key, str) and key.split(".")[-1] in LOOKS
 
 
 def _called(node: ast.AST) -> str:
@@ -187,7 +197,7 @@ class _Finder:
                 self.replace("return value", node.value, "None")
         elif isinstance(node, ast.AugAssign):
             self.replace("statement removed", node, "pass")
-            if now := ARITHMETIC.get(type(node.op)):
+            if (now := ARITHMETIC.get(type(node.op))) and not _is_listed(node.value):
                 self.operator("arithmetic", node.target, node.value, f"{now}=")
         else:
             stored = isinstance(node, ast.Assign) and any(
@@ -204,9 +214,12 @@ class _Finder:
         change = getattr(self, f"change_{type(node).__name__}", None)
         if change is not None:
             change(node)
+        hidden = {k.value for k in getattr(node, "keywords", ()) if k.arg in TEXT | SPEED | LOOKS}
+        if isinstance(node, ast.Dict):
+            hidden = {v for k, v in zip(node.keys, node.values) if isinstance(k, ast.Constant) and _is_look(k.value)}
         for child in ast.iter_child_nodes(node):
-            hidden = isinstance(child, ast.keyword) and child.arg in TEXT | SPEED | LOOKS
-            if not hidden and not isinstance(child, (ast.arguments, ast.expr_context)):
+            value = child.value if isinstance(child, ast.keyword) else child
+            if value not in hidden and not isinstance(child, (ast.arguments, ast.expr_context)):
                 self.expression(child)
 
     def change_Compare(self, node: ast.Compare) -> None:
@@ -221,7 +234,7 @@ class _Finder:
 
     def change_BinOp(self, node: ast.BinOp) -> None:
         """`+` to `-` and so on, but not of text, lists and types, where there is nothing but a TypeError."""
-        listed = any(_is_text(n) or isinstance(n, (ast.List, ast.Tuple)) for n in (node.left, node.right))
+        listed = _is_listed(node.left) or _is_listed(node.right)
         of_types = isinstance(node.op, ast.BitOr) and self.names is not None
         if (now := ARITHMETIC.get(type(node.op))) and not listed and not of_types:
             self.operator("arithmetic", node.left, node.right, now)
@@ -255,25 +268,30 @@ class _Finder:
         if name in SWAPS and known and node.func.end_col_offset is not None:
             line, end = node.func.end_lineno or 0, node.func.end_col_offset
             self.put("swapped call", line, end - len(name), end, SWAPS[name])
-        before: ast.expr | ast.keyword = node.func
         every: list[ast.expr | ast.keyword] = [*node.args, *node.keywords]
         for number, argument in enumerate(every):
-            keyword = isinstance(argument, ast.keyword)
-            hidden = keyword and (argument.arg is None or argument.arg in TEXT | SPEED | LOOKS)
-            last = not keyword and number == len(node.args) - 1 > 0 and not isinstance(argument, ast.Starred)
-            following = every[number + 1] if number + 1 < len(every) else None
-            if (keyword or last) and not hidden and _one_line(argument):
-                if number and before.end_lineno == argument.lineno:
-                    start, end = before.end_col_offset, argument.end_col_offset
-                elif following is not None and following.lineno == argument.lineno:
-                    start, end = argument.col_offset, following.col_offset
-                else:
-                    start, end = argument.col_offset, argument.end_col_offset
-                self.put("argument left out", argument.lineno, start or 0, end or 0, "")
-            before = argument
+            if isinstance(argument, ast.keyword):
+                fine = argument.arg is not None and argument.arg not in TEXT | SPEED | LOOKS
+            else:
+                fine = number == len(node.args) - 1 > 0 and not isinstance(argument, ast.Starred)
+            value = argument.value if isinstance(argument, ast.keyword) else argument
+            if fine and not _is_text(value) and _one_line(argument):
+                self.leave_out([node.func, *every][number], argument, every[number + 1 :])
+
+    def leave_out(self, before: _Node, argument: _Node, after: Sequence[_Node]) -> None:
+        """Take away an argument with one of the commas beside it."""
+        start, end = argument.col_offset, argument.end_col_offset or 0
+        if (
+            before.end_lineno == argument.lineno
+            and self.raw[argument.lineno - 1][before.end_col_offset : start].strip(b" ") == b","
+        ):
+            start = before.end_col_offset or 0
+        elif after and after[0].lineno == argument.lineno:
+            end = after[0].col_offset
+        self.put("argument left out", argument.lineno, start, end, "")
 
 
-def _one_line(node: ast.stmt | ast.expr | ast.keyword) -> bool:
+def _one_line(node: _Node) -> bool:
     return node.lineno == node.end_lineno
 
 

@@ -63,11 +63,11 @@ def run_pytest(copy: Path, arguments: list[str], timeout: float, **environment: 
     (copy / "tmp").mkdir(exist_ok=True)
     outer = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "COV"))}
     env = {
-        **outer, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "240", "TMPDIR": str(copy / "tmp"),
-        "MUTATION_MEMORY": str(MEMORY), **environment,
+        **outer, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "240",
+        "TMPDIR": str(copy / "tmp"), "MUTATION_MEMORY": str(MEMORY), **environment,
     }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-p", "mutation_plugin",
-               f"--basetemp={copy / 'tmp' / 'pytest'}", *arguments]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider",
+               "-p", "mutation_plugin", f"--basetemp={copy / 'tmp' / 'pytest'}", *arguments]  # fmt: skip
     end = time.monotonic() + timeout
     with tempfile.TemporaryFile() as output:
         process = subprocess.Popen(command, cwd=copy, env=env, stdout=output, stderr=output, start_new_session=True)
@@ -113,7 +113,7 @@ def digest(root: Path, test_file: str) -> str:
     """SHA-256 of all that the recording of a test file comes from: the source, the shared test code and the file."""
     shared = [p for p in (root / "tests").rglob("*") if not (p.name.startswith("test_") or p.suffix == ".pyc")]
     paths = [*(root / "src").rglob("*.py"), *shared, root / "pyproject.toml", root / test_file]
-    recorder = inspect.getsource(mutation_plugin) + inspect.getsource(record_file)
+    recorder = inspect.getsource(mutation_plugin.Recorder) + inspect.getsource(record_file)
     total = hashlib.sha256(recorder.encode())
     for path in sorted(p for p in paths if p.is_file()):
         total.update(f"\0{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes())
@@ -123,7 +123,7 @@ def digest(root: Path, test_file: str) -> str:
 class Recording:
     """What the tests of a project run.
 
-    `record` makes it; recordings that are in `folder` and still true are not made again. `seconds` has a number for every
+    `record` makes it; recordings in its `folder` that are still true are not made again. `seconds` has a number for every
     test and for every fixture that several tests share. `failed` holds the tests that fail without any fault.
     """
 
@@ -182,9 +182,9 @@ class Recording:
     def choose(self, site: Site) -> list[str]:
         """The tests that can see a change, those first that should see it soonest.
 
-        In a function these are the tests that run its statement. At the top of a file or class they are the tests that run
-        a line with one of the names that the statement gives a value to (or with a name that gets its value from such a
-        name), then all others that run a function of the file.
+        In a function these are the tests that run its statement. At the top of a file or class they are the tests that
+        run a line with one of the names that the statement gives a value to (or with a name that gets its value from such
+        a name), then all others that run a function of the file.
         """
         if site.names is None:
             run = [self._tests.get((site.file, n), set()) for n in range(site.lines[0], site.lines[1] + 1)]

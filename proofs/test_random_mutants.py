@@ -59,12 +59,14 @@ def changed(text: str) -> set[tuple[str, str, str]]:
 
 
 def test_every_kind_of_change_and_nothing_else() -> None:
+    head = "def f(a: int = 3, *, b: bool = False) -> int:"
     condition = "if not a and b or a < 5:"
     assert changed(ALL) == {
         ("constant", "LIMIT = 10", "LIMIT = 11"),
         ("constant", "LIMIT = 10", "LIMIT = 9"),
-        *(("constant", "def f(a: int = 3, *, b: bool = False) -> int:", f"def f(a: int = {a}, *, b: bool = {b}) -> int:")
-          for a, b in ((4, False), (2, False), (3, True))),
+        ("constant", head, "def f(a: int = 4, *, b: bool = False) -> int:"),
+        ("constant", head, "def f(a: int = 2, *, b: bool = False) -> int:"),
+        ("constant", head, "def f(a: int = 3, *, b: bool = True) -> int:"),
         ("condition negated", condition, "if (not (not a and b or a < 5)):"),
         ("not removed", condition, "if (a) and b or a < 5:"),
         ("and↔or", condition, "if not a or b or a < 5:"),
@@ -82,7 +84,6 @@ def test_every_kind_of_change_and_nothing_else() -> None:
         ("statement removed", "total += x", "pass"),
         ("arithmetic", "total += x", "total -= x"),
         ("statement removed", 'print(total, end="")', "pass"),
-        ("argument left out", 'print(total, end="")', "print(total)"),
         ("return value", "return -total", "return None"),
         ("sign", "return -total", "return (total)"),
     }  # fmt: skip
@@ -111,7 +112,8 @@ def test_what_is_tested_is_caught_and_what_is_not_survives(tmp_path: Path, capsy
         "@pytest.fixture(scope='module')\ndef total():\n    return toy.sums.add(2, 3)\n"
         "def test_first(total):\n    toy.sums.ran(1)\n"
         "def test_second(total):\n    assert total == 5\n"
-        "def test_size():\n    subprocess.run([sys.executable, '-c', 'from toy.sums import size; assert size() == 3'], check=True)\n"
+        "CODE = 'from toy.sums import size; assert size() == 3'\n"
+        "def test_size():\n    subprocess.run([sys.executable, '-c', CODE], check=True)\n"
     )
     rows = results(make_project(tmp_path, source, test), 5, 1)
     # the second test sees what the fixture ran for the first; the third sees a constant in another process
