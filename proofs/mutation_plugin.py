@@ -1,8 +1,9 @@
 """A pytest plugin of `random_mutants.py`: records which lines each test runs, or runs chosen tests in a given order.
 
 MUTATION_RECORD names the file for the seconds of each test. The lines are recorded by coverage.py, which is running
-already (also in processes that the tests start) and is told here which test it is. A fixture that several tests share is
-recorded under a name of its own and belongs to all of them. MUTATION_ORDER names a JSON file: the tests to run, in their order.
+already (also in processes that the tests start) and is told here which test it is. A fixture that several tests share
+is recorded under a name of its own and belongs to all of them. MUTATION_ORDER names a JSON file: the tests to run, in
+their order.
 MUTATION_MEMORY bounds the memory of the process in bytes, so that a mutant cannot take all of the machine's.
 """
 

@@ -2,12 +2,13 @@
 
 `sites` lists every change in a file. No change is made where no test could see it, by these rules:
 
-* text: strings (also where they are arguments), f-strings, what is inside `raise` and `warnings.warn`, keyword arguments
-  in `TEXT`, `__repr__`;
+* text: strings (also where they are arguments), f-strings, what is inside `raise` and `warnings.warn`, keyword
+  arguments in `TEXT`, `__repr__`;
 * types: annotations, `if TYPE_CHECKING`, and bodies that are only `...`;
 * `assert`, which states what always holds, `import`, and `if __name__ == "__main__"`;
 * decorators (`@dataclass(frozen=True)`, `@lru_cache(maxsize=8)`) and keyword arguments in `SPEED`;
-* keyword arguments in `LOOKS`, which only change how things look, and values of a dict under such a key ("grid.linewidth").
+* keyword arguments in `LOOKS`, which only change how things look, and values of a dict under such a key
+  ("grid.linewidth").
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ YES_OR_NO = {"any", "all", "isinstance", "startswith", "endswith", "exists", "is
 class Site:
     """One change: bytes `start` to `end` of a line become `now`.
 
-    `lines` are the first and the last line of the smallest statement around it. `names` is None inside a function, whose
-    lines run when it is called. At the top of a file or class it holds the names that the statement gives a value to.
+    `lines` are the first and the last line of the smallest statement around it. `names` is None inside a function,
+    whose lines run when it is called. At the top of a file or class it holds the names that the statement gives a value.
     """
 
     file: str

@@ -123,8 +123,8 @@ def digest(root: Path, test_file: str) -> str:
 class Recording:
     """What the tests of a project run.
 
-    `record` makes it; recordings in its `folder` that are still true are not made again. `seconds` has a number for every
-    test and for every fixture that several tests share. `failed` holds the tests that fail without any fault.
+    `record` makes it; recordings in its `folder` that are still true are not made again. `seconds` has a number for
+    every test and for every fixture that several tests share. `failed` holds the tests that fail without any fault.
     """
 
     def __init__(self, root: Path) -> None:
@@ -183,8 +183,8 @@ class Recording:
         """The tests that can see a change, those first that should see it soonest.
 
         In a function these are the tests that run its statement. At the top of a file or class they are the tests that
-        run a line with one of the names that the statement gives a value to (or with a name that gets its value from such
-        a name), then all others that run a function of the file.
+        run a line with one of the names that the statement gives a value to (or with a name that gets its value from
+        such a name), then all others that run a function of the file.
         """
         if site.names is None:
             run = [self._tests.get((site.file, n), set()) for n in range(site.lines[0], site.lines[1] + 1)]

@@ -3,10 +3,11 @@
     python proofs/random_mutants.py [--count 100] [--seed 1] [--jobs 2] [--out runs/random-mutants]
 
 `mutation_sites.py` says which changes there are. A line is drawn, then a kind of change, then a place on the line; no
-line is drawn twice. The tests are run once under coverage.py, which notes the lines that each test runs; this is kept in
---out for as long as the source stays the same. Each mutant then meets only the tests that run its line, in a copy of the
-project. A mutant is caught by a test that fails, that hangs, or that brings the process down. A mutant with which a test
-file cannot even be imported proves nothing, and the next one takes its place. A line that no test runs is not caught.
+line is drawn twice. The tests are run once under coverage.py, which notes the lines that each test runs; this is kept
+in --out for as long as the source stays the same. Each mutant then meets only the tests that run its line, in a copy of
+the project. A mutant is caught by a test that fails, that hangs, or that brings the process down. A mutant with which a
+test file cannot even be imported proves nothing, and the next one takes its place. A line that no test runs is not
+caught.
 Exit code 1 where fewer than nine in ten are caught, 2 where the tests do not pass without a fault.
 
 Other tools do not fit: mutmut leaves out module level and decorated functions and draws no sample, cosmic-ray runs all
