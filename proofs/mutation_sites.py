@@ -45,7 +45,7 @@ class Site:
     """One change: bytes `start` to `end` of a line become `now`.
 
     `lines` are the first and the last line of the smallest statement around it. `names` is None inside a function,
-    whose lines run when it is called. At the top of a file or class it holds the names that the statement gives a value.
+    whose lines run when it is called. At the top of a file or class it holds the names that get a value.
     """
 
     file: str
