@@ -8,7 +8,8 @@
 * `assert`, which states what always holds, `import`, and `if __name__ == "__main__"`;
 * decorators (`@dataclass(frozen=True)`, `@lru_cache(maxsize=8)`) and keyword arguments in `SPEED`;
 * keyword arguments in `LOOKS`, which only change how things look, and values of a dict under such a key
-  ("grid.linewidth").
+  ("grid.linewidth");
+* calls in `DURABLE`, whose absence only a crash of the machine would show.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ TEXT = {"help", "metavar", "rich_help_panel", "description", "encoding", "stackl
 SPEED = {"maxsize", "max_workers", "chunksize", "non_blocking", "pin_memory"}
 LOOKS = {
     "alpha", "lw", "linewidth", "linestyle", "color", "fontsize", "figsize", "dpi", "zorder", "marker", "markersize",
-    "rotation", "ha", "va", "pad", "style", "justify", "bbox_inches",
+    "rotation", "ha", "va", "pad", "style", "justify", "bbox_inches", "indent",
 }  # fmt: skip
+DURABLE = {"flush", "fsync"}
 COMPARISONS = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
     ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",
@@ -204,7 +206,9 @@ class _Finder:
             stored = isinstance(node, ast.Assign) and any(
                 not isinstance(t, (ast.Name, ast.Tuple)) for t in node.targets
             )
-            called = isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)
+            called = (
+                isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _called(node.value) not in DURABLE
+            )
             if stored or called or isinstance(node, ast.Delete):
                 self.replace("statement removed", node, "pass")
 
