@@ -24,7 +24,7 @@ import mutation_plugin
 from mutation_sites import Site, function_lines, mentions
 
 MEMORY = 12 * 2**30  # bytes of address space of each process
-LEFT_OUT = (".git", ".venv", "runs", "build", "dist", "demo*", "*.egg-info", ".*_cache", ".hypothesis", "__pycache__")
+LEFT_OUT = {".git", ".venv", "runs", "build", "dist"}  # in the project's folder; caches are left out everywhere
 STOP = threading.Event()  # set when the user has pressed Ctrl-C
 
 
@@ -43,7 +43,14 @@ def workers(jobs: int) -> Iterator[ThreadPoolExecutor]:
 
 def make_copy(source: Path, target: Path) -> Path:
     """Copy the project without what is built or written; the plugin is put beside it."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*LEFT_OUT), symlinks=True)
+    caches = shutil.ignore_patterns("__pycache__", ".*_cache", ".hypothesis", "*.egg-info")
+    outputs = LEFT_OUT | {p.name for p in source.glob("demo*") if p.is_dir()}
+    shutil.copytree(
+        source,
+        target,
+        ignore=lambda at, names: caches(at, names) | (outputs if Path(at) == source else set()),
+        symlinks=True,
+    )
     shutil.copy2(mutation_plugin.__file__, target)
     return target
 
