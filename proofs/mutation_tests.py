@@ -176,7 +176,7 @@ class Recording:
         self.seconds |= {n if n in row["uses"] else f"{test_file} {n}": s for n, s in row["seconds"].items()}
         for file, lines in row["lines"].items():
             for line, names in lines.items():
-                if int(line) in self._inner[file]:
+                if int(line) in self._inner.get(file, ()):  # not in a template that jinja made code of
                     tests = {test for name in names for test in users[name]}
                     self._tests[file, int(line)] |= tests
                     self._users[file] |= tests
