@@ -2,18 +2,21 @@
 # make test   the tests, in the same .venv
 # make proofs   the slow proofs: TRL as oracle, optima, curves        make bench   speed and memory beside TRL's and lm-eval's (ROUNDS=5)
 # make mutants   faults of one line in the code of post-training: do the tests catch them? (half an hour)
+# make random-mutants   a hundred random faults of one line in the whole package (SEED=1, COUNT=100; half an hour)
 # make lint   style and types        make e2e   a short demo whose claims are checked        make wheel   build it
 
 PYTHON ?= python3
 MINUTES ?= 12
 OUT ?=
 ROUNDS ?= 5
+SEED ?= 1
+COUNT ?= 100
 # nothing outside of this folder is touched: caches live in .venv too
 export PIP_CACHE_DIR = $(CURDIR)/.venv/cache/pip
 export MPLCONFIGDIR = $(CURDIR)/.venv/cache/matplotlib
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test proofs mutants bench lint e2e wheel clean
+.PHONY: demo test proofs mutants random-mutants bench lint e2e wheel clean
 
 demo: .venv/.demo
 	.venv/bin/tercet demo --minutes $(MINUTES) $(if $(OUT),--out $(OUT))
@@ -26,6 +29,9 @@ proofs: .venv/.proof
 
 mutants: .venv/.test
 	.venv/bin/python proofs/mutants.py --jobs 2
+
+random-mutants: .venv/.test
+	.venv/bin/python proofs/random_mutants.py --jobs 2 --seed $(SEED) --count $(COUNT)
 
 bench: .venv/.proof
 	.venv/bin/python benchmarks/compare.py --rounds $(ROUNDS) --out $(if $(OUT),$(OUT),runs/bench)

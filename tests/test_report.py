@@ -397,6 +397,7 @@ def test_numbers_are_those_of_the_runs(page: str) -> None:
     assert "20 min 2 s" in text  # six runs of 200.4 s
     assert "interval unknown, n = 1" in text
     assert "RLHF: β = 0.05, γ = 2, 60 steps. RLHF, γ = 0: β = 0.05, γ = 0, 60 steps." in text
+    assert "done twice: with the pretraining term (γ above 0) and without it" in text
 
 
 def test_models_are_named_by_stage(page: str) -> None:
@@ -441,6 +442,12 @@ def test_one_run_brings_its_ancestors(tmp_path: Path) -> None:
     html = write_report([run], tmp_path / "r.html").read_text()
     assert _sections(html) == ["pretrain", "sft", "limits", "lineage"]
     assert "simulated" not in html
+
+
+def test_one_rlhf_run_is_not_said_to_be_done_twice(tmp_path: Path) -> None:
+    html = write_report([tree(tmp_path)["ptx"]], tmp_path / "r.html").read_text()
+    assert "The γ term mixes in pretraining text" in html
+    assert "done twice" not in html
 
 
 def test_scores_of_text_alone(tmp_path: Path) -> None:

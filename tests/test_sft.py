@@ -387,6 +387,27 @@ def test_conversations_of_which_nothing_is_left_to_learn_are_left_out_and_counte
         world.run("sft", "refused", data=(data,), heldout=(world.path("chats.jsonl"),), long_conversations="refuse")
 
 
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ([user("Yes?"), assistant("Yes.")], ""),
+        ([user("Yes?"), assistant("Yes."), user("Well? " * 60), HELLO], "1 of 2 conversations cut on a message border, 0 left"),
+        ([HI, weighed(HELLO, 0), user("Well? " * 60), HELLO], "0 of 2 conversations cut on a message border, 1 left out"),
+    ],
+    ids=["whole", "cut", "left out"],
+)  # fmt: skip
+def test_the_log_says_what_was_cut_or_left_out_and_nothing_where_all_fit(
+    world: World, tmp_path: Path, row: list[dict[str, Any]], said: str
+) -> None:
+    world.make_parents("sft")
+    data = write_rows(tmp_path / "rows.jsonl", [{"messages": [HI, HELLO]}, {"messages": row}])
+    heldout = write_rows(tmp_path / "heldout.jsonl", [{"messages": [user("No?"), assistant("No.")]}] * 2)
+    run = world.run("sft", f"log-{said[:1]}", data=(data,), heldout=(heldout,), tasks=(), steps=1)
+    log = (run.path / "log.txt").read_text()
+    assert said in log
+    assert ("conversations cut" in log) == bool(said)
+
+
 def test_noise_is_off_by_default_and_never_negative(world: World) -> None:
     assert SFTConfig(model="m", data=("d",)).neftune_alpha == 0
     with pytest.raises(ConfigError, match="neftune_alpha"):
