@@ -1,6 +1,6 @@
 """Rewards that are somebody else's code: a Python function, a child process, an HTTP endpoint.
 
-Process and endpoint speak the same JSON (docs/formats.md): `{"items": [...]}` in, `{"scores": [...]}` out. What may pass
+Process and endpoint speak the same JSON (docs/reference/formats.md): `{"items": [...]}` in, `{"scores": [...]}` out. What may pass
 (no answer in time, a crash, an overloaded server) is tried again; an answer that is wrong in itself is not.
 """
 
