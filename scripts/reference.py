@@ -136,7 +136,8 @@ def _methods(cls: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _signature(name: str, thing: Any) -> str:
-    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", f"{name}{inspect.signature(thing)}")
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", f"{name}{inspect.signature(thing)}")
+    return re.sub(r"\((?:self|cls)(?:, )?", "(", text, count=1)
 
 
 def _docstring(thing: Any) -> list[str]:
