@@ -4,6 +4,7 @@
 # make mutants   faults of one line in the code of post-training: do the tests catch them? (half an hour)
 # make random-mutants   a hundred random faults of one line in the whole package (SEED=1, COUNT=100; half an hour)
 # make lint   style and types        make e2e   a short demo whose claims are checked        make wheel   build it
+# make docs   the documentation as a site in site/, every link and anchor checked
 
 PYTHON ?= python3
 MINUTES ?= 12
@@ -16,7 +17,7 @@ export PIP_CACHE_DIR = $(CURDIR)/.venv/cache/pip
 export MPLCONFIGDIR = $(CURDIR)/.venv/cache/matplotlib
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test proofs mutants random-mutants bench lint e2e wheel clean
+.PHONY: demo test proofs mutants random-mutants bench lint docs e2e wheel clean
 
 demo: .venv/.demo
 	.venv/bin/tercet demo --minutes $(MINUTES) $(if $(OUT),--out $(OUT))
@@ -42,6 +43,11 @@ lint: .venv/.dev
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+docs: .venv/.docs
+	.venv/bin/python scripts/reference.py
+	.venv/bin/zensical build --clean --strict
+	.venv/bin/python scripts/check_site.py site
+
 e2e: .venv/.demo
 	rm -rf demo-e2e
 	.venv/bin/tercet demo --minutes $(MINUTES) --out demo-e2e
@@ -51,7 +57,7 @@ wheel: .venv/.dev
 	.venv/bin/python -m build --wheel --outdir dist .
 
 clean:
-	rm -rf .venv build dist src/*.egg-info
+	rm -rf .venv build dist site .cache src/*.egg-info
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
@@ -61,7 +67,7 @@ clean:
 	  echo "could not make .venv; on Debian and Ubuntu: apt install python3-venv"; exit 2; }
 
 # one stamp for each set of extras: installed again only when what is asked for changes
-.venv/.demo .venv/.test .venv/.proof .venv/.dev: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.demo .venv/.test .venv/.proof .venv/.dev .venv/.docs: .venv/.%: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "installing tercet with what '$*' needs into .venv (the first time: some minutes)"
 	@.venv/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[demo,$*]' || { \
 	  echo "could not install: is a package index within reach? What pip said stands above."; exit 1; }

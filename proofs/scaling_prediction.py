@@ -93,7 +93,7 @@ def one(
 
 
 def table(rows: Iterable[dict[str, Any]]) -> str:
-    """What docs/scaling.md shows."""
+    """What docs/measurements/scaling.md shows."""
     lines = [
         "| data | width | tokens | times C | predicted, 90 % | measured | error |",
         "|---|---|---|---|---|---|---|",

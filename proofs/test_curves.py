@@ -1,4 +1,4 @@
-"""The known curves, four worlds each. What is significant is asserted; the rest is printed (`pytest -s`) and in docs/curves.md."""
+"""The known curves, four worlds each. What is significant is asserted; the rest is printed (`pytest -s`) and in docs/measurements/curves.md."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_gold_peaks_while_the_proxy_rises() -> None:
     top = summary["peak"][small]
     columns = ("fall", "fall_error", "rise", "rise_error", "d", "furthest")
     worlds = list(zip(*(top[name]["seeds"] for name in columns)))
-    # the peak is inside, and both moves from there are beyond what chance among the answers can do; not in every world (docs/curves.md)
+    # the peak is inside, and both moves from there are beyond what chance among the answers can do; not in every world (docs/measurements/curves.md)
     fell = [
         fall > error and rise > rise_error and d < furthest for fall, error, rise, rise_error, d, furthest in worlds
     ]

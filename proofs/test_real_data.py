@@ -1,4 +1,4 @@
-"""The curves on real data: nothing held out is trained on, and what `docs/curves.md` claims of (d) and (e) is significant.
+"""The curves on real data: nothing held out is trained on, and what `docs/measurements/curves.md` claims of (d) and (e) is significant.
 
 The data is not part of this project: without the environment variable TERCET_DATA these tests are skipped.
 """

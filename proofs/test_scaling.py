@@ -213,7 +213,7 @@ def test_published_points_give_the_published_constants() -> None:
 
 @pytest.mark.parametrize("name", list(scaling_prediction.DATA))
 def test_a_larger_run_is_predicted(name: str, tmp_path: Path) -> None:
-    """Fitted up to C, asked about 8 C, for a fourth of the budgets that docs/scaling.md reports."""
+    """Fitted up to C, asked about 8 C, for a fourth of the budgets that docs/measurements/scaling.md reports."""
     flops = [c / 4 for c in scaling_prediction.FLOPS]
     row = scaling_prediction.one(tmp_path, name, os.cpu_count() or 1, flops, seeds=[0])
     print(row)

@@ -241,8 +241,8 @@ STANDARD = {
 
 
 def documented() -> dict[str, str]:
-    """The task files of docs/prompting.md by their name."""
-    page = (Path(__file__).parents[1] / "docs" / "prompting.md").read_text(encoding="utf-8")
+    """The task files of docs/guides/prompting.md by their name."""
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "prompting.md").read_text(encoding="utf-8")
     block = page.split("## Standard sets")[1].split("```json\n")[1].split("```")[0]
     return {json.loads(text)["name"]: text for text in block.split("\n\n")}
 

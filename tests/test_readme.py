@@ -1,4 +1,8 @@
-"""The README's commands and its Python are run as they stand, with fewer steps."""
+"""The commands and the Python of the README and of the guides are run as they are written, with fewer steps.
+
+A fenced `bash` block is run here, one page after the other, in the order in which a user would; an `sh` block is only
+parsed (tests/test_docs.py), since it takes long or needs something that is not here.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +20,13 @@ from tercet.data import conversations, readers
 from tercet.data.microworld import documents, tasks
 from tercet.data.readers import write_jsonl
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+WALK = ("text", "conversations", "rankings", "reading-a-run", "prompting", "evaluation", "export-import")
 
 
-def block(language: str) -> str:
-    found = re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.M | re.S)
-    assert len(found) == {"bash": 3, "python": 1}[language]
-    return "\n".join(found)
+def blocks(page: Path, language: str) -> list[str]:
+    text = page.read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.M | re.S)
 
 
 def fewer_steps(text: str) -> str:
@@ -38,11 +42,18 @@ def shrink(folder: Path) -> None:
         write_jsonl(file, ({**row, "text": row["text"][:400]} if "text" in row else row for row in rows))
 
 
+def test_every_guide_is_walked_or_has_nothing_to_run() -> None:
+    with_bash = {page.stem for page in (ROOT / "docs").rglob("*.md") if blocks(page, "bash")}
+    assert with_bash == set(WALK)
+    assert not blocks(ROOT / "README.md", "bash")
+
+
 def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("yaml")
-    lines = [line for line in fewer_steps(block("bash")).splitlines() if line.strip()]
-    assert len(lines) >= 12
+    pages = [ROOT / "docs" / "guides" / f"{page}.md" for page in WALK]
+    lines = [line for page in pages for block in blocks(page, "bash") for line in fewer_steps(block).splitlines()]
+    assert len(lines) >= 20
     for line in lines:
         said, _, command = line.rpartition("|")
         monkeypatch.setattr(sys, "stdin", StringIO(said.removeprefix("echo ").strip().strip('"') + "\n"))
@@ -59,6 +70,9 @@ def test_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytes
             shrink(tmp_path / "mydata")
     assert (tmp_path / "runs/rlhf/report.html").stat().st_size > 10_000
     assert json.loads((tmp_path / "scores.json").read_text())["models"]
+    for block in blocks(ROOT / "docs/guides/evaluation.md", "python"):  # about the run that is there now
+        exec(compile(block, "evaluation.md", "exec"), {})
+        assert capsys.readouterr().out.strip()
 
 
 def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,6 +83,15 @@ def test_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_jsonl(tmp_path / "chats.jsonl", (conversations.to_row(c) for c in tasks.conversations(0, 40)))
     rows = [{"prompt": f"Say {n}.", "responses": [f"{n}.", "No.", "Never."], "ranks": [1, 2, 2]} for n in range(40)]
     write_jsonl(tmp_path / "rankings.jsonl", rows)
-    assert len([line for line in block("python").splitlines() if line.strip()]) <= 10  # "in ten lines"
-    exec(compile(fewer_steps(block("python")), "README.md", "exec"), {})
+    (block,) = blocks(ROOT / "README.md", "python")
+    assert len([line for line in block.splitlines() if line.strip()]) <= 10  # "in ten lines"
+    exec(compile(fewer_steps(block), "README.md", "exec"), {})
     assert (tmp_path / "py/rlhf/run.json").is_file()
+
+
+def test_python_of_other_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = blocks(ROOT / "docs/reference/errors.md", "python")
+    exec(compile(block, "errors.md", "exec"), {})
+    assert "steps" in capsys.readouterr().out
+    with_python = {page.stem for page in (ROOT / "docs").rglob("*.md") if blocks(page, "python")} - {"python"}
+    assert with_python == {"evaluation", "errors"}  # python.md is generated, with signatures only

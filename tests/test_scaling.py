@@ -494,7 +494,7 @@ def test_a_run_ends_at_its_time(
     out = capsys.readouterr().out
     assert out.startswith("plan: ")
     assert "expected" in out
-    assert 4.5 < seconds < 9  # generous: the machine of a test may be busy; docs/scaling.md has the measured times
+    assert 4.5 < seconds < 9  # generous: a busy machine; docs/measurements/scaling.md has the measured times
     run = Run(tmp_path / "run")
     assert run.manifest["status"] == "finished"
     last = run.metrics("heldout")[-1]["step"]

@@ -116,7 +116,7 @@ def test_prompts_never_contain_the_answer(name):
 
 
 def test_the_page_says_truly_what_the_microworlds_text_holds():
-    """docs/evaluation.md: what the text states is asked by some tasks; what others ask stands nowhere in it."""
+    """docs/measurements/evaluation.md: what the text states is asked by some tasks; what others ask stands nowhere in it."""
     text = "\n".join(d.text for d in documents(1, 300))  # not the documents that were counted
     line = {
         "translation": lambda i: f"{i.input} => {i.answers[0]}\n",

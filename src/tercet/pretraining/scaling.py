@@ -41,7 +41,7 @@ HELD_BACK = 3.0  # runs of more than a third of the largest run's FLOPs are held
 LARGEST = 16.0  # parameters for each token of a text: where little is read again and again, up to 8 were measured to be of use
 SAME_BUDGET = 1.1  # runs whose FLOPs differ by less than this factor are of one budget: steps are whole
 # to choose from: beyond 64 only such as have heads of at least 32 dimensions (`shape_of`). 80 and 112, with 5 and 7 heads of 16, were
-# up to 6 % worse than 96 on the same budget (docs/scaling.md), which a law of N and D cannot know
+# up to 6 % worse than 96 on the same budget (docs/measurements/scaling.md), which a law of N and D cannot know
 WIDTHS = (16, 32, 48, *range(64, 256, 32), *range(256, 1024, 64), *range(1024, 4097, 256))
 
 
