@@ -324,7 +324,7 @@ def test_settings_and_defaults_are_those_of_the_code(page: Path) -> None:
     before, found, table = read(page).partition(HEADER)
     if not found:
         return
-    verbs = [v for v in dict.fromkeys(re.findall(r"`tercet ([a-z-]+)", before)) if v in STAGES]
+    verbs = [v for v in dict.fromkeys(re.findall(r"`tercet ([a-z-]+)", before)) if v in stages()]
     assert verbs, "no command is named above the table"
     rows = re.findall(r"^\| `(\w+)` \| ([^|]*) \|", table, flags=re.M)
     assert rows
