@@ -32,9 +32,9 @@ NEW_TOKENS = 24
 def make_model(folder: Path, shape: Shape) -> list[str]:
     """A run at its initial weights and its export; returns texts that were not trained on."""
     from tercet import pretrain
-    from tercet.data.sources import python_docs
-    from tercet.exchange.huggingface import export_model
-    from tercet.pretraining.pretrain_stage import PretrainConfig
+    from tercet.data.documents import python_docs
+    from tercet.interop.huggingface import export_model
+    from tercet.pretraining.stage import PretrainConfig
     from tercet.tokenizer.bpe import train_tokenizer
 
     texts = [asdict(d) for d, _ in zip(python_docs(), range(400))]
@@ -150,7 +150,7 @@ def main() -> None:
     from lm_eval.models.huggingface import HFLM
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from tercet.exchange.lm_eval import TercetLM
+    from tercet.interop.lm_eval import TercetLM
 
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)

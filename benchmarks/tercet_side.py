@@ -58,24 +58,24 @@ def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Stamps) -> Non
     config: Any
     if task.startswith("sft"):
         from tercet import sft as stage
-        from tercet.posttraining.sft_stage import SFTConfig
+        from tercet.posttraining.sft.stage import SFTConfig
 
         data, rows = ("chats", shape.rows) if task == "sft" else ("varied", shape.packed)
         chats: dict[str, Any] = {"data": (path(f"{data}.jsonl"),), "heldout": (path("heldout.chats.jsonl"),)}
         config = SFTConfig(**common, **chats, batch_size=rows, muon_lr=0.0)
     elif task == "reward":
         from tercet import reward as stage
-        from tercet.posttraining.reward_stage import RewardConfig
+        from tercet.posttraining.reward_model.stage import RewardConfig
 
         config = RewardConfig(**common, **pairs)
     elif task.startswith("dpo"):
         from tercet import dpo as stage
-        from tercet.posttraining.preference_stage import DPOConfig
+        from tercet.posttraining.preference.stage import DPOConfig
 
         config = DPOConfig(**common, **pairs)
     elif task == "grpo":
         from tercet import grpo as stage
-        from tercet.posttraining.rl_stage import GRPOConfig
+        from tercet.posttraining.rl.stage import GRPOConfig
 
         rule = f"python:{Path(__file__).with_name('rule.py')}:rule"
         config = GRPOConfig(
@@ -89,7 +89,7 @@ def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Stamps) -> Non
         )
     else:
         from tercet import ppo as stage
-        from tercet.posttraining.rl_stage import PPOConfig
+        from tercet.posttraining.rl.stage import PPOConfig
 
         config = PPOConfig(**common, **rollout, reward=(path("judge"),), batch_size=shape.rollouts)
     stage(config, out, progress=stamps)

@@ -20,7 +20,7 @@ from typing import Any
 
 from tercet.data.types import Message
 from tercet.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, train_tokenizer
-from tercet.tokenizer.chat import render, render_prompt
+from tercet.tokenizer.chat_template import render, render_prompt
 
 # ChatML without the line feed after the last message, so that an answer ends with its end token in both tools; the marks
 # tell TRL which tokens are the assistant's
@@ -86,8 +86,8 @@ def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _data(folder: Path, shape: Shape) -> Shape:
-    from tercet.data.sources import python_docs
-    from tercet.training.batch import pack_whole
+    from tercet.data.documents import python_docs
+    from tercet.training.packing import pack_whole
 
     texts = [asdict(d) for d, _ in zip(python_docs(), range(400))]
     _write(folder / "text.jsonl", texts)
@@ -124,8 +124,8 @@ def _data(folder: Path, shape: Shape) -> Shape:
 def _runs(folder: Path, shape: Shape) -> None:
     """A model at its initial weights and a reward model of it: one step each, at a learning rate of 0."""
     from tercet import pretrain, reward
-    from tercet.posttraining.reward_stage import RewardConfig
-    from tercet.pretraining.pretrain_stage import PretrainConfig
+    from tercet.posttraining.reward_model.stage import RewardConfig
+    from tercet.pretraining.stage import PretrainConfig
 
     still: dict[str, Any] = {"steps": 1, "lr": 0.0, "batch_size": 2, "threads": shape.threads}
     pretrain(
@@ -145,7 +145,7 @@ def _for_transformers(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForSequenceClassification
 
-    from tercet.exchange.huggingface import export_model
+    from tercet.interop.huggingface import export_model
     from tercet.model.heads import ScalarModel
     from tercet.training.load import load_language_model
     from tercet.training.run import Run

@@ -23,10 +23,10 @@ from scaling_prediction import DATA, own_text, prepare
 
 from tercet import pretrain
 from tercet.model.config import ModelConfig
-from tercet.pretraining.budget import BESIDES, chosen, measure, parse_budget, tokens_within
-from tercet.pretraining.pretrain_stage import PretrainConfig
-from tercet.pretraining.scaling import Choice
-from tercet.pretraining.scaling_config import shape_of
+from tercet.pretraining.stage import PretrainConfig
+from tercet.scaling.budget import BESIDES, chosen, measure, parse_budget, tokens_within
+from tercet.scaling.config import shape_of
+from tercet.scaling.fit import Choice
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.progress import Plain
 from tercet.training.records import write_text

@@ -12,15 +12,15 @@ import torch
 from curves_world import END, SIZES, World, ppo_config, run_ppo
 
 from tercet.model.transformer import Transformer
-from tercet.posttraining.best_of_n import best_of_k, kl_bon
-from tercet.posttraining.dpo import pair_objective
-from tercet.posttraining.preference_data import answer_logprobs, pair_batch
-from tercet.posttraining.preference_stage import DPOConfig
-from tercet.training.batch import pack_whole
-from tercet.training.feed import Feed, permuted
+from tercet.posttraining.preference.data import answer_logprobs, pair_batch
+from tercet.posttraining.preference.stage import DPOConfig
+from tercet.posttraining.preference.train import pair_objective
+from tercet.posttraining.rewards.best_of_n import best_of_k, kl_bon
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token
+from tercet.training.loader import Feed, permuted
+from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig, schedule
+from tercet.training.packing import pack_whole
 
 BETAS = (1.0, 0.3, 0.1, 0.03, 0.0)
 GAMMAS = (0.0, 0.1, 1.0, 10.0)

@@ -11,7 +11,7 @@ from curves_measure import BETAS, GAMMAS
 from curves_world import SIZES
 from numpy.typing import NDArray
 
-from tercet.evaluation.metrics import over_seeds
+from tercet.statistics.intervals import over_seeds
 
 Json = dict[str, Any]
 Reals = NDArray[np.float64]

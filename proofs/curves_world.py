@@ -28,16 +28,16 @@ from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
 from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
-from tercet.posttraining.ppo import PPO
-from tercet.posttraining.rankings import Ranked
-from tercet.posttraining.reward import collate, normalise, ranking_loss
-from tercet.posttraining.rl_stage import PPOConfig
-from tercet.posttraining.rollouts import Clock, Rollouts, explore
-from tercet.training.batch import Rows, pack_whole
-from tercet.training.feed import Feed, permuted
+from tercet.posttraining.reward_model.rankings import Ranked
+from tercet.posttraining.reward_model.train import collate, normalise, ranking_loss
+from tercet.posttraining.rl.ppo import PPO
+from tercet.posttraining.rl.rollouts import Clock, Rollouts, explore
+from tercet.posttraining.rl.stage import PPOConfig
 from tercet.training.learner import Learner
-from tercet.training.objectives import mean_loss, next_token
+from tercet.training.loader import Feed, permuted
+from tercet.training.losses import mean_loss, next_token
 from tercet.training.optim import OptimizerConfig, schedule
+from tercet.training.packing import Rows, pack_whole
 
 END, ASK, WORDS = 0, 1, 20
 VOCABULARY = 2 + WORDS

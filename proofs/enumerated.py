@@ -16,8 +16,8 @@ from torch import Tensor
 from tercet.inference.generate import Completion
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.training.batch import Batch
-from tercet.training.grouped import group
+from tercet.training.packing import Batch
+from tercet.training.shared_prompts import group
 
 END, VOCABULARY, LONGEST, PROMPT = 0, 4, 4, (1, 3)
 ANSWERS = tuple(

@@ -35,7 +35,7 @@ TESTS = ("policy_gradient", "group_methods", "grouped", "learner", "chat_rendere
 # file → (tests that are tried first, its faults: name, kind, what stands there, what stands there instead)
 Fault = tuple[str, str, str, str]
 TABLE: dict[str, tuple[str, list[Fault]]] = {
-    "posttraining/advantages.py": ("policy_gradient group_methods", [
+    "posttraining/rl/advantages.py": ("policy_gradient group_methods", [
         ("gae-sign", "sign", "delta = rewards[:, t] + discount * next_value", "delta = rewards[:, t] - discount * next_value"),
         ("gae-no-lambda", "coefficient", "delta + discount * lam * running, running)", "delta + discount * running, running)"),
         ("gae-no-carry", "mask", "delta + discount * lam * running, running)", "delta + discount * lam * running, 0.0)"),
@@ -53,7 +53,7 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("std-of-population", "coefficient", "totals_GK.std(1, keepdim=True)", "totals_GK.std(1, keepdim=True, correction=0)"),
         ("to-go-backwards", "shift", "(rewards * action_mask).flip(1).cumsum(1).flip(1)", "(rewards * action_mask).cumsum(1)"),
     ]),
-    "posttraining/rollouts.py": ("policy_gradient group_methods", [
+    "posttraining/rl/rollouts.py": ("policy_gradient group_methods", [
         ("mask-late-by-one", "shift", "(columns >= first)", "(columns > first)"),
         ("eos-is-no-action", "EOS", "(columns < end)", "(columns < end - 1)"),
         ("missing-eos-added", "EOS", "rewards=torch.where(finished, torch.tensor(scores, dtype=kind), missing_eos_score)",
@@ -67,7 +67,7 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("read-one-place-early", "shift", "before=found.before[acts]", "before=(found.before[acts] - 1).clamp(min=0)"),
         ("mean-over-padding", "mask", "float(self.action_mask.sum() if", "float(self.action_mask.numel() if"),
     ]),
-    "posttraining/policy_loss.py": ("group_methods policy_gradient", [
+    "posttraining/rl/policy_loss.py": ("group_methods policy_gradient", [
         ("loss-sign", "sign", "terms = -torch.minimum(", "terms = torch.minimum("),
         ("clip-max-for-min", "swap", "torch.minimum(ratio * advantage", "torch.maximum(ratio * advantage"),
         ("clip-bounds-swapped", "swap", "ratio.clamp(1 - self.clip_low, 1 + self.clip_high)", "ratio.clamp(1 - self.clip_high, 1 + self.clip_low)"),
@@ -80,10 +80,10 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("k2-without-half", "coefficient", '0.5 * (logp - batch.at_actions("ref_logp"))', '(logp - batch.at_actions("ref_logp"))'),
         ("policy-at-temperature-1", "temperature", "action_logprobs(model, batch, self.temperature)", "action_logprobs(model, batch, 1.0)"),
     ]),
-    "training/objectives.py": ("group_methods learner", [
+    "training/losses.py": ("group_methods learner", [
         ("exact-kl-forward", "wrong reference", "(logp.exp() * (logp - ref)).sum(-1)", "(ref.exp() * (ref - logp)).sum(-1)"),
     ]),
-    "posttraining/grpo.py": ("group_methods", [
+    "posttraining/rl/group_methods.py": ("group_methods", [
         ("grpo-no-length", "mean for sum", "rollouts.action_mask / rollouts.lengths()[:, None].to(rollouts.behaviour.dtype)",
          "rollouts.action_mask.to(rollouts.behaviour.dtype)"),
         ("dr-grpo-divisor", "mean for sum", "float(config.max_new_tokens)", "1.0"),
@@ -93,7 +93,7 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
          "worst, best = scores.argmax(1, keepdim=True), scores.argmin(1, keepdim=True)"),
         ("online-dpo-no-reference", "wrong reference", 'logp - batch.at_actions("ref_logp")', "logp"),
     ]),
-    "posttraining/policy.py": ("group_methods policy_gradient", [
+    "posttraining/rl/policy.py": ("group_methods policy_gradient", [
         ("ptx-no-gamma", "coefficient", "coef=self.config.gamma", "coef=1.0"),
         ("ema-inverted", "swap", "lerp_(value, 1 - self.config.ema)", "lerp_(value, self.config.ema)"),
         ("importance-not-cut", "clamp", ".exp().clamp(max=cap)", ".exp()"),
@@ -103,14 +103,14 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("old-at-temperature-1", "temperature", "logprobs(self.model, rollouts, self.config.temperature)", "logprobs(self.model, rollouts, 1.0)"),
         ("beta-falls-with-kl", "sign", "kl / config.target_kl - 1", "1 - kl / config.target_kl"),
     ]),
-    "posttraining/ppo.py": ("policy_gradient rl_stages", [
+    "posttraining/rl/ppo.py": ("policy_gradient rl_stages", [
         ("value-half", "coefficient", "loss = 0.5 * (action_values(critic, batch)", "loss = 1.0 * (action_values(critic, batch)"),
         ("value-of-advantages", "wrong array", 'batch.at_actions("returns")', 'batch.at_actions("advantages")'),
         ("critic-never-steps", "coefficient", "self.critic.optim_step(scale)", "self.critic.optim_step(0.0)"),
         ("reward-mean-shifted", "coefficient", "whiten(rewards, mask, shift_mean=False)", "whiten(rewards, mask)"),
         ("ppo-at-temperature-1", "temperature", "PolicyObjective(config.temperature, ", "PolicyObjective(1.0, "),
     ]),
-    "posttraining/actor.py": ("policy_gradient rl_stages", [
+    "posttraining/rl/actor.py": ("policy_gradient rl_stages", [
         ("resample-draws-again", "seed", "range(first + 1, first + 1 + resample)", "range(first, first + resample)"),
         ("group-shares-its-seed", "seed", "* 65_537 + i for i in range(count)", "* 65_537 + i // config.group_size for i in range(count)"),
         ("prompt-not-scored", "wrong array", "(*self.prompts[number], *done.tokens), task)", "(*done.tokens,), task)"),
@@ -122,18 +122,18 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
     "inference/reward_scores.py": ("reward", [
         ("score-on-last-column", "shift", "tokens.shape[1] + lengths - 1", "tokens.shape[1] + tokens.shape[1] - 1"),
     ]),
-    "posttraining/reward.py": ("reward", [
+    "posttraining/reward_model/train.py": ("reward", [
         ("pair-order", "swap", "pairs += [(base + i, base + j)", "pairs += [(base + j, base + i)"),
         ("pairs-not-averaged", "mean for sum", "[2.0 / (k * (k - 1))] * len(p.pairs)", "[1.0] * len(p.pairs)"),
         ("margin-sign", "sign", "- batch.margins", "+ batch.margins"),
         ("bias-not-scaled", "coefficient", "np.mean(demonstrations or answers))).div_(spread)", "np.mean(demonstrations or answers)))"),
         ("gain-inverted", "coefficient", "model.gain.div_(spread)", "model.gain.mul_(spread)"),
     ]),
-    "posttraining/rankings.py": ("reward dpo", [
+    "posttraining/reward_model/rankings.py": ("reward dpo", [
         ("ties-are-pairs", "mask", "self.ranks[i] != self.ranks[j] and self.answers", "self.answers"),
         ("same-text-is-a-pair", "mask", " and self.answers[i] != self.answers[j])", ")"),
     ]),
-    "posttraining/preference_losses.py": ("dpo", [
+    "posttraining/preference/losses.py": ("dpo", [
         ("dpo-no-beta", "coefficient", "margin = beta * difference(logp - reference, pairs)", "margin = difference(logp - reference, pairs)"),
         ("dpo-reference-sign", "sign", "beta * difference(logp - reference, pairs)", "beta * difference(logp + reference, pairs)"),
         ("ipo-target", "coefficient", "1 / (2 * tau)", "1 / tau"),
@@ -141,10 +141,10 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("kto-z0-sign", "sign", "gain = beta * (logp - reference - z0)", "gain = beta * (logp - reference + z0)"),
         ("kto-z0-negative", "clamp", "return max(0.0, float(", "return (float("),
     ]),
-    "posttraining/dpo.py": ("dpo", [
+    "posttraining/preference/train.py": ("dpo", [
         ("dpo-reference-is-policy", "wrong reference", "losses.dpo(logp, b.reference,", "losses.dpo(logp, logp.detach(),"),
     ]),
-    "training/grouped.py": ("grouped reward", [
+    "training/shared_prompts.py": ("grouped reward", [
         ("predecessor", "shift", "places[len(prompt) - 1 : -1]", "places[len(prompt) :]"),
         ("positions-run-on", "shift", "[*prompt, *ids], steps, number", "[*prompt, *ids], places, number"),
         ("last-but-one", "EOS", "np.array([places[-1] for", "np.array([places[-2] for"),
@@ -152,18 +152,18 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
     "training/learner.py": ("learner group_methods", [
         ("mean-of-means", "mean for sum", "loss * (coef / total)", "loss * (coef / batch.count / len(batches))"),
     ]),
-    "tokenizer/chat.py": ("chat_renderer", [
+    "tokenizer/chat_template.py": ("chat_renderer", [
         ("end-not-trained", "EOS", "[message.loss_weight] * len(body) + [0.0] * len(tail)",
          "[message.loss_weight] * (len(body) - 1) + [0.0] * (len(tail) + 1)"),
         ("user-trained", "mask", "[message.loss_weight] * len(body)", "[1.0] * len(body)"),
     ]),
-    "posttraining/sides.py": ("sft", [
+    "posttraining/held_out.py": ("sft", [
         ("conversations-leak", "leak", "return [row for row in every if key(row) not in apart]", "return [row for row in every]"),
     ]),
-    "posttraining/neftune.py": ("sft", [
+    "posttraining/sft/neftune.py": ("sft", [
         ("noise-not-by-length", "coefficient", "(lengths.clamp(min=1) * size).sqrt()", "size**0.5"),
     ]),
-    "posttraining/best_of_n.py": ("best_of_n", [
+    "posttraining/rewards/best_of_n.py": ("best_of_n", [
         ("ties-count-each", "coefficient", "/ draws / len(equal)", "/ draws"),
         ("kl-bon", "coefficient", "math.log(k) - (k - 1) / k", "math.log(k)"),
     ]),

@@ -42,18 +42,18 @@ from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
 from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
-from tercet.posttraining.ppo import PPO
-from tercet.posttraining.rankings import Ranked
-from tercet.posttraining.reward import collate, normalise, ranking_loss
-from tercet.posttraining.rl_stage import PPOConfig
-from tercet.posttraining.rollouts import Clock, explore
-from tercet.pretraining.clm import build_feed
+from tercet.posttraining.reward_model.rankings import Ranked
+from tercet.posttraining.reward_model.train import collate, normalise, ranking_loss
+from tercet.posttraining.rl.ppo import PPO
+from tercet.posttraining.rl.rollouts import Clock, explore
+from tercet.posttraining.rl.stage import PPOConfig
+from tercet.pretraining.causal import build_feed
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
-from tercet.training.feed import permuted
-from tercet.training.grouped import group
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token
+from tercet.training.loader import permuted
+from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig, schedule
+from tercet.training.shared_prompts import group
 
 CONTEXT, VOCABULARY = 64, 2048
 BASE_STEPS, BASE_ROWS = 800, 32

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from real_text import HELD_OUT_PAIRS, Choice, ChoiceData, asked_pairs
 
-from tercet.evaluation.metrics import mean, over_seeds
+from tercet.statistics.intervals import mean, over_seeds
 
 BLUE, RED, GREY = "#0072b2", "#d55e00", "#9a9a9a"
 CEILING = 0.873  # of people's choices that agree with the gold label

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tercet.data.sources import bible
+from tercet.data.documents import bible
 from tercet.data.types import Document
 from tercet.errors import ConfigError
 

@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from tercet.data import sources
+from tercet.data import documents as sources
 from tercet.data.readers import BadRows, documents, write_jsonl
 from tercet.data.types import Document
-from tercet.pretraining.ladder import climb, read_runs, run_ladder
-from tercet.pretraining.scaling import Law, best_for_flops, fit_ladder
-from tercet.pretraining.scaling_config import LadderConfig
+from tercet.scaling.config import LadderConfig
+from tercet.scaling.fit import Law, best_for_flops, fit_ladder
+from tercet.scaling.ladder import climb, read_runs, run_ladder
 from tercet.tokenizer.bpe import train_tokenizer
 from tercet.training.progress import Plain
 from tercet.training.records import write_text

@@ -25,13 +25,13 @@ from torch import Tensor
 
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.posttraining.dpo import kto_objective, pair_objective
-from tercet.posttraining.preference_data import LabelledBatch, PairBatch
-from tercet.posttraining.preference_losses import kto_reference_point
-from tercet.posttraining.preference_stage import DPOConfig
-from tercet.training.grouped import Grouped, group
+from tercet.posttraining.preference.data import LabelledBatch, PairBatch
+from tercet.posttraining.preference.losses import kto_reference_point
+from tercet.posttraining.preference.stage import DPOConfig
+from tercet.posttraining.preference.train import kto_objective, pair_objective
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig, schedule
+from tercet.training.shared_prompts import Grouped, group
 
 SEEDS = range(4)
 RIGHT, WRONG = 0.01, 0.1  # total variation to the optimum

@@ -16,11 +16,11 @@ from enumerated import END, LONGEST, PROMPT, Problem, Text, distance, distributi
 from torch import Tensor
 
 from tercet.inference.generate import SamplingParams
-from tercet.posttraining.advantages import advantages_and_returns, place_rewards
-from tercet.posttraining.grpo import GroupMethod
-from tercet.posttraining.ppo import PPO
-from tercet.posttraining.rl_stage import GRPOConfig, PPOConfig
-from tercet.posttraining.rollouts import Clock, Rollouts, explore, values
+from tercet.posttraining.rl.advantages import advantages_and_returns, place_rewards
+from tercet.posttraining.rl.group_methods import GroupMethod
+from tercet.posttraining.rl.ppo import PPO
+from tercet.posttraining.rl.rollouts import Clock, Rollouts, explore, values
+from tercet.posttraining.rl.stage import GRPOConfig, PPOConfig
 
 SEEDS = (0, 1, 2, 3)
 WRONG_STEPS = 150
@@ -168,7 +168,7 @@ class KLAsLoss(PPO):
         towards = rollouts.at_actions("ref_logp")
 
         def objective(model: Any, batch: Rollouts) -> tuple[Tensor, dict[str, float]]:
-            from tercet.posttraining.rollouts import action_logprobs
+            from tercet.posttraining.rl.rollouts import action_logprobs
 
             logp, _ = action_logprobs(model, batch, 1.0)
             loss = -(logp - logp.detach()).exp() * batch.at_actions("advantages") + beta * type(self).estimate(
@@ -178,7 +178,7 @@ class KLAsLoss(PPO):
 
         self.policy.learner.forward_backward([rollouts], objective)
         assert self.critic is not None
-        from tercet.posttraining.ppo import value_objective
+        from tercet.posttraining.rl.ppo import value_objective
 
         self.critic.forward_backward([rollouts], value_objective)
         self.critic.optim_step(self.policy.scale(step))
@@ -220,7 +220,7 @@ def test_the_pretraining_term_must_share_the_optimizer() -> None:
     class OwnAdam(PPO):
         def update(self, step: int, rollouts: Rollouts, beta: float) -> dict[str, float]:
             from tercet.training.learner import Learner
-            from tercet.training.objectives import next_token
+            from tercet.training.losses import next_token
             from tercet.training.optim import OptimizerConfig
 
             if not hasattr(self, "own"):

@@ -13,11 +13,11 @@ pytest.importorskip("transformers")
 from helpers import write_world
 from tercet import import_model
 from tercet.data.types import Message
-from tercet.exchange.huggingface import export_model
-from tercet.exchange.import_stage import ImportConfig
 from tercet.inference.language_model import TransformerLM
+from tercet.interop.huggingface import export_model
+from tercet.interop.stage import ImportConfig
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import render, render_prompt
+from tercet.tokenizer.chat_template import render, render_prompt
 from tercet.training.load import load_language_model, load_reward_model
 from tercet.training.run import Run
 from test_import import PIECES, SCORES, write_model, write_tokenizer

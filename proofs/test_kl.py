@@ -14,11 +14,11 @@ from torch import Tensor
 
 from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
-from tercet.posttraining import rollouts as ro
-from tercet.posttraining.advantages import by_group, leave_one_out, totals
-from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.rl_stage import KL_PLACES, REFUSED
-from tercet.posttraining.rollouts import Rollouts, assemble
+from tercet.posttraining.rl import rollouts as ro
+from tercet.posttraining.rl.advantages import by_group, leave_one_out, totals
+from tercet.posttraining.rl.policy_loss import PolicyObjective
+from tercet.posttraining.rl.rollouts import Rollouts, assemble
+from tercet.posttraining.rl.stage import KL_PLACES, REFUSED
 
 F64 = torch.float64
 

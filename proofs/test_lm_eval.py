@@ -23,12 +23,12 @@ pytest.importorskip("lm_eval")
 from helpers import write_world
 from tercet import import_model
 from tercet.data.readers import BadRows
-from tercet.evaluation.asking import Way, answer
+from tercet.evaluation.few_shot import Way, answer
 from tercet.evaluation.loaders import olmo
 from tercet.evaluation.task import Form, Item, Task
-from tercet.exchange.huggingface import export_model
-from tercet.exchange.import_stage import ImportConfig
 from tercet.inference.language_model import TransformerLM
+from tercet.interop.huggingface import export_model
+from tercet.interop.stage import ImportConfig
 
 NAMES = ("Anna", "Ben", "Cleo", "Dora")
 ITEMS = 24
@@ -186,7 +186,7 @@ def numbers(value: Any) -> list[float]:
 def test_every_item_has_lm_evals_numbers(models: Models, name: str) -> None:
     from lm_eval.models.huggingface import HFLM
 
-    from tercet.exchange.lm_eval import TercetLM
+    from tercet.interop.lm_eval import TercetLM
 
     ours, model, tokenizer = models
     once = {"add_bos_token": False} if name == "rolling" else {}

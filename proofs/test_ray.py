@@ -22,11 +22,12 @@ import ray
 from ray.cluster_utils import Cluster
 
 from helpers import options, write_rows
-from tercet.data.microworld import documents
 from tercet.errors import ConfigError, DataError
-from tercet.pretraining import cluster, ladder
-from tercet.pretraining.pretrain_stage import PretrainConfig
-from tercet.pretraining.scaling_config import LadderConfig
+from tercet.microworld import documents
+from tercet.pretraining.stage import PretrainConfig
+from tercet.scaling import ladder
+from tercet.scaling import ray as cluster
+from tercet.scaling.config import LadderConfig
 from tercet.tokenizer.bpe import train_tokenizer
 from tercet.training.run import Run
 

@@ -8,11 +8,11 @@ from enumerated import END, LONGEST, NUMBER, PROMPT, Problem, distribution, poli
 from torch import Tensor
 
 from tercet.inference.generate import SamplingParams, generate
-from tercet.posttraining import rollouts as ro
-from tercet.posttraining.grpo import GroupMethod
-from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.rl_stage import GRPOConfig
-from tercet.posttraining.rollouts import Clock, explore
+from tercet.posttraining.rl import rollouts as ro
+from tercet.posttraining.rl.group_methods import GroupMethod
+from tercet.posttraining.rl.policy_loss import PolicyObjective
+from tercet.posttraining.rl.rollouts import Clock, explore
+from tercet.posttraining.rl.stage import GRPOConfig
 
 SAMPLES = 100_000
 

@@ -14,9 +14,9 @@ import pytest
 import scaling_prediction
 from scipy.optimize import least_squares, minimize
 
-from tercet.pretraining import laws
-from tercet.pretraining.counting import BESIROGLU
-from tercet.pretraining.laws import Points
+from tercet.scaling import laws
+from tercet.scaling.flops import BESIROGLU
+from tercet.scaling.laws import Points
 
 DRAWS = 100
 LEAST = 90

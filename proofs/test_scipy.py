@@ -9,9 +9,9 @@ pytest.importorskip("scipy")
 
 from scipy import optimize, stats
 
-from tercet.evaluation.metrics import mean, paired_difference, proportion
-from tercet.evaluation.statistics import clustered, items_needed, mcnemar, paired_test, sign_flips, t_power
-from tercet.evaluation.winrates import bradley_terry
+from tercet.statistics.intervals import mean, paired_difference, proportion
+from tercet.statistics.pairwise import bradley_terry
+from tercet.statistics.significance import clustered, items_needed, mcnemar, paired_test, sign_flips, t_power
 
 RNG = np.random.default_rng(0)
 

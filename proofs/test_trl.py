@@ -26,16 +26,16 @@ from tercet.inference.generate import Completion
 from tercet.model.config import ModelConfig
 from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
-from tercet.posttraining import preference_losses
-from tercet.posttraining.dpo import kto_objective, pair_objective
-from tercet.posttraining.grpo import GroupMethod
-from tercet.posttraining.preference_data import Labelled, labelled_batches, pair_batch
-from tercet.posttraining.preference_stage import DPOConfig
-from tercet.posttraining.rankings import Ranked
-from tercet.posttraining.reward import collate, ranking_loss
-from tercet.posttraining.rl_stage import GRPOConfig
-from tercet.posttraining.rollouts import Rollouts, assemble, logprobs
-from tercet.training.grouped import group
+from tercet.posttraining.preference import losses as preference_losses
+from tercet.posttraining.preference.data import Labelled, labelled_batches, pair_batch
+from tercet.posttraining.preference.stage import DPOConfig
+from tercet.posttraining.preference.train import kto_objective, pair_objective
+from tercet.posttraining.reward_model.rankings import Ranked
+from tercet.posttraining.reward_model.train import collate, ranking_loss
+from tercet.posttraining.rl.group_methods import GroupMethod
+from tercet.posttraining.rl.rollouts import Rollouts, assemble, logprobs
+from tercet.posttraining.rl.stage import GRPOConfig
+from tercet.training.shared_prompts import group
 
 F64 = torch.float64
 PAD = 0

@@ -15,13 +15,13 @@ from enumerated import ANSWERS, PROMPT, policy
 
 from tercet.inference.generate import Completion
 from tercet.model.heads import ScalarModel
-from tercet.posttraining import rollouts as ro
-from tercet.posttraining.grpo import GroupMethod
-from tercet.posttraining.ppo import value_objective
-from tercet.posttraining.rankings import Ranked
-from tercet.posttraining.reward import collate, ranking_loss
-from tercet.posttraining.rl_stage import METHODS, GRPOConfig
-from tercet.posttraining.rollouts import Rollouts, assemble
+from tercet.posttraining.reward_model.rankings import Ranked
+from tercet.posttraining.reward_model.train import collate, ranking_loss
+from tercet.posttraining.rl import rollouts as ro
+from tercet.posttraining.rl.group_methods import GroupMethod
+from tercet.posttraining.rl.ppo import value_objective
+from tercet.posttraining.rl.rollouts import Rollouts, assemble
+from tercet.posttraining.rl.stage import METHODS, GRPOConfig
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tercet.evaluation.metrics import over_seeds
-from tercet.evaluation.score_files import current
+from tercet.evaluation.scoring.score_files import current
+from tercet.statistics.intervals import over_seeds
 
 MODELS = ("base", "sft", "rlhf", "rlhf-gamma0")
 

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import tercet
-from tercet.posttraining.annotator_stage import RankConfig
-from tercet.posttraining.preference_stage import DPOConfig
-from tercet.posttraining.reward_stage import RewardConfig
-from tercet.posttraining.rl_stage import GRPOConfig, PPOConfig
-from tercet.posttraining.sft_stage import SFTConfig
-from tercet.pretraining.pretrain_stage import PretrainConfig
+from tercet.microworld.stage import RankConfig
+from tercet.posttraining.preference.stage import DPOConfig
+from tercet.posttraining.reward_model.stage import RewardConfig
+from tercet.posttraining.rl.stage import GRPOConfig, PPOConfig
+from tercet.posttraining.sft.stage import SFTConfig
+from tercet.pretraining.stage import PretrainConfig
 from tercet.tokenizer.bpe import train_tokenizer
 from tercet.training import checkpoints
 from tercet.training import records as record_files

@@ -9,7 +9,7 @@ import random
 import pytest
 
 from tercet.data.types import Message, Task
-from tercet.posttraining.annotator import ranked
+from tercet.microworld.annotator import ranked
 
 TASK = Task((Message("user", "What is 5 + 7?"),), ("12", "The answer is 12."), "arithmetic", "t1")
 ANSWERS = [

@@ -14,12 +14,12 @@ import pytest
 
 from tercet.data.text_matching import normalise
 from tercet.errors import ConfigError, ContextError
-from tercet.evaluation.asking import Way, answer, check_room, content_free, prompt_of, vote
 from tercet.evaluation.config import AskConfig
-from tercet.evaluation.prompting import ask, combined
-from tercet.evaluation.statistics import clustered
+from tercet.evaluation.few_shot import Way, answer, check_room, content_free, prompt_of, vote
+from tercet.evaluation.prompt_study import ask, combined
 from tercet.evaluation.task import Form, Item, Task, find, register, registered
 from tercet.inference.language_model import TransformerLM
+from tercet.statistics.significance import clustered
 
 Found = namedtuple("Found", "logprob greedy tokens bytes")
 

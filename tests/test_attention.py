@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tercet.diagnostics.attention import attention_patterns, prefix_matching, previous_token, repeated_tokens
 from tercet.errors import ConfigError
-from tercet.evaluation.attention import attention_patterns, prefix_matching, previous_token, repeated_tokens
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 

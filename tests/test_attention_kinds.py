@@ -14,7 +14,7 @@ from torch import Tensor
 from tercet.model import attention
 from tercet.model.attention import Bidirectional, Branches, Causal, Kind, KVCache, Prefix, Window, segment_mask
 from tercet.model.transformer import Transformer
-from tercet.training.grouped import group
+from tercet.training.shared_prompts import group
 
 Make = Callable[..., Transformer]
 KINDS: dict[str, tuple[Kind, Callable[[int, int], bool]]] = {

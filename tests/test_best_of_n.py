@@ -17,23 +17,23 @@ from hypothesis import strategies as st
 
 import tercet
 from tercet import best_of_n
-from tercet.data.conversations import conversations, to_messages
-from tercet.data.microworld.rubric import rubric_score
+from tercet.data.formats.conversations import conversations, to_messages
+from tercet.data.formats.prompts import tasks
 from tercet.data.readers import BadRows
-from tercet.data.tasks import tasks
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, DataError
+from tercet.microworld.rubric import rubric_score
 from tercet.model.config import ModelConfig
 from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
-from tercet.posttraining import best_of_n as module
-from tercet.posttraining.best_of_n import Judged, best_of_k, chances, curve, kept, kl_bon
-from tercet.posttraining.best_stage import BestOfNConfig
-from tercet.posttraining.reward_stage import RewardConfig
-from tercet.posttraining.rewards import Answered
-from tercet.posttraining.sft_stage import SFTConfig
+from tercet.posttraining.reward_model.stage import RewardConfig
+from tercet.posttraining.rewards import best_of_n as module
+from tercet.posttraining.rewards.best_of_n import Judged, best_of_k, chances, curve, kept, kl_bon
+from tercet.posttraining.rewards.rewards import Answered
+from tercet.posttraining.rewards.stage import BestOfNConfig
+from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import answer_text, render_prompt
+from tercet.tokenizer.chat_template import answer_text, render_prompt
 from tercet.training.load import load_reward_model
 from tercet.training.run import Run
 

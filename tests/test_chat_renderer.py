@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from tercet.data.types import Conversation, Message
 from tercet.errors import ContextError, DataError
-from tercet.posttraining.rankings import encode_answer
+from tercet.posttraining.reward_model.rankings import encode_answer
 from tercet.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer
-from tercet.tokenizer.chat import (
+from tercet.tokenizer.chat_template import (
     Rendered,
     answer_text,
     chat_template,

@@ -23,7 +23,7 @@ import typer.main
 from helpers import TERCET, assistant, tensors, user, write_rows, write_world
 from tercet.cli.main import app, main
 from tercet.errors import ConfigError
-from tercet.pretraining.pretrain_stage import PretrainConfig
+from tercet.pretraining.stage import PretrainConfig
 from tercet.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer
 from tercet.training.run import Run
 from tercet.training.stage import stages

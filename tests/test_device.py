@@ -18,11 +18,11 @@ from tercet.model.heads import ScalarModel
 from tercet.model.lora import apply_lora
 from tercet.model.ops.cross_entropy import linear_cross_entropy
 from tercet.model.transformer import Transformer
-from tercet.training.batch import Batch, Rows, to_device
-from tercet.training.grouped import Grouped, group
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token_batch, token_kl, token_logprobs
+from tercet.training.losses import next_token_batch, token_kl, token_logprobs
 from tercet.training.optim import OptimizerConfig
+from tercet.training.packing import Batch, Rows, to_device
+from tercet.training.shared_prompts import Grouped, group
 
 Make = Callable[..., Transformer]
 META = torch.device("meta")

@@ -22,10 +22,10 @@ import typer
 
 import tercet.errors
 from tercet.cli.main import app
-from tercet.posttraining.best_stage import BestOfNConfig
-from tercet.posttraining.preference_stage import BELONGS, LOSSES
-from tercet.posttraining.rl_stage import KL_PLACES, METHODS, REFUSED, GRPOConfig, PolicyConfig, PPOConfig
-from tercet.posttraining.sft_stage import SFTConfig
+from tercet.posttraining.preference.stage import BELONGS, LOSSES
+from tercet.posttraining.rewards.stage import BestOfNConfig
+from tercet.posttraining.rl.stage import KL_PLACES, METHODS, REFUSED, GRPOConfig, PolicyConfig, PPOConfig
+from tercet.posttraining.sft.stage import SFTConfig
 from tercet.training.settings import TuneSettings
 from tercet.training.stage import stages
 

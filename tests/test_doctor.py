@@ -15,12 +15,13 @@ from safetensors.torch import load_file, save_file
 
 from helpers import At, World, press_ctrl_c, write_rows, write_world
 from tercet.cli.main import main
+from tercet.diagnostics import probe as doctor_probe
+from tercet.diagnostics.doctor import examine
+from tercet.diagnostics.findings import Finding, judged
 from tercet.errors import ConfigError, NonFiniteError
-from tercet.posttraining import doctor_probe, policy
-from tercet.posttraining.doctor import examine
-from tercet.posttraining.findings import Finding, judged
-from tercet.posttraining.rollouts import Rollouts, logprobs
-from tercet.tokenizer.chat import Rendered, render_fitting
+from tercet.posttraining.rl import policy
+from tercet.posttraining.rl.rollouts import Rollouts, logprobs
+from tercet.tokenizer.chat_template import Rendered, render_fitting
 from tercet.training.run import Interrupted
 
 HEALTHY = {"pretrain": "p", "sft": "s", "reward": "r", "dpo": "d", "ppo": "o", "grpo": "g"}

@@ -17,10 +17,9 @@ from helpers import At, World, assert_same_run, press_ctrl_c, tensors, write_row
 from tercet.data.types import Comparison, Message
 from tercet.errors import ConfigError, DataError
 from tercet.model.transformer import Transformer
-from tercet.posttraining import preference_data
-from tercet.posttraining import preference_losses as losses
-from tercet.posttraining.dpo import chosen_fall, kto_objective, pair_objective
-from tercet.posttraining.preference_data import (
+from tercet.posttraining.preference import data as preference_data
+from tercet.posttraining.preference import losses
+from tercet.posttraining.preference.data import (
     Labelled,
     answer_logprobs,
     encode_labelled,
@@ -28,8 +27,9 @@ from tercet.posttraining.preference_data import (
     mismatched,
     pair_batch,
 )
-from tercet.posttraining.preference_stage import LOSSES, DPOConfig
-from tercet.posttraining.rankings import Ranked, encode_comparison
+from tercet.posttraining.preference.stage import LOSSES, DPOConfig
+from tercet.posttraining.preference.train import chosen_fall, kto_objective, pair_objective
+from tercet.posttraining.reward_model.rankings import Ranked, encode_comparison
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig

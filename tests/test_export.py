@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from helpers import World, write_world
 from tercet.cli.main import app
 from tercet.errors import ConfigError
-from tercet.exchange.huggingface import export_model
+from tercet.interop.huggingface import export_model
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.run import Run
 

@@ -12,9 +12,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tercet.errors import ConfigError, DataError
-from tercet.training.batch import PAD_SEGMENT, Batch, Rows, pack_stream, pack_whole, pad_right
-from tercet.training.feed import Feed, permuted
-from tercet.training.objectives import next_token_batch
+from tercet.training.loader import Feed, permuted
+from tercet.training.losses import next_token_batch
+from tercet.training.packing import PAD_SEGMENT, Batch, Rows, pack_stream, pack_whole, pad_right
 
 PAD = 3
 

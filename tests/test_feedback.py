@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tercet.data.feedback import Feedback, feedback, labels, parse_feedback
+from tercet.data.formats.feedback import Feedback, feedback, labels, parse_feedback
 from tercet.data.readers import BadRows
 from tercet.data.types import Comparison, Message
 from tercet.errors import DataError

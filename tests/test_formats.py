@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tercet.data import comparisons as comparing
-from tercet.data import conversations as conversing
-from tercet.data import tasks as asking
+from tercet.data.formats import conversations as conversing
+from tercet.data.formats import preferences as comparing
+from tercet.data.formats import prompts as asking
 from tercet.data.readers import BadRows
 from tercet.data.types import Comparison, Message, Task
 from tercet.errors import DataError

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from tercet.errors import ConfigError
 from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
-from tercet.posttraining.actor import differing, join
-from tercet.posttraining.grpo import GroupMethod, best_of_group
-from tercet.posttraining.policy import Policy, truncated
-from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.reinforce import adapted_beta
-from tercet.posttraining.rl_stage import METHODS, GRPOConfig, PPOConfig
-from tercet.posttraining.rollouts import Rollouts, assemble, grouped, logprobs
+from tercet.posttraining.rl.actor import differing, join
+from tercet.posttraining.rl.group_methods import GroupMethod, best_of_group
+from tercet.posttraining.rl.policy import Policy, truncated
+from tercet.posttraining.rl.policy_loss import PolicyObjective
+from tercet.posttraining.rl.rollouts import Rollouts, assemble, grouped, logprobs
+from tercet.posttraining.rl.stage import METHODS, GRPOConfig, PPOConfig
+from tercet.posttraining.rl.train import adapted_beta
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig
 

@@ -11,7 +11,7 @@ from torch import nn
 from tercet.errors import ContextError
 from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
-from tercet.training.grouped import group
+from tercet.training.shared_prompts import group
 
 Make = Callable[..., Transformer]
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]

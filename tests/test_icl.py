@@ -13,15 +13,15 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tercet.data.mappings import FAMILIES, WORDS, Prompt, World
 from tercet.errors import ConfigError
+from tercet.microworld.mappings import FAMILIES, WORDS, Prompt, World
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.pretraining.clm import pack_documents
-from tercet.recipes.icl import VOCABULARY, run_icl
-from tercet.recipes.icl_config import CONTEXT, LENGTHS, MOST, SHOTS, SIZES, TUNED_SHOTS, ICLConfig
-from tercet.recipes.icl_measure import forward_flops, hits, tuned
-from tercet.recipes.icl_summary import summarise
+from tercet.pretraining.causal import pack_documents
+from tercet.studies.in_context_learning.config import CONTEXT, LENGTHS, MOST, SHOTS, SIZES, TUNED_SHOTS, ICLConfig
+from tercet.studies.in_context_learning.measure import forward_flops, hits, tuned
+from tercet.studies.in_context_learning.study import VOCABULARY, run_icl
+from tercet.studies.in_context_learning.summary import summarise
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.progress import silent
 from tercet.training.run import Run

@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 from tercet import import_model
 from tercet.cli.main import app
 from tercet.errors import ConfigError, DataError
-from tercet.exchange.import_stage import ImportConfig
 from tercet.inference.language_model import TransformerLM
+from tercet.interop.llama2c_tokenizer import read_llama2c_tokenizer, read_pieces
+from tercet.interop.stage import ImportConfig
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import render
-from tercet.tokenizer.llama2c import read_llama2c_tokenizer, read_pieces
+from tercet.tokenizer.chat_template import render
 from tercet.training.load import load_language_model
 from tercet.training.run import Run
 

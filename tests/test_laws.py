@@ -13,8 +13,9 @@ import torch
 from tercet.errors import ConfigError, DataError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.pretraining import counting, laws
-from tercet.pretraining.laws import Points
+from tercet.scaling import flops as counting
+from tercet.scaling import laws
+from tercet.scaling.laws import Points
 
 TRUE = {"E": 1.0, "A": 60.0, "B": 120.0, "alpha": 0.36, "beta": 0.32}
 

@@ -18,15 +18,15 @@ from tercet.model.heads import ScalarModel
 from tercet.model.ops import cross_entropy
 from tercet.model.ops.cross_entropy import linear_cross_entropy
 from tercet.model.transformer import Transformer
-from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.ppo import value_objective
-from tercet.posttraining.rankings import Ranked
-from tercet.posttraining.reward import collate, ranking_loss
-from tercet.posttraining.rollouts import Rollouts
-from tercet.training.batch import Batch, Rows
+from tercet.posttraining.reward_model.rankings import Ranked
+from tercet.posttraining.reward_model.train import collate, ranking_loss
+from tercet.posttraining.rl.policy_loss import PolicyObjective
+from tercet.posttraining.rl.ppo import value_objective
+from tercet.posttraining.rl.rollouts import Rollouts
 from tercet.training.learner import Learner
-from tercet.training.objectives import mean_loss, next_token, next_token_batch, token_logprobs
+from tercet.training.losses import mean_loss, next_token, next_token_batch, token_logprobs
 from tercet.training.optim import OptimizerConfig
+from tercet.training.packing import Batch, Rows
 
 Make = Callable[..., Transformer]
 PLAIN = OptimizerConfig(lr=0.01, muon_lr=0.0)

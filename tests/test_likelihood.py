@@ -12,11 +12,11 @@ import torch
 
 from tercet.data.types import Document
 from tercet.errors import DataError
-from tercet.evaluation.likelihood import average, bits_per_byte, by_source, document_bits
-from tercet.evaluation.metrics import Estimate
+from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, document_bits
 from tercet.inference import language_model
 from tercet.inference.language_model import TransformerLM
 from tercet.model.transformer import Transformer
+from tercet.statistics.intervals import Estimate
 from tercet.tokenizer.bpe import Tokenizer
 
 Make = Callable[..., Transformer]

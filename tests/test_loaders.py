@@ -14,7 +14,7 @@ from tercet.data.readers import BadRows
 from tercet.data.splits import in_split
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.loaders import blimp, import_tasks, olmo, open_suite, open_task
-from tercet.evaluation.scorers import scorer_of
+from tercet.evaluation.scoring.scorers import scorer_of
 from tercet.evaluation.suites import open_suites
 from tercet.evaluation.task import find, question_of
 

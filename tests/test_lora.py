@@ -25,14 +25,14 @@ from tercet.model.lora import adapters, apply_lora, load_adapter, merge, save_ad
 from tercet.model.ops.cross_entropy import linear_cross_entropy
 from tercet.model.transformer import Transformer
 from tercet.posttraining.merge_stage import MergeConfig
-from tercet.posttraining.sft_stage import SFTConfig
+from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.adapt import adapt, write_adapter
-from tercet.training.batch import Batch
 from tercet.training.learner import Learner
 from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
-from tercet.training.objectives import next_token
+from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig
+from tercet.training.packing import Batch
 from tercet.training.run import Interrupted, Run
 
 Make = Callable[..., Transformer]

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from tercet.data.mappings import FAMILIES, PASSAGE, RESERVED, SIZES, WORDS, Family, Prompt, World, neighbours
 from tercet.errors import ConfigError
+from tercet.microworld.mappings import FAMILIES, PASSAGE, RESERVED, SIZES, WORDS, Family, Prompt, World, neighbours
 
 WORLD = World(3)
 
@@ -104,8 +104,8 @@ def test_a_seed_is_a_world() -> None:
 
 
 def test_tasks_are_read_with_the_template_as_the_prompt_is() -> None:
-    from tercet.data.mappings import SEPARATOR, TEMPLATE
     from tercet.evaluation.task import Form, item_of
+    from tercet.microworld.mappings import SEPARATOR, TEMPLATE
 
     form = Form("", TEMPLATE, SEPARATOR)
     for task, prompt in zip(WORLD.tasks(20, 3), WORLD.prompts(20, 3)):

@@ -12,10 +12,10 @@ from torch import Tensor
 from tercet.model.attention import Bidirectional, Causal, Kind
 from tercet.model.ops.cross_entropy import linear_cross_entropy
 from tercet.model.transformer import Transformer
-from tercet.training.batch import PAD_SEGMENT, Batch, Rows, pack_whole
-from tercet.training.feed import Feed
 from tercet.training.learner import Learner, Objective
+from tercet.training.loader import Feed
 from tercet.training.optim import OptimizerConfig
+from tercet.training.packing import PAD_SEGMENT, Batch, Rows, pack_whole
 
 MASK, PAD, WORDS, HALF = 0, 1, range(2, 12), 3
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation import metrics
-from tercet.evaluation.metrics import (
+from tercet.statistics import intervals as metrics
+from tercet.statistics.intervals import (
     Estimate,
     mean,
     over_seeds,

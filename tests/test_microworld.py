@@ -16,15 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tercet.data.microworld import tasks as tasks_module
-from tercet.data.microworld.documents import documents
-from tercet.data.microworld.items import split_of
-from tercet.data.microworld.rubric import HEDGES, RUBRIC_TEXT, WEIGHTS, rubric_score
-from tercet.data.microworld.tasks import ABILITIES, conversations, sizes, spread, tasks
-from tercet.data.microworld.words import LANGUAGES, WORDS
 from tercet.data.text_matching import exact_match
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, DataError
+from tercet.microworld import tasks as tasks_module
+from tercet.microworld.documents import documents
+from tercet.microworld.items import split_of
+from tercet.microworld.rubric import HEDGES, RUBRIC_TEXT, WEIGHTS, rubric_score
+from tercet.microworld.tasks import ABILITIES, conversations, sizes, spread, tasks
+from tercet.microworld.words import LANGUAGES, WORDS
 
 SPLITS = ("sft", "preference", "heldout")
 WRITTEN = {"plus": "+", "minus": "-"}

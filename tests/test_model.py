@@ -18,8 +18,8 @@ from tercet.model.config import ModelConfig
 from tercet.model.heads import ScalarModel
 from tercet.model.layers import rotate
 from tercet.model.transformer import Transformer
-from tercet.training.batch import pack_whole
-from tercet.training.objectives import next_token, next_token_batch
+from tercet.training.losses import next_token, next_token_batch
+from tercet.training.packing import pack_whole
 
 Make = Callable[..., Transformer]
 Array = NDArray[np.float64]

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from tercet.errors import CheckpointError
 from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
-from tercet.training.batch import Rows
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token, next_token_batch
+from tercet.training.losses import next_token, next_token_batch
 from tercet.training.optim import NEWTON_SCHULZ, Optimizer, OptimizerConfig, orthogonalize, schedule, total_norm
+from tercet.training.packing import Rows
 from tercet.training.settings import TrainSettings
 
 Make = Callable[..., Transformer]

@@ -21,19 +21,19 @@ from tercet.data.readers import BadRows
 from tercet.inference.generate import Completion, SamplingParams, generate
 from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
-from tercet.posttraining.actor import Actor
-from tercet.posttraining.advantages import advantages_and_returns, place_rewards, whiten
-from tercet.posttraining.policy_loss import PolicyObjective
-from tercet.posttraining.ppo import PPO, value_objective
-from tercet.posttraining.reward import normalise
-from tercet.posttraining.reward_stage import RewardConfig
-from tercet.posttraining.rl_stage import PPOConfig
-from tercet.posttraining.rollouts import Clock, Rollouts, action_logprobs, assemble, logprobs, spread, values
-from tercet.posttraining.sft_stage import SFTConfig
+from tercet.posttraining.reward_model.stage import RewardConfig
+from tercet.posttraining.reward_model.train import normalise
+from tercet.posttraining.rl.actor import Actor
+from tercet.posttraining.rl.advantages import advantages_and_returns, place_rewards, whiten
+from tercet.posttraining.rl.policy_loss import PolicyObjective
+from tercet.posttraining.rl.ppo import PPO, value_objective
+from tercet.posttraining.rl.rollouts import Clock, Rollouts, action_logprobs, assemble, logprobs, spread, values
+from tercet.posttraining.rl.stage import PPOConfig
+from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.batch import Batch
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig
+from tercet.training.packing import Batch
 from tercet.training.run import Run
 
 Make = Callable[..., Transformer]

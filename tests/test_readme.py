@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 
 from tercet.cli.main import main
-from tercet.data import conversations, readers
-from tercet.data.microworld import documents, tasks
+from tercet.data import readers
+from tercet.data.formats import conversations
 from tercet.data.readers import write_jsonl
+from tercet.microworld import documents, tasks
 
 ROOT = Path(__file__).parent.parent
 WALK = ("text", "conversations", "rankings", "reading-a-run", "prompting", "evaluation", "export-import")

@@ -12,9 +12,9 @@ import typer
 from typer.testing import CliRunner
 
 from tercet.cli import gym
+from tercet.data.formats.prompts import tasks
+from tercet.data.formats.reasoning_gym import GymId, gym_tasks, parse_id, verify, write_gym_tasks
 from tercet.data.readers import BadRows
-from tercet.data.reasoning_gym import GymId, gym_tasks, parse_id, verify, write_gym_tasks
-from tercet.data.tasks import tasks
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, DataError
 

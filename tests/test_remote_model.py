@@ -14,21 +14,22 @@ from typing import Any
 import pytest
 
 from helpers import World, write_world
-from tercet.data.conversations import to_messages
+from tercet.data.formats.conversations import to_messages
 from tercet.data.types import Conversation, Document, Message, Task
 from tercet.errors import ConfigError, ContextError, DataError
+from tercet.evaluation import evaluate as scores
+from tercet.evaluation import judges as judging
+from tercet.evaluation.bits_per_byte import bits_per_byte
 from tercet.evaluation.config import AskConfig
-from tercet.evaluation.likelihood import bits_per_byte
-from tercet.evaluation.prompting import ask
+from tercet.evaluation.judges import Pair, judged, model_judge, spoken_judge
+from tercet.evaluation.prompt_study import ask
 from tercet.evaluation.suites import measure
 from tercet.evaluation.task import Item, find
 from tercet.evaluation.task import Task as SuiteTask
 from tercet.inference.http import ChatEndpoint, HttpClient
 from tercet.inference.language_model import ChatAnswer, LanguageModel, Loglikelihood, TransformerLM, local
 from tercet.model.transformer import Transformer
-from tercet.posttraining import judging, scores
 from tercet.posttraining.config import EvalConfig, WinRateConfig
-from tercet.posttraining.judging import Pair, judged, model_judge, spoken_judge
 from tercet.tokenizer.bpe import Tokenizer
 
 TASKS = {"mapping": "choice", "translation": "free"}

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from tercet.errors import ConfigError, DataError
-from tercet.posttraining.annotator_stage import RankConfig
-from tercet.posttraining.reward_stage import RewardConfig
-from tercet.posttraining.rl_stage import PPOConfig
-from tercet.posttraining.sft_stage import SFTConfig
-from tercet.pretraining.pretrain_stage import PretrainConfig
+from tercet.microworld.stage import RankConfig
+from tercet.posttraining.reward_model.stage import RewardConfig
+from tercet.posttraining.rl.stage import PPOConfig
+from tercet.posttraining.sft.stage import SFTConfig
+from tercet.pretraining.stage import PretrainConfig
 from tercet.reporting.compare import chosen
 from tercet.reporting.figures import Curve, lines
 from tercet.reporting.lineage import command, family

@@ -22,9 +22,16 @@ from tercet.errors import CheckpointError, DataError
 from tercet.inference.reward_scores import score_texts
 from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
-from tercet.posttraining.calibration import calibration_error, report
-from tercet.posttraining.rankings import Ranked, accuracy, encode_comparison, load_rankings
-from tercet.posttraining.reward import collate, load_demonstrations, normalise, ranking_loss, score_ranked, trust
+from tercet.posttraining.reward_model.calibration import calibration_error, report
+from tercet.posttraining.reward_model.rankings import Ranked, accuracy, encode_comparison, load_rankings
+from tercet.posttraining.reward_model.train import (
+    collate,
+    load_demonstrations,
+    normalise,
+    ranking_loss,
+    score_ranked,
+    trust,
+)
 from tercet.reporting.report import write_report
 from tercet.reporting.reward_blocks import trust as blocks
 from tercet.tokenizer.bpe import Tokenizer
@@ -190,7 +197,7 @@ def test_scores_come_back_in_order_as_if_alone(judge: ScalarModel, monkeypatch: 
 def test_ranked_answers_are_scored_in_order(
     judge: ScalarModel, ranked: list[Ranked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tercet.training.batch.PASS_TOKENS", 60)
+    monkeypatch.setattr("tercet.training.packing.PASS_TOKENS", 60)
     found = score_ranked(judge, ranked)
     for one, scores in zip(ranked, found, strict=True):
         assert scores == pytest.approx([alone(judge, text).item() for text in one.texts], abs=1e-10)

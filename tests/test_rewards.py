@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from tercet.data.reasoning_gym import gym_tasks
+from tercet.data.formats.reasoning_gym import gym_tasks
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, DataError, TercetError
 from tercet.inference import http
@@ -25,9 +25,9 @@ from tercet.inference.http import within
 from tercet.model.config import ModelConfig
 from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
-from tercet.posttraining.reward_stage import RewardConfig
-from tercet.posttraining.rewards import Answered, Rewards, parse_rewards, reward_files, reward_runs
-from tercet.posttraining.sft_stage import SFTConfig
+from tercet.posttraining.reward_model.stage import RewardConfig
+from tercet.posttraining.rewards.rewards import Answered, Rewards, parse_rewards, reward_files, reward_runs
+from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.run import Run
 

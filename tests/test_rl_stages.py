@@ -16,9 +16,9 @@ from tercet import best_of_n
 from tercet.errors import ConfigError, DataError
 from tercet.model.ops import cross_entropy
 from tercet.model.transformer import Transformer
-from tercet.posttraining import actor
-from tercet.posttraining.best_stage import BestOfNConfig
-from tercet.posttraining.rl_stage import METHODS
+from tercet.posttraining.rewards.stage import BestOfNConfig
+from tercet.posttraining.rl import actor
+from tercet.posttraining.rl.stage import METHODS
 from tercet.reporting.report import write_report
 from tercet.training.load import load_language_model
 from tercet.training.run import Interrupted, Run

@@ -26,10 +26,10 @@ from tercet.data.types import Document
 from tercet.errors import CheckpointError, ConfigError, DataError, NonFiniteError, TrainingError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.pretraining.clm import pack_documents
+from tercet.pretraining.causal import pack_documents
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token, next_token_batch
+from tercet.training.losses import next_token, next_token_batch
 from tercet.training.optim import OptimizerConfig
 from tercet.training.run import Interrupted, Run
 from tercet.training.settings import from_json
@@ -266,7 +266,7 @@ def test_only_a_checkpoint_whose_weights_gave_a_finite_loss_is_called_good(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights of step-4 are the very ones whose loss is NaN; those of step-2 have been through a step."""
-    fail_once(monkeypatch, "tercet.pretraining.clm.next_token", 5)
+    fail_once(monkeypatch, "tercet.pretraining.causal.next_token", 5)
     with pytest.raises(
         NonFiniteError, match=r"^step 4: the loss is nan .*; the last good checkpoint is \S*/step-00000002\. Hint"
     ):
@@ -276,7 +276,7 @@ def test_only_a_checkpoint_whose_weights_gave_a_finite_loss_is_called_good(
 def test_ppo_counts_a_failing_step_as_its_metrics_and_checkpoints_do(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail_once(monkeypatch, "tercet.posttraining.ppo.value_objective", 8)  # two minibatches a step: of step 3
+    fail_once(monkeypatch, "tercet.posttraining.rl.ppo.value_objective", 8)  # two minibatches a step: of step 3
     with pytest.raises(
         NonFiniteError, match=r"^step 3: the loss is nan .*; the last good checkpoint is \S*/step-00000002\. Hint"
     ):

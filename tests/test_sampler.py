@@ -14,8 +14,8 @@ from tercet.errors import ConfigError, ContextError
 from tercet.inference import generate as sampler
 from tercet.inference.generate import Completion, SamplingParams, generate, pick
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rollouts import check_sampling
-from tercet.training.grouped import group
+from tercet.posttraining.rl.rollouts import check_sampling
+from tercet.training.shared_prompts import group
 
 Make = Callable[..., Transformer]
 MIXED = (3, 17, 1, 30, 17, 9)  # lengths of the prompts of a batch

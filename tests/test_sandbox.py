@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tercet.errors import ConfigError
-from tercet.evaluation import sandbox
-from tercet.evaluation.sandbox import OUTPUT, Ran, run_code
+from tercet.evaluation.scoring import sandbox
+from tercet.evaluation.scoring.sandbox import OUTPUT, Ran, run_code
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 

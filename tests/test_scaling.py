@@ -20,16 +20,19 @@ import pytest
 from helpers import write_rows
 from tercet.cli.main import main
 from tercet.data import readers
-from tercet.data.microworld import documents
 from tercet.errors import CheckpointError, ConfigError, DataError
+from tercet.microworld import documents
 from tercet.model.config import ModelConfig
-from tercet.pretraining import budget, cluster, counting, ladder, laws, scaling
-from tercet.pretraining.pretrain_stage import PretrainConfig
-from tercet.pretraining.scaling_config import LadderConfig, rate_of, rows_of, shape_of
+from tercet.pretraining.stage import PretrainConfig
+from tercet.scaling import budget, ladder, laws
+from tercet.scaling import fit as scaling
+from tercet.scaling import flops as counting
+from tercet.scaling import ray as cluster
+from tercet.scaling.config import LadderConfig, rate_of, rows_of, shape_of
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
-from tercet.training.deadline import Deadline
 from tercet.training.optim import schedule
 from tercet.training.run import Run, in_use
+from tercet.training.time_budget import Deadline
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tercet.evaluation.score_files import current, logged, scores_of_point
+from tercet.evaluation.scoring.score_files import current, logged, scores_of_point
 from tercet.reporting.report import write_report
 from test_report import _estimate as estimate
 from test_report import _scores as report_scores

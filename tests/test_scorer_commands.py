@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from helpers import write_rows, write_world
-from tercet.evaluation.score_files import current
-from tercet.posttraining import scores as scores_module
+from tercet.evaluation import evaluate as scores_module
+from tercet.evaluation.scoring.score_files import current
 from test_cli import MADE, type_in
 
 LONG = "Sugar dissolves faster in hot water because its molecules move more quickly there and so hit the crystal more often"

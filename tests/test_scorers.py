@@ -19,9 +19,17 @@ from hypothesis import strategies as st
 
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation import scorers
-from tercet.evaluation.grading import GRADES, grader, prompt_of, verdict
-from tercet.evaluation.scorers import KINDS, Scorer, check_scorers, help_text, scorer_files, scorer_of, scorers_for
+from tercet.evaluation.scoring import scorers
+from tercet.evaluation.scoring.judge_scorer import GRADES, grader, prompt_of, verdict
+from tercet.evaluation.scoring.scorers import (
+    KINDS,
+    Scorer,
+    check_scorers,
+    help_text,
+    scorer_files,
+    scorer_of,
+    scorers_for,
+)
 from tercet.evaluation.task import Item, find, item_of, question_of
 
 PARIS = Task((Message("user", "Paris"),), ("in Paris", "Paris, France"), "places", "1")
@@ -321,14 +329,14 @@ def test_general_code_takes_the_rubric_only_when_it_is_named() -> None:
     program = """
 import sys
 from tercet.posttraining.config import EvalConfig, WinRateConfig
-from tercet.posttraining.rl_stage import GRPOConfig
-import tercet.posttraining.scores, tercet.posttraining.grpo, tercet.posttraining.best_of_n, tercet.posttraining.judging
-from tercet.evaluation.scorers import scorer_of
+from tercet.posttraining.rl.stage import GRPOConfig
+import tercet.evaluation.evaluate, tercet.posttraining.rl.group_methods, tercet.posttraining.rewards.best_of_n, tercet.evaluation.judges
+from tercet.evaluation.scoring.scorers import scorer_of
 EvalConfig(models=("a",), tasks=("t",), scorer=("exact_match", "f1", "code", "regex:x"))
 WinRateConfig(models=("a", "b"), tasks=("t",))
-print("tercet.data.microworld" in sys.modules)
+print("tercet.microworld" in sys.modules)
 scorer_of("rubric")
-print("tercet.data.microworld" in sys.modules)
+print("tercet.microworld" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "True"]

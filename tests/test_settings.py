@@ -13,13 +13,13 @@ import pytest
 
 from tercet.errors import ConfigError
 from tercet.evaluation.config import AskConfig
+from tercet.microworld.stage import RankConfig
 from tercet.model.config import ModelConfig
-from tercet.posttraining.annotator_stage import RankConfig
 from tercet.posttraining.config import EvalConfig, WinRateConfig
-from tercet.posttraining.reward_stage import RewardConfig
-from tercet.posttraining.rl_stage import PPOConfig
-from tercet.posttraining.sft_stage import SFTConfig
-from tercet.pretraining.pretrain_stage import PretrainConfig
+from tercet.posttraining.reward_model.stage import RewardConfig
+from tercet.posttraining.rl.stage import PPOConfig
+from tercet.posttraining.sft.stage import SFTConfig
+from tercet.pretraining.stage import PretrainConfig
 from tercet.training.settings import Settings, TrainSettings, from_json, shares
 
 REQUIRED: dict[type[Settings], dict[str, Any]] = {

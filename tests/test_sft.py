@@ -16,19 +16,19 @@ from torch import Tensor
 
 import tercet
 from helpers import At, World, assert_same_run, assistant, press_ctrl_c, records, tensors, user, write_rows, write_world
-from tercet.data.conversations import parse_conversation, parse_messages, to_messages, to_row
+from tercet.data.formats.conversations import parse_conversation, parse_messages, to_messages, to_row
 from tercet.data.types import Conversation, Message
 from tercet.errors import ConfigError, ContextError, DataError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.neftune import NoisyNextToken, embedding_noise, place
-from tercet.posttraining.sft import load_conversations
-from tercet.posttraining.sft_stage import SFTConfig
+from tercet.posttraining.sft.neftune import NoisyNextToken, embedding_noise, place
+from tercet.posttraining.sft.stage import SFTConfig
+from tercet.posttraining.sft.tune import load_conversations
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import Rendered, render, render_fitting, render_prompt
-from tercet.training.batch import Batch, Rows, pack_whole
+from tercet.tokenizer.chat_template import Rendered, render, render_fitting, render_prompt
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token, next_token_batch
+from tercet.training.losses import next_token, next_token_batch
 from tercet.training.optim import OptimizerConfig
+from tercet.training.packing import Batch, Rows, pack_whole
 from tercet.training.run import Interrupted, Run
 
 Make = Callable[..., Transformer]

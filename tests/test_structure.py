@@ -26,16 +26,16 @@ TEXTLESS = ("model", "training")  # these never see text,
 BUT = ("training/stage.py",)  # but for the driver, which takes the tokenizer over from the parent
 # General code knows no generated world: only the world's own tasks and the simulated annotator may import it.
 GENERAL = ("training", "inference", "pretraining", "evaluation", "exchange", "posttraining", "reporting")
-WORLDS = ("tercet.data.microworld", "tercet.data.mappings")
+WORLDS = ("tercet.microworld", "tercet.microworld.mappings")
 OF_THE_MICROWORLD = {
-    "posttraining/annotator.py",
+    "microworld/annotator.py",
     *(f"evaluation/tasks/{name}.py" for name in (
         "arithmetic", "classification", "cloze", "dialogue", "fluency", "generation", "instructions", "mapping",
         "multiple_choice", "question_answering", "translation",
     )),
 }  # fmt: skip
 NAMED_ONLY = {
-    "evaluation/scorers.py": 1
+    "evaluation/scoring/scorers.py": 1
 }  # its scorer `rubric` names the world's module, and imports it when it is asked for
 WITHOUT_TORCH = ["tercet", "tercet.errors", "tercet.cli.main", "tercet.training.stage", "tercet.training.settings"]
 LATE = {"tercet.cli.show"}  # imported when a command has something to show, never at the start
@@ -100,10 +100,10 @@ def test_general_code_knows_no_generated_world() -> None:
 @pytest.mark.parametrize(
     ("file", "text", "found"),
     [
-        ("evaluation/answers.py", "from tercet.data.microworld.rubric import x", "1: imports tercet.data.microworld.rubric"),
-        ("posttraining/ppo.py", "def f():\n    import tercet.data.mappings", "2: imports tercet.data.mappings"),
-        ("training/run.py", "import_module('tercet.data.microworld.world')", "1: names tercet.data.microworld.world"),
-        ("evaluation/scorers.py", "A = 'tercet.data.microworld.rubric'\nB = 'tercet.data.mappings'", "2: names tercet.data.mappings"),
+        ("evaluation/chat_answers.py", "from tercet.microworld.rubric import x", "1: imports tercet.microworld.rubric"),
+        ("posttraining/rl/ppo.py", "def f():\n    import tercet.microworld.mappings", "2: imports tercet.microworld.mappings"),
+        ("training/run.py", "import_module('tercet.microworld.world')", "1: names tercet.microworld.world"),
+        ("evaluation/scoring/scorers.py", "A = 'tercet.microworld.rubric'\nB = 'tercet.microworld.mappings'", "2: names tercet.microworld.mappings"),
     ],
 )  # fmt: skip
 def test_a_generated_world_in_general_code_is_found(file: str, text: str, found: str) -> None:
@@ -126,7 +126,7 @@ def test_imports_go_one_way() -> None:
         ("training/run.py", "def f():\n    from tercet.data.types import Task", "src/tercet/training/run.py:2: training never sees text, but imports tercet.data.types"),
         ("model/config.py", "from tercet import tokenizer", "src/tercet/model/config.py:1: model never sees text, but imports tercet.tokenizer"),
         ("training/run.py", "\nfrom tercet.inference import chat", "src/tercet/training/run.py:2: training imports tercet.inference"),
-        ("evaluation/answers.py", "import tercet.pretraining.clm", "src/tercet/evaluation/answers.py:1: evaluation imports tercet.pretraining.clm"),
+        ("evaluation/chat_answers.py", "import tercet.pretraining.causal", "src/tercet/evaluation/chat_answers.py:1: evaluation imports tercet.pretraining.causal"),
         ("errors.py", "import tercet", "src/tercet/errors.py:1: errors imports tercet"),
     ],
 )  # fmt: skip
@@ -137,7 +137,7 @@ def test_a_wrong_import_is_found_with_its_file_and_line(file: str, text: str, br
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("tokenizer/chat.py", "import tercet.data.types"),
+        ("tokenizer/chat_template.py", "import tercet.data.types"),
         ("cli/main.py", "import tercet.errors"),
         ("data/types.py", "import torch"),
     ],

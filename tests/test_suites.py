@@ -11,11 +11,11 @@ import pytest
 from tercet.cli.show import suite_table
 from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.comparing import compare
+from tercet.evaluation.compare import compare
 from tercet.evaluation.contamination import Contamination, contamination, ngram_length, words
-from tercet.evaluation.statistics import clustered
 from tercet.evaluation.suites import measure, open_suites, text_of
 from tercet.evaluation.task import Form, Item, Task
+from tercet.statistics.significance import clustered
 from test_asking import Fake
 from test_loaders import asked, requests
 

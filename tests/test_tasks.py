@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tercet.data.microworld.documents import documents
-from tercet.data.microworld.facts import FACTS
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.scorers import scorer_of
+from tercet.evaluation.scoring.scorers import scorer_of
 from tercet.evaluation.task import Form, Item, Task, find, from_questions, question_of, register, registered
+from tercet.microworld.documents import documents
+from tercet.microworld.facts import FACTS
 
 NAMES = sorted(registered())
 CODE = {name for name in NAMES if find(name).kind == "code"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.winrates import Game, both_orders, bradley_terry, difficulties, length_controlled, strengths
+from tercet.statistics.pairwise import Game, both_orders, bradley_terry, difficulties, length_controlled, strengths
 
 
 def test_a_judge_that_prefers_the_first_gives_ties():

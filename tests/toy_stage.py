@@ -13,7 +13,7 @@ from tercet.training.settings import FILES, LANGUAGE_MODEL, TuneSettings, settin
 from tercet.training.stage import Stage
 
 if TYPE_CHECKING:
-    from tercet.posttraining.findings import Finding, Records
+    from tercet.diagnostics.findings import Finding, Records
     from tercet.reporting.blocks import Section
     from tercet.reporting.lineage import Member
     from tercet.training.run import Run
@@ -31,12 +31,12 @@ class ToyConfig(TuneSettings):
 def toy(config: ToyConfig, run: Run) -> None:
     """Read the text for some steps."""
     from tercet.data.readers import BadRows, documents
-    from tercet.pretraining.clm import build_feed
+    from tercet.pretraining.causal import build_feed
     from tercet.tokenizer.bpe import Tokenizer
     from tercet.training.adapt import adapt
     from tercet.training.learner import Learner
     from tercet.training.load import load_language_model
-    from tercet.training.objectives import next_token
+    from tercet.training.losses import next_token
     from tercet.training.optim import OptimizerConfig
     from tercet.training.trainer import training_steps
 
@@ -60,7 +60,7 @@ def section(members: Sequence[Member]) -> Section:
 
 def check_loudness(records: Records) -> list[Finding]:
     """The doctor's check."""
-    from tercet.posttraining.findings import judged
+    from tercet.diagnostics.findings import judged
 
     return [judged("loudness", records.series("loudness")[-1], "below 2", "turn it down", look=(0, 2))]
 
@@ -70,7 +70,7 @@ CHECKS = (check_loudness,)
 
 def probe(run: Run, model: Any, tokenizer: Any) -> Iterator[Finding]:
     """The doctor's fresh measurement."""
-    from tercet.posttraining.findings import judged
+    from tercet.diagnostics.findings import judged
 
     yield judged("parameters of the toy", model.config.parameters(), "for information")
 

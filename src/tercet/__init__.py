@@ -17,11 +17,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 __version__ = "0.1.0"
 
 _PUBLIC = {
-    "evaluate": "tercet.posttraining.scores",
+    "evaluate": "tercet.evaluation.evaluate",
     "EvalConfig": "tercet.posttraining.config",
     "LanguageModel": "tercet.inference.language_model",
     "TransformerLM": "tercet.inference.language_model",
-    "export_model": "tercet.exchange.huggingface",
+    "export_model": "tercet.interop.huggingface",
     "Chat": "tercet.inference.chat",
     "Tokenizer": "tercet.tokenizer.bpe",
     "train_tokenizer": "tercet.tokenizer.bpe",

@@ -26,7 +26,7 @@ def doctor(
     from rich.table import Table
 
     from tercet.cli.show import console
-    from tercet.posttraining.doctor import examine
+    from tercet.diagnostics.doctor import examine
 
     found = examine(run, probe)
     table = Table(title=f"{run}: {len(found)} checks", title_justify="left", box=None)

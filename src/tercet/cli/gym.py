@@ -28,7 +28,7 @@ def data_gym(
 
     Example: tercet data-gym --tasks gcd --tasks chain_sum:max_terms=2,max_digits=1 --out data/gym
     """
-    from tercet.data.reasoning_gym import write_gym_tasks
+    from tercet.data.formats.reasoning_gym import write_gym_tasks
 
     counts = write_gym_tasks(tasks, size, heldout, seed, out)
     typer.echo(

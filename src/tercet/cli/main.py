@@ -6,7 +6,12 @@ import sys
 
 import typer
 
-from tercet.cli import asking, doctor, exchanging, gym, icl, making, scaling, talking
+from tercet.cli import chat as talking
+from tercet.cli import doctor, gym, scaling
+from tercet.cli import evaluation as asking
+from tercet.cli import interop as exchanging
+from tercet.cli import studies as icl
+from tercet.cli import training as making
 from tercet.errors import TercetError
 
 app = typer.Typer(

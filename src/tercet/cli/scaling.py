@@ -9,7 +9,7 @@ import typer
 
 from tercet.cli.options import add_command, option
 from tercet.errors import ConfigError
-from tercet.pretraining.scaling_config import LadderConfig
+from tercet.scaling.config import LadderConfig
 from tercet.training.progress import for_terminal
 
 
@@ -46,7 +46,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _run(config: LadderConfig, out: Path, jobs: int, backend: str, address: str, print_commands: bool) -> None:
-    from tercet.pretraining.ladder import commands, run_ladder
+    from tercet.scaling.ladder import commands, run_ladder
 
     if print_commands:
         for line in commands(config, out):
@@ -70,9 +70,9 @@ def fit(
     import json
 
     from tercet.cli.show import console, law_table
-    from tercet.pretraining.ladder import read_runs
-    from tercet.pretraining.scaling import fit_ladder
     from tercet.reporting.scaling_figures import write_figures
+    from tercet.scaling.fit import fit_ladder
+    from tercet.scaling.ladder import read_runs
     from tercet.training.records import write_text
 
     runs = read_runs(ladder)
@@ -102,7 +102,7 @@ def predict(
 
     Example: tercet scaling predict ladder --flops 1e13
     """
-    from tercet.pretraining.scaling import FAR, Law, best_for_flops
+    from tercet.scaling.fit import FAR, Law, best_for_flops
 
     if (flops > 0) == (size > 0 and tokens > 0) or (size > 0) != (tokens > 0):
         raise ConfigError("give --flops, or --size and --tokens; all above 0")

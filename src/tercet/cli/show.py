@@ -9,15 +9,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tercet.data.conversations import conversations
+from tercet.data.formats.conversations import conversations
 from tercet.data.readers import BadRows
-from tercet.evaluation.metrics import Estimate
-from tercet.evaluation.score_files import scorer_label
-from tercet.pretraining.laws import LAWS, exponents
-from tercet.pretraining.scaling import LadderFit
+from tercet.evaluation.scoring.score_files import scorer_label
 from tercet.reporting.lineage import command
+from tercet.scaling.fit import LadderFit
+from tercet.scaling.laws import LAWS, exponents
+from tercet.statistics.intervals import Estimate
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import render
+from tercet.tokenizer.chat_template import render
 from tercet.training.run import Run
 
 console = Console(highlight=False, markup=False, emoji=False)

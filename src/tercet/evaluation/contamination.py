@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tercet.errors import ConfigError
-from tercet.evaluation.statistics import score
+from tercet.statistics.significance import score
 
 SHORTEST, LONGEST, COMMON = 8, 13, 10
 _WORD = re.compile(r"\w+")

@@ -8,12 +8,12 @@ from typing import Any
 
 from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.asking import Way, answer, check_room
 from tercet.evaluation.contamination import Contamination
+from tercet.evaluation.few_shot import Way, answer, check_room
 from tercet.evaluation.loaders import import_tasks, open_suite
-from tercet.evaluation.statistics import score
 from tercet.evaluation.task import Task
 from tercet.inference.language_model import LanguageModel
+from tercet.statistics.significance import score
 
 
 def open_suites(

@@ -21,7 +21,7 @@ from functools import cached_property
 from tercet.data.types import Message
 from tercet.data.types import Task as Question
 from tercet.errors import ConfigError, DataError, TercetError
-from tercet.evaluation.scorers import canonical
+from tercet.evaluation.scoring.scorers import canonical
 from tercet.training.settings import suggest
 
 KINDS = ("choice", "free", "code", "target")

@@ -10,7 +10,7 @@ from tercet.errors import ContextError
 from tercet.inference.generate import SamplingParams, generate
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import StreamDecoder, Tokenizer
-from tercet.tokenizer.chat import answer_text, prompt_fitting
+from tercet.tokenizer.chat_template import answer_text, prompt_fitting
 from tercet.training.load import language_model_run, load_language_model
 from tercet.training.run import Run
 

@@ -20,7 +20,7 @@ from tercet.errors import ConfigError, ContextError, NonFiniteError
 from tercet.inference.prefix_sharing import lay_out
 from tercet.model.attention import KVCache
 from tercet.model.transformer import Transformer
-from tercet.training.batch import to_device
+from tercet.training.packing import to_device
 
 _COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
 

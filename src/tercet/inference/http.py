@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
-from tercet.data.conversations import to_messages
+from tercet.data.formats.conversations import to_messages
 from tercet.data.types import Conversation
 from tercet.errors import ConfigError, DataError
 from tercet.inference.language_model import ChatAnswer

@@ -26,7 +26,7 @@ from tercet.inference.prefix_sharing import lay_out, shared_length
 from tercet.inference.request_cache import RequestCache, fingerprint
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.tokenizer.chat import answer_text
+from tercet.tokenizer.chat_template import answer_text
 from tercet.training.load import language_model_run, load_language_model
 
 PASS_TOKENS = 4096  # tokens of a forward pass; a prefix that several sequences share counts once

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tercet.model.attention import Branches, KVCache, Part
 from tercet.model.transformer import Transformer
-from tercet.training.batch import to_device
+from tercet.training.packing import to_device
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from tercet.model.heads import ScalarModel
-from tercet.training.batch import pad_right
+from tercet.training.packing import pad_right
 
 SCORED_TOKENS = 2048  # of a forward pass
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from tercet.errors import ConfigError
-from tercet.evaluation.scorers import DEFAULT, check_scorers, help_text
+from tercet.evaluation.scoring.scorers import DEFAULT, check_scorers, help_text
 from tercet.training.settings import Settings, setting
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tercet.evaluation.metrics import Estimate, proportion
+from tercet.statistics.intervals import Estimate, proportion
 from tercet.training.run import Run
 
 

@@ -17,14 +17,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tercet.data import conversations, sources, tasks
-from tercet.data.microworld import documents as microworld
-from tercet.data.microworld import tasks as microtasks
-from tercet.data.microworld.items import Split
-from tercet.data.microworld.words import LANGUAGES, WORDS
+from tercet.data import documents as sources
+from tercet.data.formats import conversations
+from tercet.data.formats import prompts as tasks
 from tercet.data.readers import write_jsonl
 from tercet.data.splits import check_overlap, drop_overlap, in_split
 from tercet.data.types import Conversation, Document, Message, Task
+from tercet.microworld import documents as microworld
+from tercet.microworld import tasks as microtasks
+from tercet.microworld.items import Split
+from tercet.microworld.words import LANGUAGES, WORDS
 from tercet.training.run import new_folder
 
 HELDOUT = 0.04

@@ -11,10 +11,10 @@ import torch
 from tercet.errors import ConfigError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.training.batch import Batch
 from tercet.training.learner import Learner
-from tercet.training.objectives import next_token
+from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig
+from tercet.training.packing import Batch
 from tercet.training.progress import clock
 
 ROWS, CONTEXT, VOCABULARY = 8, 256, 2048

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from markupsafe import Markup
 
-from tercet.posttraining.scores import estimate
+from tercet.evaluation.evaluate import estimate
 
 LONGEST = 1500  # characters of one shown text
 

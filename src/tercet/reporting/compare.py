@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tercet.errors import ConfigError
-from tercet.evaluation.metrics import Estimate
-from tercet.evaluation.score_files import current, scorer_label
-from tercet.evaluation.scorers import describe, is_share
-from tercet.posttraining.scores import estimate
+from tercet.evaluation.evaluate import estimate
+from tercet.evaluation.scoring.score_files import current, scorer_label
+from tercet.evaluation.scoring.scorers import describe, is_share
 from tercet.reporting import figures
 from tercet.reporting.blocks import (
     EMPTY,
@@ -30,6 +29,7 @@ from tercet.reporting.blocks import (
 )
 from tercet.reporting.figures import Curve
 from tercet.reporting.lineage import Member, label_of
+from tercet.statistics.intervals import Estimate
 
 SHOWN = 10  # prompts answered side by side
 

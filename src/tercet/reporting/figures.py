@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from tercet.evaluation.metrics import Estimate
 from tercet.reporting.blocks import Chart
+from tercet.statistics.intervals import Estimate
 
 Reals = NDArray[np.float64]
 

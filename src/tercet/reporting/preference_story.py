@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tercet.evaluation.score_files import scorer_label, scores_of_point
+from tercet.evaluation.scoring.score_files import scorer_label, scores_of_point
 from tercet.reporting import figures
 from tercet.reporting.blocks import Block, Cell, Prose, Row, Section, Table, charts, measured, plain
 from tercet.reporting.lineage import Member

@@ -10,8 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from tercet.errors import DataError
-from tercet.evaluation.score_files import scorer_label
-from tercet.evaluation.scorers import is_share
+from tercet.evaluation.scoring.score_files import scorer_label
+from tercet.evaluation.scoring.scorers import is_share
 from tercet.reporting.blocks import Cell, Row, Section, Table, compact, duration, listed, measured, memory, plain
 from tercet.reporting.compare import answering, labels, main_scorer, prompting, rows_of, scoring
 from tercet.reporting.lineage import Member, command, family

@@ -1,4 +1,4 @@
-"""How far a reward model can be trusted, for the report: what posttraining/calibration.py wrote beside the run."""
+"""How far a reward model can be trusted, for the report: what posttraining/reward_model/calibration.py wrote beside the run."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tercet.errors import CheckpointError
-from tercet.evaluation.metrics import Estimate
-from tercet.posttraining.scores import estimate
+from tercet.evaluation.evaluate import estimate
 from tercet.reporting import figures
 from tercet.reporting.blocks import Block, Row, Table, charts, measured, minus
 from tercet.reporting.figures import Curve
+from tercet.statistics.intervals import Estimate
 from tercet.training.run import Run
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from tercet.pretraining.counting import HOFFMANN, KAPLAN_SIZES, OMEGA, fitted_exponents, local_exponents
-from tercet.pretraining.laws import LAWS, IsoFlop
-from tercet.pretraining.scaling import LadderFit, budgets
 from tercet.reporting.figures import COLOURS, DASHES, INK, MARKERS, STYLE
+from tercet.scaling.fit import LadderFit, budgets
+from tercet.scaling.flops import HOFFMANN, KAPLAN_SIZES, OMEGA, fitted_exponents, local_exponents
+from tercet.scaling.laws import LAWS, IsoFlop
 
 PNG: Any = {
     **STYLE,

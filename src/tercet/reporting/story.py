@@ -9,7 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from tercet.evaluation.score_files import logged, scorer_label
+from tercet.evaluation.scoring.score_files import logged, scorer_label
 from tercet.reporting import figures
 from tercet.reporting.blocks import (
     EMPTY,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import NonFiniteError, TrainingError
-from tercet.training.batch import to_device
-from tercet.training.distributed import processes, sum_in_place, summed
 from tercet.training.optim import Optimizer, OptimizerConfig
+from tercet.training.packing import to_device
+from tercet.training.parallel.collectives import processes, sum_in_place, summed
 
 
 class Countable(Protocol):

@@ -2,7 +2,7 @@
 
 A stage is declared in a file named stage.py or *_stage.py anywhere in the package, beside its settings:
 
-    STAGE = Stage("sft", SFTConfig, "tercet.posttraining.sft:sft", order=30, label="SFT", …)
+    STAGE = Stage("sft", SFTConfig, "tercet.posttraining.sft.tune:sft", order=30, label="SFT", …)
 
 The registry finds the file. The command line, `resume`, the lineage, the report, `tercet doctor` and the names in Python
 read the declaration, so a new stage is one new file. Such files do not import torch: `tercet --help` reads them all.

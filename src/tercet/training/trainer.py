@@ -15,11 +15,11 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from tercet.training.adapt import write_adapter
-from tercet.training.deadline import Deadline
 from tercet.training.learner import Learner
 from tercet.training.optim import schedule
 from tercet.training.run import Run
 from tercet.training.settings import TrainSettings
+from tercet.training.time_budget import Deadline
 
 # what the line of progress shows; metrics.jsonl has all
 SHOWN = ("loss", "reward_margin", "accuracy", "reward", "kl")

@@ -1,0 +1,31 @@
+"""The command that writes a model for other programs: export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tercet.errors import ConfigError
+
+
+def register(app: typer.Typer) -> None:
+    """Add this file's command."""
+    app.command("export", no_args_is_help=True)(export)
+
+
+def export(
+    run: Annotated[Path, typer.Argument(help="run with a language model or a reward model")],
+    out: Annotated[Path, typer.Option(help="new folder for the files")],
+    to: Annotated[str, typer.Option(help="format: hf (a folder that Hugging Face transformers loads)")] = "hf",
+) -> None:
+    """Write a run's model for other programs: weights, shape, tokenizer with chat template.
+
+    Example: tercet export runs/sft --to hf --out exported
+    """
+    from tercet.interop.huggingface import export_model
+
+    if to != "hf":
+        raise ConfigError(f"--to {to}: unknown format; wanted hf")
+    typer.echo(f"written: {export_model(run, out)}")

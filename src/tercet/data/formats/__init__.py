@@ -1,0 +1,1 @@
+"""Rows of files to data types, one format a file, and back."""

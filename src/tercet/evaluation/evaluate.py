@@ -1,0 +1,226 @@
+"""Models side by side: bits per byte, scores of answers per ability, reward, KL and win rate, with intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tercet.data.formats.prompts import tasks
+from tercet.data.readers import BadRows, documents
+from tercet.data.types import Document, Task
+from tercet.errors import ConfigError, DataError
+from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source
+from tercet.evaluation.contamination import Contamination, contamination
+from tercet.evaluation.scoring.scorers import Answer, Scorer, scorer_of
+from tercet.evaluation.suites import measure, open_suites, text_of
+from tercet.evaluation.task import Task as SuiteTask
+from tercet.inference.language_model import ChatAnswer, LanguageModel, Progress, local, open_model
+from tercet.inference.reward_scores import score_texts
+from tercet.model.heads import ScalarModel
+from tercet.posttraining.config import EvalConfig
+from tercet.posttraining.reward_model.train import check_contexts
+from tercet.pretraining.causal import limit_bytes
+from tercet.statistics.intervals import Estimate, mean, paired_difference, proportion, win_rate
+from tercet.statistics.significance import score
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.training.load import language_model_run, load_reward_model, reward_model_run
+from tercet.training.records import write_text
+from tercet.training.run import threads
+
+
+@dataclass
+class _Judged:
+    """One model's sampled answers (temperature 1) and what they are worth: by scorer, answer by answer."""
+
+    samples: list[ChatAnswer]
+    scores: dict[str, list[float]]
+
+
+def _answers(
+    config: EvalConfig,
+    lm: LanguageModel,
+    questions: Sequence[Task],
+    scorers: Sequence[Scorer],
+    judge: ScalarModel | None,
+) -> tuple[dict[str, Any], _Judged]:
+    """Score greedy answers, and sampled ones (temperature 1, the same seeds for every model), by every scorer.
+
+    What is measured item by item, and per ability, is of greedy answers; reward, KL and win rate are of sampled ones.
+    """
+    prompts = [(t.where, t.prompt) for t in questions]
+    greedy = lm.chat(prompts, config.max_new_tokens, 0.0, config.seed)
+    sampled = lm.chat(prompts, config.max_new_tokens, 1.0, config.seed)
+    answers, drawn = ([(a.text, a.finished) for a in some] for some in (greedy, sampled))
+    each = {scorer.name: scorer.scores(questions, answers) for scorer in scorers}
+    of_samples = {scorer.name: scorer.scores(questions, drawn) for scorer in scorers}
+    row: dict[str, Any] = {
+        "scores": {
+            name: {
+                "greedy": score(values).to_json(),
+                "sampled": score(of_samples[name]).to_json(),
+                "abilities": _grouped(values, [t.ability for t in questions]),
+                "held_out": _grouped(values, [t.held_out for t in questions]),
+            }
+            for name, values in each.items()
+        },
+        "finished": proportion(sum(finished for _, finished in drawn), len(drawn)).to_json(),
+        "ids": [t.id for t in questions],
+        "each": each,
+        "examples": [_example(n, t, answers[n], each) for n, t in enumerate(questions[:40])],
+    }
+    if judge is not None:
+        texts = [(*a.prompt, *a.ids) for a in sampled]
+        row["reward"] = mean(score_texts(judge, texts, local(lm, "--reward").tokenizer.pad)).to_json()
+    return row, _Judged(sampled, of_samples)
+
+
+def _grouped(values: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
+    """The mean score of each group of questions (of an ability, or held out in one way); "" is no group."""
+    return {
+        name: score([v for v, group in zip(values, groups) if group == name]).to_json()
+        for name in sorted(set(groups) - {""})
+    }
+
+
+def _example(number: int, task: Task, answer: Answer, each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """A question with its greedy answer; "right" says that the first scorer gives it full marks."""
+    prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
+    scores = {name: values[number] for name, values in each.items()}
+    return {
+        "prompt": prompt,
+        "answer": answer[0],
+        "finished": answer[1],
+        "right": next(iter(scores.values())) == 1,
+        "scores": scores,
+        "gold": task.answers[0],
+        "ability": task.ability,
+        "held_out": task.held_out,
+    }
+
+
+def _against(reference: _Judged, lm: LanguageModel, ours: _Judged, reference_lm: LanguageModel) -> dict[str, Any]:
+    """KL to the reference on our answers; by every scorer the win rate, and the paired difference of scores."""
+    answers = [(a.prompt, a.ids) for a in ours.samples]
+    found, wanted = (local(model, "--reference").score(answers) for model in (lm, reference_lm))
+    kl = [a.logprob - b.logprob for a, b in zip(found, wanted)]
+    return {
+        "kl": mean(kl).to_json(),
+        "against": {
+            name: {
+                "win_rate": win_rate(values, reference.scores[name]).to_json(),
+                "difference": paired_difference(values, reference.scores[name]).to_json(),
+            }
+            for name, values in ours.scores.items()
+        },
+    }
+
+
+def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Task], int]:
+    bad = BadRows(skip=config.skip_bad_rows)
+    text = limit_bytes(list(documents(config.text, bad)), config.heldout_bytes) if config.text else []
+    questions = [t for _, t in tasks(config.tasks, bad)] if config.tasks else []
+    if not text and not questions and not config.suite:
+        raise ConfigError("nothing to measure: name held-out --text, --tasks with gold answers, or a --suite")
+    return text, questions[: config.limit or None], bad.count
+
+
+def _numbers(of: Sequence[object]) -> list[str]:
+    """Names for questions or documents, whose ids may be the same."""
+    return [str(n) for n in range(len(of))]
+
+
+def _overlaps(config: EvalConfig, suite: Sequence[SuiteTask], questions: Sequence[Task], text: Sequence[Document],
+              bad: BadRows) -> dict[str, Contamination]:  # fmt: skip
+    """Contamination of all that is measured: suites by their tasks' names, --tasks, and --text by its sources."""
+    sets: dict[str, Mapping[str, str]] = {task.name: text_of(task) for task in suite}
+    if questions:
+        asked = [f"{t.prompt[-1].content} {t.answers[0]}" for t in questions]
+        sets["--tasks"] = dict(zip(_numbers(questions), asked))
+    if text:
+        sets |= {
+            f"--text {source}": dict(zip(_numbers(group), [d.text for d in group]))
+            for source, group in by_source(text).items()
+        }
+    return contamination(sets, (d.text for d in documents(config.training_text, bad)))
+
+
+def evaluate(config: EvalConfig, out: str | Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
+    """Measure every model of `config.models`; returns the scores and, with `out`, writes them there as JSON.
+
+    Raises ConfigError where there is nothing to measure or a reference has another tokenizer.
+    """
+    text, questions, skipped = _load_inputs(config)
+    scorers = [scorer_of(name) for name in config.scorer] if questions else []
+    for scorer in scorers:
+        for question in questions:
+            scorer.check(question)
+    runs = [language_model_run(path) for path in config.models]
+    reward_run = reward_model_run(config.reward) if config.reward else None
+    reference_run = language_model_run(config.reference) if config.reference else None
+    prints = {Tokenizer.load(r.path).fingerprint() for r in [*runs, reward_run, reference_run] if r is not None}
+    if len(prints) > 1 and (reward_run or reference_run):
+        raise ConfigError(
+            "the models, the reward model and the reference must share one tokenizer to be compared answer by answer"
+        )
+    result: dict[str, Any] = {
+        "config": config.to_json(),
+        "skipped_rows": skipped,
+        "tasks": len(questions),
+        "models": {},
+    }
+    bad = BadRows(skip=config.skip_bad_rows)
+    suite = open_suites(config.suite, config.imports, bad, config.limit, config.seed)
+    dirty = _overlaps(config, suite, questions, text, bad) if config.training_text else {}
+    with threads(config.threads):
+        judge = load_reward_model(reward_run) if reward_run else None
+        cache = config.cache or None
+        reference_lm = open_model(reference_run.path, cache=cache, progress=progress) if reference_run else None
+        reference: _Judged | None = None
+        if reference_lm:
+            of_reference, reference = _answers(config, reference_lm, questions, scorers, judge)
+        for run in runs:
+            if str(run.path) in result["models"]:
+                raise ConfigError(f"{run.path} is named twice")
+            same = reference_lm if reference_run and run.path.samefile(reference_run.path) else None
+            lm = same or open_model(run.path, cache=cache, progress=progress)
+            if judge is not None and reward_run is not None:
+                check_contexts(judge, local(lm, "--reward").context_length, reward_run, run)
+            row: dict[str, Any] = {"verb": run.manifest["verb"], "parameters": lm.parameters}
+            if text:
+                bits = bits_per_byte(lm, text)
+                row["bits_per_byte"] = {s: e.to_json() for s, e in bits.items()}
+                row["bits_per_byte_mean"] = average(bits)
+                if dirty:
+                    row["text_contamination"] = {
+                        s: dirty[f"--text {s}"].split(_numbers(group), [1.0] * len(group))
+                        for s, group in by_source(text).items()
+                    }
+            if questions:
+                if same and reference:
+                    scores, judged = of_reference, reference  # answered already, with the same seeds
+                else:
+                    scores, judged = _answers(config, lm, questions, scorers, judge)
+                row |= scores
+                if dirty:
+                    row["contamination"] = dirty["--tasks"].split(_numbers(questions), row["each"][scorers[0].name])
+                if reference_lm and reference:
+                    row |= _against(reference, lm, judged, reference_lm)
+            if suite:
+                row["suite"] = measure(lm, suite, config.seed, dirty)
+            result["models"][str(run.path)] = row
+        result["skipped_rows"] += bad.count
+    if out is not None:
+        try:
+            write_text(Path(out), json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise DataError(f"{out}: cannot be written: {error}") from error
+    return result
+
+
+def estimate(value: dict[str, Any]) -> Estimate:
+    """An interval read back from JSON."""
+    low, high = (float("nan") if value[k] is None else float(value[k]) for k in ("low", "high"))
+    return Estimate(float(value["value"]), low, high, int(value["n"]))

@@ -1,0 +1,1 @@
+"""What an answer is worth: named scorers, and how foreign code is run."""

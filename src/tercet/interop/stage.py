@@ -1,0 +1,22 @@
+"""Importing a model as a stage: its settings and its declaration (no torch here)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tercet.training.settings import FILES, LANGUAGE_MODEL, Settings, setting
+from tercet.training.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(Settings):
+    """Read a model of llama2.c (a version 0 file, with tied embeddings) into a run."""
+
+    model: str = setting(..., "file of weights, such as stories15M.bin", reads=FILES)
+    tokenizer: str = setting(..., "its tokenizer file, such as tokenizer.bin", reads=FILES)
+
+
+IMPORT = Stage(
+    "import", ImportConfig, "tercet.interop.importing:import_model", order=10, label="imported", makes=LANGUAGE_MODEL,
+    example="tercet import stories15M.bin --tokenizer tokenizer.bin --out runs/stories", positional="model",
+)  # fmt: skip

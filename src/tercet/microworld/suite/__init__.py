@@ -1,0 +1,1 @@
+"""The microworld's own tasks, one file each; they register themselves."""

@@ -1,0 +1,34 @@
+"""Classification: what kind of thing is it? Six classes, as many items of each."""
+
+from tercet.evaluation.task import Form, Item, Task
+from tercet.microworld.world import ANIMALS, COLOURS, CONTAINERS, FOODS, HOMES, PEOPLE, THINGS, VISITED
+
+CLASSES = {
+    "animal": [a.name for a in ANIMALS],
+    "food": [f.name for f in FOODS],
+    "thing": [*THINGS, *CONTAINERS],
+    "person": [p.name for p in PEOPLE],
+    "colour": list(COLOURS),
+    "place": list(dict.fromkeys([*VISITED, *HOMES])),
+}
+EACH = 7  # items of a class that are asked; what is left over gives the examples
+
+
+def _items(asked: bool) -> list[Item]:
+    return [
+        Item(f"classification/{word}", word, (kind,), tuple(CLASSES), ability=kind)
+        for kind, words in CLASSES.items()
+        for word in (words[:EACH] if asked else words[EACH:10])
+    ]
+
+
+TASK = Task(
+    "classification",
+    "choice",
+    lambda: _items(True),
+    lambda: _items(False),
+    form=Form("Is it an animal, a food, a thing, a person, a colour or a place?\n\n", "{input}: {output}", "\n"),
+    formats=(Form("", "Word: {input}\nKind: {output}", "\n\n"), Form("", "{input} is a kind of {output}", "\n")),
+    labels=tuple(CLASSES),
+    ability="knowledge",
+)

@@ -1,0 +1,28 @@
+"""Generation: write a sentence that uses a given word. Any such sentence is right."""
+
+from tercet.data.splits import in_split
+from tercet.evaluation.task import Form, Item, Task
+from tercet.microworld.world import ANIMALS, HOMES, THINGS
+
+
+def _items(asked: bool) -> list[Item]:
+    sentences = {a.name: f"The {a.name} lives {HOMES[a.home]} the {a.home}." for a in ANIMALS}
+    sentences |= {thing: f"The {thing} is made of {material}." for thing, material in THINGS.items()}
+    return [
+        Item(f"generation/{word}", word, (sentence, word))
+        for word, sentence in sentences.items()
+        if in_split(word, 0.75, "generation") is asked
+    ]
+
+
+TASK = Task(
+    "generation",
+    "free",
+    lambda: _items(True),
+    lambda: _items(False),
+    form=Form("Write a sentence with the word.\n\n", "Word: {input}\nSentence: {output}"),
+    formats=(Form("", "{input}: {output}", "\n"),),
+    metric="sentence_with",
+    open_book=True,
+    ability="instruction following",
+)

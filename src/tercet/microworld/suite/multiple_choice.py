@@ -1,0 +1,45 @@
+"""Multiple choice: a question with four lettered answers; the letter is the answer."""
+
+import random
+
+from tercet.data.splits import in_split
+from tercet.evaluation.task import Form, Item, Task
+from tercet.microworld.world import ANIMALS, PEOPLE
+
+LETTERS = ("A", "B", "C", "D")
+
+
+def _questions() -> list[tuple[str, str, list[str]]]:
+    animals = [a.name for a in ANIMALS]
+    made = [(f"Which animal says {a.sound}?", a.name, animals) for a in ANIMALS]
+    foods, colours = sorted({a.food for a in ANIMALS}), sorted({a.colour for a in ANIMALS})
+    made += [(f"What does the {a.name} eat?", a.food, foods) for a in ANIMALS]
+    made += [(f"What colour is the {a.name}?", a.colour, colours) for a in ANIMALS]
+    jobs = sorted({p.job for p in PEOPLE})
+    return made + [(f"What is {p.name}'s job?", p.job, jobs) for p in PEOPLE]
+
+
+def _items(asked: bool) -> list[Item]:
+    out = []
+    for text, right, known in _questions():
+        if in_split(text, 0.8) is not asked:
+            continue
+        rng = random.Random(text)
+        shown = [*rng.sample([k for k in known if k != right], 3), right]
+        rng.shuffle(shown)
+        listed = "\n".join(f"{letter}. {answer}" for letter, answer in zip(LETTERS, shown))
+        out.append(Item(f"multiple_choice/{text}", f"{text}\n{listed}", (LETTERS[shown.index(right)],), LETTERS))
+    return out
+
+
+TASK = Task(
+    "multiple_choice",
+    "choice",
+    lambda: _items(True),
+    lambda: _items(False),
+    form=Form("The following are questions with four answers, of which one is right.\n\n", "{input}\nAnswer: {output}"),
+    formats=(Form("", "Question: {input}\nAnswer: {output}"), Form("", "{input}\nThe right letter is {output}")),
+    labels=LETTERS,
+    open_book=True,
+    ability="knowledge",
+)

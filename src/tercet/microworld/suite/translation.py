@@ -1,0 +1,25 @@
+"""Translation of words, in the form of the figure that made few-shot prompting known (Brown et al. 2020, figure 2.1)."""
+
+from tercet.data.splits import in_split
+from tercet.evaluation.task import Form, Item, Task
+from tercet.microworld.words import WORDS
+
+
+def _items(asked: bool) -> list[Item]:
+    return [
+        Item(f"translation/{english}", english, (others["French"],))
+        for english, others in WORDS.items()
+        if in_split(english, 0.7, "translation") is asked and english != others["French"]
+    ]
+
+
+TASK = Task(
+    "translation",
+    "free",
+    lambda: _items(True),
+    lambda: _items(False),
+    form=Form("Translate English to French:\n", "{input} => {output}", "\n"),
+    formats=(Form("", "English: {input}\nFrench: {output}"), Form("", "{input} = {output}", "\n")),
+    max_new_tokens=16,
+    ability="languages",
+)

@@ -1,0 +1,1 @@
+"""Preference learning without RL: DPO, IPO, KTO, SimPO, ORPO."""

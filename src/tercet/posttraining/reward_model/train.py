@@ -1,0 +1,196 @@
+"""The reward model: from rankings of K answers to a number for every answer (Ouyang et al. 2022, section 3.4)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tercet.data.formats.conversations import conversations
+from tercet.data.readers import BadRows
+from tercet.errors import ConfigError, DataError
+from tercet.inference.reward_scores import score_texts
+from tercet.model.heads import ScalarModel
+from tercet.posttraining.reward_model.calibration import report
+from tercet.posttraining.reward_model.rankings import Ranked, accuracy, encode_answer, load_rankings, mean_size
+from tercet.posttraining.reward_model.stage import RewardConfig
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.training.adapt import adapt
+from tercet.training.learner import Learner
+from tercet.training.load import load_language_model
+from tercet.training.loader import permuted
+from tercet.training.optim import OptimizerConfig
+from tercet.training.packing import rows_per_pass
+from tercet.training.records import write_text
+from tercet.training.run import Run
+from tercet.training.shared_prompts import Grouped, group
+from tercet.training.trainer import due, training_steps
+
+
+@dataclass(frozen=True)
+class RankedBatch:
+    """Several prompts with all their answers."""
+
+    rows: Grouped
+    pairs: Tensor  # [P, 2] i64, answers (better, worse)
+    pair_weights: Tensor  # [P] f64, 1 / C(K, 2) of the pair's prompt
+    margins: Tensor  # [P] f64, by how much the better one's reward shall be higher
+    count: float  # prompts
+
+    @property
+    def tokens(self) -> Tensor:
+        """All ids, each prompt's once, [1, T]."""
+        return self.rows.tokens
+
+
+def collate(prompts: Sequence[Ranked], margin: float = 0.0) -> RankedBatch:
+    """Prompts end to end. Each answer is in the batch once, however many pairs it is in."""
+    pairs, weights, margins, base = [], [], [], 0
+    for p in prompts:
+        k = len(p.answers)
+        pairs += [(base + i, base + j) for i, j in p.pairs]
+        weights += [2.0 / (k * (k - 1))] * len(p.pairs)
+        margins += [margin * (p.scores[i] - p.scores[j]) if margin else 0.0 for i, j in p.pairs]
+        base += k
+    return RankedBatch(
+        group([p.prompt for p in prompts], [p.answers for p in prompts]),
+        torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
+        torch.tensor(weights, dtype=torch.float64),
+        torch.tensor(margins, dtype=torch.float64),
+        float(len(prompts)),
+    )
+
+
+def ranking_loss(model: ScalarModel, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
+    """Σ over prompts of −1/C(K,2) Σ over pairs log σ(r_better − r_worse − m) (Ouyang et al. 2022, equation 1).
+
+    m is the pair's margin (Touvron et al. 2023, equation 2), 0 by default.
+    """
+    scores = batch.rows.scores(model)
+    difference = scores[batch.pairs[:, 0]] - scores[batch.pairs[:, 1]] - batch.margins
+    loss = -(batch.pair_weights * F.logsigmoid(difference)).sum()
+    return loss, {"loss": float(loss.detach())}
+
+
+@torch.no_grad()
+def score_ranked(model: ScalarModel, prompts: Sequence[Ranked]) -> list[list[float]]:
+    """The reward of each prompt's answers. The prompts are read once, those of like length together."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].prompt) + max(map(len, prompts[i].answers)))
+    out: list[list[float]] = [[] for _ in prompts]
+    rows = rows_per_pass(0, mean_size(prompts)) if prompts else 1
+    for a in range(0, len(order), rows):
+        part = order[a : a + rows]
+        scores = iter(
+            group([prompts[i].prompt for i in part], [prompts[i].answers for i in part]).scores(model).tolist()
+        )
+        for i in part:
+            out[i] = list(islice(scores, len(prompts[i].answers)))
+    return out
+
+
+def check_contexts(judge: ScalarModel, context_length: int, judge_run: Run, run: Run) -> None:
+    """Raises ConfigError where the reward model cannot read all that the language model can write."""
+    if judge.config.context_length < context_length:
+        raise ConfigError(
+            f"the reward model {judge_run.path} reads {judge.config.context_length} tokens, but {run.path} writes up to "
+            f"{context_length}; train the reward model from a model with as long a context"
+        )
+
+
+def trust(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]], gain: float) -> dict[str, Any]:
+    """Accuracy by how much better the better answer is and by length, and calibration: see calibration.py.
+
+    "gap" says what the first goes by: the difference of scores where all answers have them, else of ranks.
+    """
+    rated = all(p.scores for p in prompts)
+    difference, gap, longer, number = [], [], [], []
+    for n, (p, s) in enumerate(zip(prompts, scores)):
+        for b, w in p.pairs:
+            difference.append((s[b] - s[w]) / gain)  # as the loss saw it
+            gap.append(p.scores[b] - p.scores[w] if rated else p.ranks[w] - p.ranks[b])
+            longer.append(p.characters[b] - p.characters[w])
+            number.append(n)
+    parts = report(np.array(difference), np.array(gap, dtype=np.float64), np.array(longer), np.array(number))
+    return {"gap": "score" if rated else "rank", **parts}
+
+
+def load_demonstrations(config: RewardConfig, tokenizer: Tokenizer, length: int, run: Run) -> list[tuple[int, ...]]:
+    """Every assistant answer of the demonstrations with what came before it, as ids; at most `demonstrations_limit`."""
+    if not config.demonstrations:
+        return []
+    bad = BadRows(skip=config.skip_bad_rows)
+    found = [c for _, c in conversations(config.demonstrations, bad)]
+    run.log_skipped(bad.count, bad.messages)
+    chosen = [
+        found[permuted(i, len(found), (config.seed, 3))] for i in range(min(len(found), config.demonstrations_limit))
+    ]
+    texts = [
+        encode_answer(tokenizer, c[:i], m.content) for c in chosen for i, m in enumerate(c) if m.role == "assistant"
+    ]
+    if not (fitting := [t for t in texts if len(t) <= length]):
+        raise DataError(
+            f"none of {len(texts)} demonstrations fits into the context of {length} tokens; give shorter ones"
+        )
+    return fitting
+
+
+def normalise(model: ScalarModel, demonstrations: Sequence[float], answers: Sequence[float]) -> None:
+    """Change gain and bias so that the ranked answers, whose scores are `answers`, get standard deviation 1 …
+
+    … and the demonstrations, now scored `demonstrations`, average 0. Without demonstrations the ranked answers do.
+    """
+    spread = max(float(np.std(answers)), 1e-6)
+    model.bias.sub_(float(np.mean(demonstrations or answers))).div_(spread)
+    model.gain.div_(spread)
+
+
+def check_scores(config: RewardConfig, prompts: Sequence[Ranked]) -> None:
+    """Raises DataError where a margin is wanted and answers have no scores to make it from."""
+    if config.margin and (without := sum(not p.scores for p in prompts)):
+        raise DataError(
+            f'RewardConfig.margin is {config.margin:g}, but {without} of {len(prompts)} training prompts have no "scores" or '
+            '"margin"; add them to the comparisons, or leave the margin at 0'
+        )
+
+
+def reward(config: RewardConfig, run: Run) -> None:
+    """Train a reward model from comparisons."""
+    backbone, tokenizer = load_language_model(run.parents["model"]), Tokenizer.load(run.path)
+    train, heldout = load_rankings(config, tokenizer, backbone.config.context_length, run)
+    check_scores(config, train)
+    demonstrations = load_demonstrations(config, tokenizer, backbone.config.context_length, run)
+    model = adapt(ScalarModel(backbone, seed=config.seed).to(run.device), config)
+    # the bias cancels in every pair: its gradient is rounding noise, which Adam would blow up
+    model.score.bias.requires_grad_(False)
+    learner = Learner(model, OptimizerConfig.of(config), config.precision)
+    longer = accuracy(heldout, [p.characters for p in heldout])
+
+    def evaluate(done: int) -> None:
+        end = due(done, 0, config.steps)
+        if end:
+            ranked = [score for scores in score_ranked(model, train) for score in scores]
+            normalise(model, score_texts(model, demonstrations, tokenizer.pad), ranked)
+        scores = score_ranked(model, heldout)
+        right = accuracy(heldout, scores)
+        run.log(done, heldout_accuracy=right.value, longer_wins=longer.value)
+        if end:
+            zero = score_texts(model, demonstrations, tokenizer.pad)
+            mean = sum(zero) / len(zero) if zero else None
+            run.update(accuracy=right.to_json(), longer_wins=longer.to_json(), demonstrations_mean=mean)
+            found = trust(heldout, scores, float(model.gain))
+            write_text(run.path / "calibration.json", json.dumps(found, indent=1) + "\n")
+
+    micro = rows_per_pass(config.micro_batch, mean_size(train))
+    for step in training_steps(run, config, learner, evaluate):
+        first = step.number * config.batch_size
+        picks = [train[permuted(first + i, len(train), (config.seed, 2))] for i in range(config.batch_size)]
+        batches = [collate(picks[a : a + micro], config.margin) for a in range(0, len(picks), micro)]
+        metrics = learner.forward_backward(batches, ranking_loss)
+        step.update(learner, metrics, batches)

@@ -1,0 +1,1 @@
+"""Rewards of every kind, and best-of-n."""

@@ -1,0 +1,1 @@
+"""Instruction tuning (supervised fine-tuning)."""

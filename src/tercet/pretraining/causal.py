@@ -1,0 +1,136 @@
+"""Pretraining: next-token prediction on raw text (Radford et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+from tercet.data.readers import BadRows, documents
+from tercet.data.splits import split
+from tercet.data.types import Document
+from tercet.errors import ConfigError, DataError
+from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source
+from tercet.inference.generate import SamplingParams, generate
+from tercet.inference.language_model import TransformerLM
+from tercet.model.config import ModelConfig
+from tercet.model.transformer import Transformer
+from tercet.pretraining.stage import PretrainConfig
+from tercet.tokenizer.bpe import Tokenizer
+from tercet.training.learner import Learner
+from tercet.training.loader import Feed
+from tercet.training.losses import next_token
+from tercet.training.optim import OptimizerConfig
+from tercet.training.packing import Rows, pack_stream, rows_per_pass
+from tercet.training.run import Run
+from tercet.training.settings import shares
+from tercet.training.time_budget import Deadline
+from tercet.training.trainer import training_steps
+
+
+def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int) -> Rows:
+    """Documents as rows of `length` targets, each between two `<|endoftext|>`."""
+    eot = tokenizer.endoftext
+    return pack_stream(
+        [[eot, *ids, eot] for ids in tokenizer.encode_batch([d.text for d in texts])], length, tokenizer.pad
+    )
+
+
+def limit_bytes(texts: Sequence[Document], limit: int) -> list[Document]:
+    """The first documents of each source (in the order of their ids' hash they come in) with at most `limit` bytes.
+
+    Each is cut to an eighth of the limit, so that several documents share it and an interval can be had.
+    """
+    out: list[Document] = []
+    for group in by_source(texts).values():
+        used = 0
+        for document in group:
+            text = document.text[: max(1, limit // 8)]
+            size = len(text.encode())
+            if used and used + size > limit:
+                continue
+            out.append(replace(document, text=text))
+            used += size
+    return out
+
+
+def load_text(config: PretrainConfig, run: Run) -> tuple[dict[str, list[Document]], list[Document]]:
+    """(training documents by source, held-out documents) as the config says. Raises DataError where either is empty."""
+    bad = BadRows(skip=config.skip_bad_rows)
+    every = list(documents(config.data, bad))
+    if config.heldout:
+        train, heldout = every, list(documents(config.heldout, bad))
+    else:
+        train, heldout = split(every, config.heldout_share)
+        if not heldout:  # a handful of documents: hashing may leave none; the last one is as good as any
+            train, heldout = every[:-1], every[-1:]
+    if not train or not heldout:
+        raise DataError(
+            f"{len(every)} document(s) in {', '.join(config.data)}: training needs some and held-out measuring needs others; "
+            "give more documents (JSONL rows), or name other files with --heldout"
+        )
+    run.log_skipped(bad.count, bad.messages)
+    return by_source(train), limit_bytes(heldout, config.heldout_bytes)
+
+
+def must_agree(mixture: Mapping[str, float] | None, sources: Collection[str]) -> None:
+    """Raises ConfigError where a mixture names other sources than the data has."""
+    if mixture is not None and (wrong := sorted(set(mixture) ^ set(sources))):
+        raise ConfigError(
+            f"mixture and data disagree on {', '.join(wrong)}; the data's sources are {', '.join(sources)}"
+        )
+
+
+def build_feed(tokenizer: Tokenizer, train: Mapping[str, Sequence[Document]], mixture: Mapping[str, float] | None, length: int,
+               batch_size: int, seed: int) -> Feed:  # fmt: skip
+    """Pack each source and mix them. Raises ConfigError where the mixture names other sources than the data has."""
+    must_agree(mixture, train)
+    return Feed(
+        {source: pack_documents(tokenizer, group, length) for source, group in train.items()}, mixture, batch_size, seed
+    )
+
+
+def pretrain(config: PretrainConfig, run: Run) -> None:
+    """Train a language model from scratch."""
+    tokenizer = Tokenizer.load(config.tokenizer)
+    shape = ModelConfig(
+        tokenizer.vocab_size, config.context_length, config.hidden_size, config.num_layers, config.num_heads,
+        config.num_kv_heads, config.head_dim, config.intermediate_size,
+    )  # fmt: skip
+    tokenizer.save(run.path / "tokenizer.json")
+    run.save_model_config(shape)
+    train, heldout = load_text(config, run)
+    feed = build_feed(
+        tokenizer, train, shares(config.mixture, "mixture"), config.context_length, config.batch_size, config.seed
+    )
+    model = Transformer(shape, seed=config.seed).to(run.device)
+    learner = Learner(model, OptimizerConfig.of(config), config.precision)
+    run.log_line(
+        f"{shape.parameters():,} parameters ({shape.parameters(embeddings=False):,} without embeddings), "
+        f"{config.steps * config.batch_size * config.context_length:,} tokens in {config.steps} steps"
+        + (f", or what fits into {config.minutes:g} minutes" if config.minutes else "")
+    )
+    deadline = Deadline.after(60 * config.minutes - run.elapsed()) if config.minutes else None
+
+    def evaluate(done: int) -> None:
+        bits = bits_per_byte(TransformerLM(model, tokenizer), heldout)
+        run.log(done, **{f"heldout/{source}": e.value for source, e in bits.items()}, heldout=average(bits))
+        texts = continue_texts(model, tokenizer, config)
+        run.log_samples(done, [{"prompt": p, "text": t} for p, t in zip(config.sample_prompts, texts)])
+        if done == config.steps or deadline:
+            run.update(heldout={source: e.to_json() for source, e in bits.items()})
+
+    micro = rows_per_pass(config.micro_batch, config.context_length)
+    for step in training_steps(run, config, learner, evaluate, deadline):
+        batches = list(feed.batch(step.number).split(micro))
+        metrics = learner.forward_backward(batches, next_token)
+        step.update(learner, metrics, batches)
+
+
+def continue_texts(model: Transformer, tokenizer: Tokenizer, config: PretrainConfig) -> list[str]:
+    """What the model writes after each of `sample_prompts`: the same random numbers at every measurement."""
+    prompts = [[tokenizer.endoftext, *tokenizer.encode(p)] for p in config.sample_prompts]
+    params = SamplingParams(max_new_tokens=60, temperature=0.7, stop_ids=(tokenizer.endoftext,))
+    return [
+        tokenizer.decode(c.tokens)
+        for c in generate(model, prompts, params, [config.seed + i for i in range(len(prompts))])
+    ]

@@ -1,0 +1,1 @@
+"""Experiments that answer a question of the lecture, in one form."""

@@ -1,0 +1,1 @@
+"""Does a model learn a task from its context alone?"""

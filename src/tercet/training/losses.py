@@ -1,0 +1,88 @@
+"""Objectives: (model, batch) → summed loss and summed metrics. The learner divides, once, by the global count.
+
+An objective of packed rows also has a function that makes its batch of them: what is input, what is target.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from torch import Tensor
+
+from tercet.model.ops import cross_entropy
+from tercet.model.ops.cross_entropy import linear_cross_entropy, linear_token_logprobs
+from tercet.model.transformer import Transformer
+from tercet.training.packing import PAD_SEGMENT, Batch, Rows, to_device
+
+
+def next_token_batch(rows: Rows, seed: int = 0, step: int = 0) -> Batch:
+    """Every token is predicted from those before it: [N, W] rows become inputs and targets [N, W − 1].
+
+    A target in another segment than its input has weight 0: nothing predicts across texts. Nothing is drawn, so that
+    `seed` and `step`, which every function of this kind is given, have no effect here.
+    """
+    same = rows.segments[:, 1:] == rows.segments[:, :-1]
+    weights = rows.weights[:, 1:] * (same & (rows.segments[:, 1:] != PAD_SEGMENT))
+    return Batch(
+        tokens=torch.from_numpy(rows.tokens[:, :-1].astype(np.int64)),
+        targets=torch.from_numpy(rows.tokens[:, 1:].astype(np.int64)),
+        weights=torch.from_numpy(weights.astype(np.float32)),
+        segments=torch.from_numpy(np.ascontiguousarray(rows.segments[:, :-1])),
+    )
+
+
+def next_token(model: Transformer, batch: Batch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
+    """Summed weighted negative log-likelihood of the targets (nats): pretraining and instruction tuning alike.
+
+    `noise` [B, T, D] is added to the embeddings.
+    """
+    trained = batch.weights.flatten().nonzero()[:, 0]
+    hidden = model.hidden(batch.tokens, batch.segments, noise=noise, at=trained)
+    targets, weights = batch.targets.flatten()[trained], batch.weights.flatten()[trained]
+    loss = linear_cross_entropy(hidden, model.output_weight, targets, weights)
+    return loss, {"loss": float(loss.detach())}
+
+
+def token_logprobs(
+    model: Transformer, hidden_ND: Tensor, targets_N: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """log π(target) and the entropy of π at each position, both [N], under softmax(logits / temperature).
+
+    log π is differentiable, the entropy is for the record. Memory is bounded (`linear_token_logprobs`).
+    """
+    return linear_token_logprobs(hidden_ND, model.output_weight, targets_N, temperature)
+
+
+def token_kl(
+    model: Transformer, hidden_ND: Tensor, reference: Transformer, ref_hidden_ND: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """KL(π ‖ π_ref) over the whole vocabulary at each position, [N], in nats; with gradients into `model` only."""
+
+    def chunk(hidden: Tensor, ref_hidden: Tensor) -> Tensor:
+        logp = F.log_softmax(model.logits(hidden) / temperature, dim=-1)
+        with torch.no_grad():
+            ref = F.log_softmax(reference.logits(ref_hidden) / temperature, dim=-1)
+        return (logp.exp() * (logp - ref)).sum(-1)
+
+    out = []
+    size = cross_entropy.CHUNK
+    for a in range(0, len(hidden_ND), size):
+        # the logits are computed again in the backward pass, so that memory stays bounded
+        part = hidden_ND[a : a + size], ref_hidden_ND[a : a + size]
+        out.append(torch.utils.checkpoint.checkpoint(chunk, *part, use_reentrant=False))
+    return torch.cat(out)
+
+
+@torch.no_grad()
+def mean_loss(model: Transformer, rows: Rows, batch_size: int) -> float:
+    """Mean nats per weighted target over all rows."""
+    total = count = 0.0
+    for a in range(0, len(rows), batch_size):
+        batch = next_token_batch(rows.take(range(a, min(a + batch_size, len(rows)))))
+        batch = to_device(batch, model.device)
+        if batch.count:
+            total += float(next_token(model, batch)[0])
+            count += batch.count
+    return total / count
