@@ -94,7 +94,7 @@ def record_file(snapshot: Path, test_file: str, work: Path) -> dict[str, Any]:
 
     copy = make_copy(snapshot, work / f"record-{test_file.replace('/', '-')}")
     (copy / "coveragerc").write_text(
-        f"[run]\ncore = ctrace\nparallel = true\ndata_file = {copy}/tmp/.coverage\ninclude = {copy}/src/*\n"
+        f"[run]\ncore = ctrace\nparallel = true\ndata_file = {copy / 'tmp'}/.coverage\ninclude = {copy}/src/*\n"
         "context = ${MUTATION_CONTEXT-}\ndisable_warnings = no-data-collected\n"
     )
     out = copy / "tmp" / "record.json"

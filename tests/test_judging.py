@@ -12,6 +12,7 @@ import pytest
 
 from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, ContextError, DataError
+from tercet.evaluation.config import WinRateConfig
 from tercet.evaluation.judges import (
     VERDICTS,
     Pair,
@@ -26,7 +27,6 @@ from tercet.evaluation.scoring.judge_scorer import verdict
 from tercet.evaluation.scoring.scorers import scorer_of
 from tercet.inference.http import ChatEndpoint
 from tercet.inference.language_model import TransformerLM
-from tercet.posttraining.config import WinRateConfig
 
 FROG = Task((Message("user", "What colour is the frog?"),), ("green", "The frog is green."), "facts", "1")
 GOOD, BAD = "The frog is green.", "It is red."

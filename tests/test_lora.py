@@ -27,9 +27,15 @@ from tercet.model.transformer import Transformer
 from tercet.posttraining.merge_stage import MergeConfig
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.adapt import adapt, write_adapter
 from tercet.training.learner import Learner
-from tercet.training.load import language_model_run, load_language_model, load_reward_model, reward_model_run
+from tercet.training.load import (
+    adapt,
+    language_model_run,
+    load_language_model,
+    load_reward_model,
+    reward_model_run,
+    write_adapter,
+)
 from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.packing import Batch

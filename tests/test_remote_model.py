@@ -20,7 +20,7 @@ from tercet.errors import ConfigError, ContextError, DataError
 from tercet.evaluation import evaluate as scores
 from tercet.evaluation import judges as judging
 from tercet.evaluation.bits_per_byte import bits_per_byte
-from tercet.evaluation.config import AskConfig
+from tercet.evaluation.config import AskConfig, EvalConfig, WinRateConfig
 from tercet.evaluation.judges import Pair, judged, model_judge, spoken_judge
 from tercet.evaluation.prompt_study import ask
 from tercet.evaluation.suites import measure
@@ -29,7 +29,6 @@ from tercet.evaluation.task import Task as SuiteTask
 from tercet.inference.http import ChatEndpoint, HttpClient
 from tercet.inference.language_model import ChatAnswer, LanguageModel, Loglikelihood, TransformerLM, local
 from tercet.model.transformer import Transformer
-from tercet.posttraining.config import EvalConfig, WinRateConfig
 from tercet.tokenizer.bpe import Tokenizer
 
 TASKS = {"mapping": "choice", "translation": "free"}

@@ -328,7 +328,7 @@ def test_general_code_takes_the_rubric_only_when_it_is_named() -> None:
     """Whatever settings are read and whatever else is scored, the microworld is not even imported."""
     program = """
 import sys
-from tercet.posttraining.config import EvalConfig, WinRateConfig
+from tercet.evaluation.config import EvalConfig, WinRateConfig
 from tercet.posttraining.rl.stage import GRPOConfig
 import tercet.evaluation.evaluate, tercet.posttraining.rl.group_methods, tercet.posttraining.rewards.best_of_n, tercet.evaluation.judges
 from tercet.evaluation.scoring.scorers import scorer_of

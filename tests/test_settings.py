@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from tercet.errors import ConfigError
-from tercet.evaluation.config import AskConfig
+from tercet.evaluation.config import AskConfig, EvalConfig, WinRateConfig
 from tercet.microworld.stage import RankConfig
 from tercet.model.config import ModelConfig
-from tercet.posttraining.config import EvalConfig, WinRateConfig
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.rl.stage import PPOConfig
 from tercet.posttraining.sft.stage import SFTConfig

@@ -33,9 +33,8 @@ def toy(config: ToyConfig, run: Run) -> None:
     from tercet.data.readers import BadRows, documents
     from tercet.pretraining.causal import build_feed
     from tercet.tokenizer.bpe import Tokenizer
-    from tercet.training.adapt import adapt
     from tercet.training.learner import Learner
-    from tercet.training.load import load_language_model
+    from tercet.training.load import adapt, load_language_model
     from tercet.training.losses import next_token
     from tercet.training.optim import OptimizerConfig
     from tercet.training.trainer import training_steps

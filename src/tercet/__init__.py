@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "evaluate": "tercet.evaluation.evaluate",
-    "EvalConfig": "tercet.posttraining.config",
+    "EvalConfig": "tercet.evaluation.config",
     "LanguageModel": "tercet.inference.language_model",
     "TransformerLM": "tercet.inference.language_model",
     "export_model": "tercet.interop.huggingface",

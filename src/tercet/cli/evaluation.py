@@ -12,8 +12,7 @@ import typer
 
 from tercet.cli.options import add_command, option
 from tercet.errors import ConfigError
-from tercet.evaluation.config import LONGEST, AskConfig
-from tercet.posttraining.config import EvalConfig, WinRateConfig
+from tercet.evaluation.config import LONGEST, AskConfig, EvalConfig, WinRateConfig
 
 OF_TEXT = (
     "model",

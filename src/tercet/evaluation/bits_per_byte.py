@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,3 +47,21 @@ def bits_per_byte(lm: LanguageModel, documents: Sequence[Document]) -> dict[str,
 def average(estimates: Mapping[str, Estimate]) -> float:
     """Unweighted mean over sources: the one number to compare runs by."""
     return sum(e.value for e in estimates.values()) / len(estimates)
+
+
+def limit_bytes(texts: Sequence[Document], limit: int) -> list[Document]:
+    """The first documents of each source (in the order of their ids' hash they come in) with at most `limit` bytes.
+
+    Each is cut to an eighth of the limit, so that several documents share it and an interval can be had.
+    """
+    out: list[Document] = []
+    for group in by_source(texts).values():
+        used = 0
+        for document in group:
+            text = document.text[: max(1, limit // 8)]
+            size = len(text.encode())
+            if used and used + size > limit:
+                continue
+            out.append(replace(document, text=text))
+            used += size
+    return out

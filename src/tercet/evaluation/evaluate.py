@@ -12,17 +12,15 @@ from tercet.data.formats.prompts import tasks
 from tercet.data.readers import BadRows, documents
 from tercet.data.types import Document, Task
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source
+from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, limit_bytes
+from tercet.evaluation.config import EvalConfig
 from tercet.evaluation.contamination import Contamination, contamination
 from tercet.evaluation.scoring.scorers import Answer, Scorer, scorer_of
 from tercet.evaluation.suites import measure, open_suites, text_of
 from tercet.evaluation.task import Task as SuiteTask
 from tercet.inference.language_model import ChatAnswer, LanguageModel, Progress, local, open_model
-from tercet.inference.reward_scores import score_texts
+from tercet.inference.reward_scores import check_contexts, score_texts
 from tercet.model.heads import ScalarModel
-from tercet.posttraining.config import EvalConfig
-from tercet.posttraining.reward_model.train import check_contexts
-from tercet.pretraining.causal import limit_bytes
 from tercet.statistics.intervals import Estimate, mean, paired_difference, proportion, win_rate
 from tercet.statistics.significance import score
 from tercet.tokenizer.bpe import Tokenizer

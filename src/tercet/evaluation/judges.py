@@ -18,13 +18,13 @@ from tercet.data.formats.prompts import tasks
 from tercet.data.readers import BadRows
 from tercet.data.types import Conversation, Message, Task
 from tercet.errors import ConfigError, DataError
+from tercet.evaluation.config import WinRateConfig
 from tercet.evaluation.scoring.judge_scorer import logprobs_of, verdict
 from tercet.evaluation.scoring.scorers import KINDS, Scorer, scorer_of
 from tercet.inference.http import ChatEndpoint
 from tercet.inference.language_model import LanguageModel, Progress, open_model
 from tercet.inference.request_cache import RequestCache
 from tercet.inference.reward_scores import score_texts
-from tercet.posttraining.config import WinRateConfig
 from tercet.statistics.intervals import win_rate
 from tercet.statistics.pairwise import Game, both_orders, difficulties, length_controlled, strengths
 from tercet.tokenizer.bpe import Tokenizer

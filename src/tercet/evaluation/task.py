@@ -252,6 +252,7 @@ def question_of(item: Item) -> Question:
 
 # -- the registry --------------------------------------------------------------------------------------------------------
 
+TASKS = ("tercet.evaluation.tasks", "tercet.microworld.suite")  # folders of tasks, a file each; imported when listed
 _REGISTERED: dict[str, Task] = {}
 
 
@@ -265,11 +266,10 @@ def register(task: Task) -> Task:
 
 @functools.lru_cache(maxsize=1)
 def built_in() -> tuple[str, ...]:
-    """Register the task of every file of evaluation/tasks; their names."""
-    from tercet.evaluation import tasks
-
-    modules = [importlib.import_module(m.name) for m in pkgutil.iter_modules(tasks.__path__, tasks.__name__ + ".")]
-    return tuple(register(module.TASK).name for module in modules)
+    """Register the task of every file in the folders of tasks; their names."""
+    folders = [importlib.import_module(name) for name in TASKS]
+    files = [m.name for f in folders for m in pkgutil.iter_modules(f.__path__, f.__name__ + ".")]
+    return tuple(register(importlib.import_module(name).TASK).name for name in files)
 
 
 def registered() -> Mapping[str, Task]:

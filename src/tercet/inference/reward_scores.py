@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from tercet.errors import ConfigError
 from tercet.model.heads import ScalarModel
 from tercet.training.packing import pad_right
+from tercet.training.run import Run
 
 SCORED_TOKENS = 2048  # of a forward pass
 
@@ -25,3 +27,12 @@ def score_texts(model: ScalarModel, texts: Sequence[Sequence[int]], pad: int) ->
         for i, score in zip(part, model.read(model.backbone.hidden(tokens, at=last)).tolist()):
             out[i] = score
     return out
+
+
+def check_contexts(judge: ScalarModel, context_length: int, judge_run: Run, run: Run) -> None:
+    """Raises ConfigError where the reward model cannot read all that the language model can write."""
+    if judge.config.context_length < context_length:
+        raise ConfigError(
+            f"the reward model {judge_run.path} reads {judge.config.context_length} tokens, but {run.path} writes up to "
+            f"{context_length}; train the reward model from a model with as long a context"
+        )

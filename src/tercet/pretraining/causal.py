@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 
 from tercet.data.readers import BadRows, documents
 from tercet.data.splits import split
 from tercet.data.types import Document
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source
+from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, limit_bytes
 from tercet.inference.generate import SamplingParams, generate
 from tercet.inference.language_model import TransformerLM
 from tercet.model.config import ModelConfig
@@ -33,24 +32,6 @@ def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int)
     return pack_stream(
         [[eot, *ids, eot] for ids in tokenizer.encode_batch([d.text for d in texts])], length, tokenizer.pad
     )
-
-
-def limit_bytes(texts: Sequence[Document], limit: int) -> list[Document]:
-    """The first documents of each source (in the order of their ids' hash they come in) with at most `limit` bytes.
-
-    Each is cut to an eighth of the limit, so that several documents share it and an interval can be had.
-    """
-    out: list[Document] = []
-    for group in by_source(texts).values():
-        used = 0
-        for document in group:
-            text = document.text[: max(1, limit // 8)]
-            size = len(text.encode())
-            if used and used + size > limit:
-                continue
-            out.append(replace(document, text=text))
-            used += size
-    return out
 
 
 def load_text(config: PretrainConfig, run: Run) -> tuple[dict[str, list[Document]], list[Document]]:

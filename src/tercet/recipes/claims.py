@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
+from tercet.reporting.claims import Claim
 from tercet.statistics.intervals import Estimate, proportion
 from tercet.training.run import Run
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence, whether this run's numbers bear it out, and the numbers."""
-
-    text: str
-    holds: bool
-    numbers: str
-
-    def to_json(self) -> dict[str, Any]:
-        """For demo.json."""
-        return asdict(self)
 
 
 def _interval(value: dict[str, Any]) -> str:

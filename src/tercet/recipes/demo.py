@@ -13,17 +13,15 @@ from typing import Any
 
 from tercet.data.readers import BadRows, documents
 from tercet.data.types import Document
-from tercet.evaluation.bits_per_byte import by_source
-from tercet.evaluation.config import AskConfig
+from tercet.evaluation.bits_per_byte import by_source, limit_bytes
+from tercet.evaluation.config import AskConfig, EvalConfig
 from tercet.evaluation.evaluate import evaluate
 from tercet.evaluation.ngram import ngram_baselines, xz_bits_per_byte
 from tercet.evaluation.prompt_study import ask
 from tercet.microworld.stage import RankConfig
-from tercet.posttraining.config import EvalConfig
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.rl.stage import PPOConfig
 from tercet.posttraining.sft.stage import SFTConfig
-from tercet.pretraining.causal import limit_bytes
 from tercet.pretraining.stage import PretrainConfig
 from tercet.recipes.claims import claims
 from tercet.recipes.demo_data import MIXTURE, write_demo_data

@@ -1,16 +1,18 @@
-"""Runs to models: always plain ones, with a run's adapters added to the weights."""
+"""Runs to models: always plain ones, with a run's adapters added to the weights; and adapters for training (LoRA)."""
 
 from __future__ import annotations
 
 from typing import TypeVar
 
+from torch import nn
+
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LoRAConfig
 from tercet.model.heads import ScalarModel
-from tercet.model.lora import apply_lora, merge
+from tercet.model.lora import adapters, apply_lora, merge, save_adapter
 from tercet.model.transformer import Transformer
 from tercet.training.run import Run
-from tercet.training.settings import LANGUAGE_MODEL, REWARD_MODEL
+from tercet.training.settings import LANGUAGE_MODEL, REWARD_MODEL, TuneSettings
 from tercet.training.stage import makers, stages
 
 M = TypeVar("M", bound=Transformer | ScalarModel)
@@ -80,3 +82,19 @@ def load_language_model(run: Run) -> Transformer:
 def load_reward_model(run: Run) -> ScalarModel:
     """The reward model of a run, on the run's device."""
     return _load(ScalarModel(Transformer(run.model_config())), run).to(run.device)
+
+
+def adapt(model: M, config: TuneSettings) -> M:
+    """The model, with adapters on it where `config.lora_rank` asks for them; without, it is left alone.
+
+    A score head stays trained. Call it before the Learner is made: that trains what then requires gradients.
+    """
+    if (lora := config.lora()) is not None:
+        apply_lora(model, lora, config.seed)
+    return model
+
+
+def write_adapter(model: nn.Module, run: Run) -> None:
+    """Write RUN/adapter in PEFT's format where the model has adapters."""
+    if isinstance(model, (Transformer, ScalarModel)) and adapters(model):
+        save_adapter(model, run.path / "adapter")

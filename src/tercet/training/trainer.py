@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from tercet.training.adapt import write_adapter
 from tercet.training.learner import Learner
+from tercet.training.load import write_adapter
 from tercet.training.optim import schedule
 from tercet.training.run import Run
 from tercet.training.settings import TrainSettings

@@ -26,9 +26,8 @@ from tercet.posttraining.preference.stage import WITH_REFERENCE, DPOConfig
 from tercet.posttraining.reward_model.rankings import Ranked, accuracy, load_rankings, mean_size
 from tercet.statistics.intervals import Estimate
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.adapt import adapt
 from tercet.training.learner import Learner, Objective
-from tercet.training.load import load_language_model
+from tercet.training.load import adapt, load_language_model
 from tercet.training.loader import permuted
 from tercet.training.optim import OptimizerConfig
 from tercet.training.packing import rows_per_pass

@@ -15,16 +15,15 @@ from torch import Tensor
 
 from tercet.data.formats.conversations import conversations
 from tercet.data.readers import BadRows
-from tercet.errors import ConfigError, DataError
+from tercet.errors import DataError
 from tercet.inference.reward_scores import score_texts
 from tercet.model.heads import ScalarModel
 from tercet.posttraining.reward_model.calibration import report
 from tercet.posttraining.reward_model.rankings import Ranked, accuracy, encode_answer, load_rankings, mean_size
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.adapt import adapt
 from tercet.training.learner import Learner
-from tercet.training.load import load_language_model
+from tercet.training.load import adapt, load_language_model
 from tercet.training.loader import permuted
 from tercet.training.optim import OptimizerConfig
 from tercet.training.packing import rows_per_pass
@@ -93,15 +92,6 @@ def score_ranked(model: ScalarModel, prompts: Sequence[Ranked]) -> list[list[flo
         for i in part:
             out[i] = list(islice(scores, len(prompts[i].answers)))
     return out
-
-
-def check_contexts(judge: ScalarModel, context_length: int, judge_run: Run, run: Run) -> None:
-    """Raises ConfigError where the reward model cannot read all that the language model can write."""
-    if judge.config.context_length < context_length:
-        raise ConfigError(
-            f"the reward model {judge_run.path} reads {judge.config.context_length} tokens, but {run.path} writes up to "
-            f"{context_length}; train the reward model from a model with as long a context"
-        )
 
 
 def trust(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]], gain: float) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from tercet.model.heads import ScalarModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rl.rollouts import Rollouts, logprobs
 from tercet.posttraining.rl.stage import PolicyConfig
-from tercet.training.adapt import adapt
 from tercet.training.learner import Learner, Objective
+from tercet.training.load import adapt
 from tercet.training.loader import Feed, permuted
 from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig, schedule, total_norm

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tercet.data.readers import BadRows, documents
 from tercet.data.types import Document
-from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source
+from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, limit_bytes
 from tercet.inference.language_model import TransformerLM
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rl.actor import Actor
@@ -19,7 +19,7 @@ from tercet.posttraining.rl.policy import Method
 from tercet.posttraining.rl.ppo import PPO
 from tercet.posttraining.rl.rollouts import Clock, Rollouts
 from tercet.posttraining.rl.stage import GRPOConfig, PolicyConfig, PPOConfig
-from tercet.pretraining.causal import build_feed, limit_bytes
+from tercet.pretraining.causal import build_feed
 from tercet.training.load import load_reward_model
 from tercet.training.loader import Feed
 from tercet.training.run import Run

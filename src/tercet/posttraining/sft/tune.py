@@ -18,9 +18,8 @@ from tercet.posttraining.sft.neftune import NoisyNextToken, place
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import Rendered, render_fitting
-from tercet.training.adapt import adapt
 from tercet.training.learner import Learner
-from tercet.training.load import load_language_model
+from tercet.training.load import adapt, load_language_model
 from tercet.training.loader import Feed
 from tercet.training.losses import mean_loss, next_token
 from tercet.training.optim import OptimizerConfig

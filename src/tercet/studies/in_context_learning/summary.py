@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from tercet.microworld.mappings import WORDS
-from tercet.recipes.claims import Claim
+from tercet.reporting.claims import Claim
 from tercet.statistics.intervals import Estimate, over_seeds
 
 Measured = Mapping[str, Any]
