@@ -146,7 +146,7 @@ def _for_transformers(folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3ForSequenceClassification
 
     from tercet.interop.huggingface import export_model
-    from tercet.model.heads import ScalarModel
+    from tercet.model.heads import ValueHeadModel
     from tercet.training.load import load_language_model
     from tercet.training.run import Run
 
@@ -157,7 +157,7 @@ def _for_transformers(folder: Path) -> None:
     head = Qwen3ForSequenceClassification(base.config)
     head.model.load_state_dict(base.model.state_dict())
     with torch.no_grad():
-        head.score.weight.copy_(ScalarModel(load_language_model(Run(folder / "base")), seed=0).score.weight)
+        head.score.weight.copy_(ValueHeadModel(load_language_model(Run(folder / "base")), seed=0).score.weight)
     head.save_pretrained(folder / "hf" / "head")
     tokenizer = AutoTokenizer.from_pretrained(folder / "hf" / "base", chat_template=TEMPLATE)
     for name in ("base", "head", "judge"):

@@ -17,7 +17,7 @@ from tercet.posttraining.preference.stage import DPOConfig
 from tercet.posttraining.preference.train import pair_objective
 from tercet.posttraining.rewards.best_of_n import best_of_k, kl_bon
 from tercet.training.learner import Learner
-from tercet.training.loader import Feed, permuted
+from tercet.training.loader import BatchLoader, permuted
 from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig, schedule
 from tercet.training.packing import pack_whole
@@ -116,7 +116,7 @@ def _sft(world: World, steps: int = 100, lr: float = 1e-3) -> Transformer:
     for item in world.comparisons[:LABELS]:
         answer = item.answers[item.ranks.index(1)]
         texts.append(((*item.prompt, *answer), [0.0] * len(item.prompt) + [1.0] * len(answer)))
-    feed = Feed({"best": pack_whole(texts, 16, END)}, None, 32, world.seed)
+    feed = BatchLoader({"best": pack_whole(texts, 16, END)}, None, 32, world.seed)
     learner = Learner(copy.deepcopy(world.base), OptimizerConfig(lr=lr, muon_lr=0.0))
     for step in range(steps):
         learner.forward_backward([feed.batch(step)], next_token)

@@ -26,18 +26,18 @@ from numpy.typing import NDArray
 from tercet.inference.generate import Completion, SamplingParams, generate
 from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.rankings import Ranked
 from tercet.posttraining.reward_model.train import collate, normalise, ranking_loss
 from tercet.posttraining.rl.ppo import PPO
-from tercet.posttraining.rl.rollouts import Clock, Rollouts, explore
+from tercet.posttraining.rl.rollouts import Clock, Rollouts, generate_rollouts
 from tercet.posttraining.rl.stage import PPOConfig
 from tercet.training.learner import Learner
-from tercet.training.loader import Feed, permuted
+from tercet.training.loader import BatchLoader, permuted
 from tercet.training.losses import mean_loss, next_token
 from tercet.training.optim import OptimizerConfig, schedule
-from tercet.training.packing import Rows, pack_whole
+from tercet.training.packing import PackedSequences, pack_whole
 
 END, ASK, WORDS = 0, 1, 20
 VOCABULARY = 2 + WORDS
@@ -75,13 +75,13 @@ class Source:
             out[:, t] = (draw > self.table[out[:, t - 1]]).sum(1).clip(max=WORDS - 1)
         return out + 2
 
-    def text(self, texts: int) -> Rows:
+    def text(self, texts: int) -> PackedSequences:
         """Texts of 8 to 15 words and an end."""
         lengths = self.rng.integers(8, 16, size=texts)
         ids = [[*map(int, row[:n]), END] for row, n in zip(self.words(texts, 15), lengths)]
         return pack_whole([(x, [1.0] * len(x)) for x in ids], 16, END)
 
-    def demonstrations(self, texts: int) -> Rows:
+    def demonstrations(self, texts: int) -> PackedSequences:
         """ASK, three words of prompt, an answer and its end."""
         lengths = self.rng.integers(SHORTEST - 1, LONGEST, size=texts)
         ids = [[ASK, *map(int, row[: 3 + n]), END] for row, n in zip(self.words(texts, 2 + LONGEST), lengths)]
@@ -95,7 +95,7 @@ class Source:
 def pretrained(source: Source, seed: int, steps: int = 250) -> Transformer:
     """The base policy: equal parts of text and demonstrations."""
     rows = {"text": source.text(6000), "demonstrations": source.demonstrations(6000)}
-    feed = Feed(rows, {"text": 0.5, "demonstrations": 0.5}, 48, seed)
+    feed = BatchLoader(rows, {"text": 0.5, "demonstrations": 0.5}, 48, seed)
     learner = Learner(Transformer(shape(48, 2), seed), OptimizerConfig(lr=4e-3))
     for step in range(steps):
         learner.forward_backward([feed.batch(step)], next_token)
@@ -103,7 +103,7 @@ def pretrained(source: Source, seed: int, steps: int = 250) -> Transformer:
     return learner.model
 
 
-def random_judge(seed: int, scale: float = 0.05) -> ScalarModel:
+def random_judge(seed: int, scale: float = 0.05) -> ValueHeadModel:
     """A transformer with random weights: its number depends on the words, their order and how they go together."""
     backbone = Transformer(shape(64, 3), seed)
     generator = torch.Generator().manual_seed(10_000 + seed)
@@ -111,7 +111,7 @@ def random_judge(seed: int, scale: float = 0.05) -> ScalarModel:
         for p in backbone.parameters():
             if p.dim() == 2:
                 p.copy_(scale * torch.randn(p.shape, generator=generator))
-    return ScalarModel(backbone, seed=seed)
+    return ValueHeadModel(backbone, seed=seed)
 
 
 def joined(prompts: Sequence[Ids], done: Sequence[Completion]) -> list[Ids]:
@@ -130,7 +130,10 @@ class World:
     def __init__(self, seed: int) -> None:
         self.seed, self.source = seed, Source(seed)
         self.base = pretrained(self.source, seed)
-        self.heldout, self.pretraining = self.source.text(1000), Feed({"text": self.source.text(4000)}, None, 32, seed)
+        self.heldout, self.pretraining = (
+            self.source.text(1000),
+            BatchLoader({"text": self.source.text(4000)}, None, 32, seed),
+        )
         self.base_loss = mean_loss(self.base, self.heldout, 64)
         self.prompts, self.fresh = self.source.prompts(4000), self.source.prompts(1024)
         self._judge = random_judge(seed)
@@ -150,7 +153,7 @@ class World:
         seeds = range(first, first + len(every))
         return every, generate(self.base, every, PARAMS, seeds, batch_size=128)
 
-    def normalised(self, model: ScalarModel) -> ScalarModel:
+    def normalised(self, model: ValueHeadModel) -> ValueHeadModel:
         """Mean 0 and standard deviation 1 over answers of the base policy, as the reward stage does it."""
         normalise(model, [], score_texts(model, self.usual, END))
         return model
@@ -166,7 +169,7 @@ class World:
         return np.where([c.tokens[-1] == END for c in done], found, MISSING_END)
 
     def proxy_scores(
-        self, judge: ScalarModel, prompts: Sequence[Ids], done: Sequence[Completion]
+        self, judge: ValueHeadModel, prompts: Sequence[Ids], done: Sequence[Completion]
     ) -> NDArray[np.float64]:
         """A proxy's scores, with the same rule for a missing end."""
         found = score_texts(judge, joined(prompts, done), END)
@@ -186,12 +189,12 @@ class World:
         return out
 
     @cached_property
-    def proxies(self) -> dict[int, ScalarModel]:
+    def proxies(self) -> dict[int, ValueHeadModel]:
         """A proxy for every size: trained by the reward stage's loss from the base policy, then normalised."""
         return {n: self._proxy(self.comparisons[:n], round(4 * n**0.5)) for n in SIZES}
 
-    def _proxy(self, data: Sequence[Ranked], steps: int) -> ScalarModel:
-        model = ScalarModel(copy.deepcopy(self.base), seed=self.seed)
+    def _proxy(self, data: Sequence[Ranked], steps: int) -> ValueHeadModel:
+        model = ValueHeadModel(copy.deepcopy(self.base), seed=self.seed)
         model.score.bias.requires_grad_(False)
         learner = Learner(model, OptimizerConfig(lr=2e-3, muon_lr=0.0, weight_decay=0.1))
         for step in range(steps):
@@ -206,14 +209,14 @@ class World:
         gold = self.gold(prompts, done)
         return {n: float(np.corrcoef(gold, self.proxy_scores(p, prompts, done))[0, 1]) for n, p in self.proxies.items()}
 
-    def rollouts(self, policy: Transformer, judge: ScalarModel, prompts: Sequence[Ids], seeds: Sequence[int], version: int = 0) -> tuple[Rollouts, list[Completion]]:  # fmt: skip
+    def rollouts(self, policy: Transformer, judge: ValueHeadModel, prompts: Sequence[Ids], seeds: Sequence[int], version: int = 0) -> tuple[Rollouts, list[Completion]]:  # fmt: skip
         """One answer of `policy` to each prompt, scored by `judge`, with the base policy's log-probabilities."""
-        return explore(
+        return generate_rollouts(
             policy, self.base, prompts, PARAMS, seeds, lambda _, done: score_texts(judge, joined(prompts, done), END), group_size=1,
             end_id=END, missing_eos_score=MISSING_END, pad=END, version=version, clock=Clock(),
         )  # fmt: skip
 
-    def measure(self, policy: Transformer, judge: ScalarModel) -> dict[str, float]:
+    def measure(self, policy: Transformer, judge: ValueHeadModel) -> dict[str, float]:
         """A policy on 1024 fresh prompts, and what it forgot of the text: nats per held-out token above the base's."""
         prompts = self.fresh
         rollouts, done = self.rollouts(policy, judge, prompts, range(len(prompts)))
@@ -233,7 +236,7 @@ def ppo_config(**changes: Any) -> PPOConfig:
     return PPOConfig(**{**given, **changes})
 
 
-def run_ppo(world: World, judge: ScalarModel, config: PPOConfig, watch: bool = False) -> tuple[Transformer, list[dict[str, float]]]:  # fmt: skip
+def run_ppo(world: World, judge: ValueHeadModel, config: PPOConfig, watch: bool = False) -> tuple[Transformer, list[dict[str, float]]]:  # fmt: skip
     """Train a policy from the base against `judge`; returns it and, to `watch`, what every step's rollouts measured."""
     method = PPO(config, world.base, judge, world.pretraining if config.gamma else None)
     points, rng = [], np.random.default_rng([world.seed, 9])

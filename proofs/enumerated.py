@@ -17,7 +17,7 @@ from tercet.inference.generate import Completion
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.training.packing import Batch
-from tercet.training.shared_prompts import group
+from tercet.training.shared_prompts import pack_groups
 
 END, VOCABULARY, LONGEST, PROMPT = 0, 4, 4, (1, 3)
 ANSWERS = tuple(
@@ -29,7 +29,7 @@ ANSWERS = tuple(
 NUMBER = {answer: i for i, answer in enumerate(ANSWERS)}
 LENGTHS = torch.tensor([len(a) for a in ANSWERS], dtype=torch.float64)
 FINISHED = torch.tensor([a[-1] == END for a in ANSWERS])
-ROWS = group([PROMPT], [[list(a) for a in ANSWERS]])
+ROWS = pack_groups([PROMPT], [[list(a) for a in ANSWERS]])
 
 
 def logprobs(model: Transformer) -> Tensor:

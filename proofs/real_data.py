@@ -40,12 +40,12 @@ from tercet.inference.generate import Completion, SamplingParams, generate
 from tercet.inference.language_model import TransformerLM
 from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.rankings import Ranked
 from tercet.posttraining.reward_model.train import collate, normalise, ranking_loss
 from tercet.posttraining.rl.ppo import PPO
-from tercet.posttraining.rl.rollouts import Clock, explore
+from tercet.posttraining.rl.rollouts import Clock, generate_rollouts
 from tercet.posttraining.rl.stage import PPOConfig
 from tercet.pretraining.causal import build_feed
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
@@ -53,7 +53,7 @@ from tercet.training.learner import Learner
 from tercet.training.loader import permuted
 from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig, schedule
-from tercet.training.shared_prompts import group
+from tercet.training.shared_prompts import pack_groups
 
 CONTEXT, VOCABULARY = 64, 2048
 BASE_STEPS, BASE_ROWS = 800, 32
@@ -113,9 +113,9 @@ def encode(tokenizer: Tokenizer, sentences: Sequence[str]) -> list[list[int]]:
 
 
 def train_reward(base: Transformer, pairs: Callable[[int], list[tuple[list[int], list[int]]]], steps: int, seed: int,
-                 lr: float) -> ScalarModel:  # fmt: skip
+                 lr: float) -> ValueHeadModel:  # fmt: skip
     """A reward model from `pairs(step)`, (better, worse) in ids: Bradley–Terry, K = 2; the prompt is the begin token."""
-    model = ScalarModel(copy.deepcopy(base), seed=seed)
+    model = ValueHeadModel(copy.deepcopy(base), seed=seed)
     model.score.bias.requires_grad_(False)
     learner = Learner(model, OptimizerConfig(lr=lr), "bfloat16")
     for step in range(steps):
@@ -175,7 +175,7 @@ def auc(positive: Sequence[float], negative: Sequence[float]) -> float:
 # -- (d) sentiment ------------------------------------------------------------------------------------------------------
 
 
-def sentiment_judge(base: Transformer, tokenizer: Tokenizer, half: dict[str, Sentences], held_out: Sentences, seed: int) -> ScalarModel:  # fmt: skip
+def sentiment_judge(base: Transformer, tokenizer: Tokenizer, half: dict[str, Sentences], held_out: Sentences, seed: int) -> ValueHeadModel:  # fmt: skip
     """Learns that positive sentences are better than negative ones; held-out sentences get mean 0 and deviation 1."""
     ids = {kind: encode(tokenizer, sentences) for kind, sentences in half.items()}
 
@@ -202,7 +202,7 @@ def encode_open(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [[tokenizer.endoftext, *ids] for ids in tokenizer.encode_batch(list(texts))]
 
 
-def align(seed: int, base: Transformer, judge: ScalarModel, gold: ScalarModel, prompts: Sequence[list[int]],
+def align(seed: int, base: Transformer, judge: ValueHeadModel, gold: ValueHeadModel, prompts: Sequence[list[int]],
           tokenizer: Tokenizer) -> tuple[Transformer, list[dict[str, float]]]:  # fmt: skip
     """PPO against `judge`; `gold` looks on. Returns the policy and what is measured at each step, before its update."""
     config = PPOConfig(
@@ -218,7 +218,7 @@ def align(seed: int, base: Transformer, judge: ScalarModel, gold: ScalarModel, p
         def score(numbers: Sequence[int], done: Sequence[Completion], asked: list[list[int]] = asked) -> list[float]:
             return score_texts(judge, [[*asked[n], *c.tokens] for n, c in zip(numbers, done)], tokenizer.pad)
 
-        rollouts, done = explore(
+        rollouts, done = generate_rollouts(
             method.policy.model, base, asked, params, [(seed * 1_000 + step) * 1_000 + i for i in range(PPO_BATCH)], score,
             group_size=1, end_id=tokenizer.endoftext, missing_eos_score=MISSING_END, pad=tokenizer.pad,
             version=method.policy.updates, clock=Clock(),
@@ -241,8 +241,8 @@ def closed(ids: list[int], tokenizer: Tokenizer) -> list[int]:
 class Judges:
     """The proxy that PPO works against, and two that it never sees: a transformer and a bag of words of the other half."""
 
-    proxy: ScalarModel
-    gold: ScalarModel
+    proxy: ValueHeadModel
+    gold: ValueHeadModel
     words: BagOfWords
     tokenizer: Tokenizer
 
@@ -307,7 +307,7 @@ def log_likelihood(model: Transformer, tokenizer: Tokenizer, sentences: Sequence
     total: list[float] = []
     for a in range(0, len(answers), 64):
         part = answers[a : a + 64]
-        total += group([[tokenizer.endoftext]] * len(part), [[ids] for ids in part]).logprobs(model).tolist()
+        total += pack_groups([[tokenizer.endoftext]] * len(part), [[ids] for ids in part]).logprobs(model).tolist()
     return {"sum": total, "per token": [t / len(ids) for t, ids in zip(total, answers)]}
 
 

@@ -21,7 +21,7 @@ from tercet.data.readers import BadRows, documents, write_jsonl
 from tercet.data.types import Document
 from tercet.scaling.config import LadderConfig
 from tercet.scaling.fit import Law, best_for_flops, fit_ladder
-from tercet.scaling.ladder import climb, read_runs, run_ladder
+from tercet.scaling.ladder import read_runs, run_ladder, run_point
 from tercet.tokenizer.bpe import train_tokenizer
 from tercet.training.progress import Plain
 from tercet.training.records import write_text
@@ -82,7 +82,7 @@ def one(
         write_text(before, json.dumps({"width": choice.width, "tokens": tokens, "loss": expected.to_json()}) + "\n")
     said = json.loads(before.read_text())
     target = str(out / name / "target")
-    climb(config.rung(said["width"], said["tokens"], TARGET_SEED), target)
+    run_point(config.rung(said["width"], said["tokens"], TARGET_SEED), target)
     truth = read_runs([target])
     expected = said["loss"]
     return {

@@ -31,13 +31,13 @@ from tercet.posttraining.preference.stage import DPOConfig
 from tercet.posttraining.preference.train import kto_objective, pair_objective
 from tercet.training.learner import Learner
 from tercet.training.optim import OptimizerConfig, schedule
-from tercet.training.shared_prompts import Grouped, group
+from tercet.training.shared_prompts import PackedGroups, pack_groups
 
 SEEDS = range(4)
 RIGHT, WRONG = 0.01, 0.1  # total variation to the optimum
 STEPS = 300
 N = len(ANSWERS)
-ROWS = group([[END, 1]], [ANSWERS])
+ROWS = pack_groups([[END, 1]], [ANSWERS])
 PAIRS = torch.tensor(list(itertools.permutations(range(N), 2)))
 F64 = torch.float64
 BETA, TAU = 0.5, 0.1
@@ -61,7 +61,7 @@ def policy(seed: int) -> Transformer:
 
 
 @torch.no_grad()
-def logprobs(model: Transformer, rows: Grouped = ROWS) -> Tensor:
+def logprobs(model: Transformer, rows: PackedGroups = ROWS) -> Tensor:
     return rows.logprobs(model)
 
 
@@ -187,7 +187,7 @@ def votes(seed: int) -> tuple[Tensor, Tensor]:
     return tuple(torch.randint(low, high, (N,), generator=generator) for low, high in ((1, 5), (0, 4)))  # type: ignore[return-value]
 
 
-def copies(of: Tensor) -> Grouped:
+def copies(of: Tensor) -> PackedGroups:
     """The rows with answer i as often as of[i] says; hidden states are still computed once."""
     index = torch.repeat_interleave(torch.arange(N), of)
     places = [(ROWS.answer == i).nonzero()[:, 0] for i in range(N)]

@@ -19,7 +19,7 @@ from tercet.inference.generate import SamplingParams
 from tercet.posttraining.rl.advantages import advantages_and_returns, place_rewards
 from tercet.posttraining.rl.group_methods import GroupMethod
 from tercet.posttraining.rl.ppo import PPO
-from tercet.posttraining.rl.rollouts import Clock, Rollouts, explore, values
+from tercet.posttraining.rl.rollouts import Clock, Rollouts, generate_rollouts, values
 from tercet.posttraining.rl.stage import GRPOConfig, PPOConfig
 
 SEEDS = (0, 1, 2, 3)
@@ -49,7 +49,7 @@ def train(problem: Problem, method: PPO | GroupMethod) -> Tensor:
     for step in range(config.steps):
         count = config.batch_size * config.group_size
         seeds = [(problem.seed * 1_000 + step) * 100_003 + i for i in range(count)]
-        rollouts, _ = explore(
+        rollouts, _ = generate_rollouts(
             method.policy.model, reference, [PROMPT] * config.batch_size, params, seeds, problem.score, group_size=config.group_size,
             end_id=END, missing_eos_score=problem.missing_end, pad=0, version=method.policy.updates, clock=Clock(),
         )  # fmt: skip

@@ -23,9 +23,9 @@ pytest.importorskip("lm_eval")
 from helpers import write_world
 from tercet import import_model
 from tercet.data.readers import BadRows
-from tercet.evaluation.few_shot import Way, answer
+from tercet.evaluation.few_shot import FewShotSetting, answer
 from tercet.evaluation.loaders import olmo
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.inference.language_model import TransformerLM
 from tercet.interop.huggingface import export_model
 from tercet.interop.stage import ImportConfig
@@ -265,12 +265,12 @@ def test_every_real_item_has_lm_evals_numbers(models: Models, name: str) -> None
         found = ours.loglikelihood([(p, c) for i in task.items for p, c in zip(i.contexts, i.choices)])
         flat = [n for one in found for n in (one.logprob, one.greedy)]
         assert flat == pytest.approx([n for row in resps for n in row], abs=CLOSE)
-        for e, reply in zip(expected, answer(ours, task, [Way(task.form)])[0], strict=True):
+        for e, reply in zip(expected, answer(ours, task, [FewShotSetting(task.form)])[0], strict=True):
             assert reply.scores["acc"] == e["acc"]
             assert reply.scores["acc_norm"] == e["acc_norm"]
         assert len({e["acc"] for e in expected}) == 2  # some right, some wrong
     elif kind == "target":
-        for item, row, reply in zip(task.items, resps, answer(ours, task, [Way(task.form)])[0], strict=True):
+        for item, row, reply in zip(task.items, resps, answer(ours, task, [FewShotSetting(task.form)])[0], strict=True):
             nats = -reply.scores["bits_per_byte"] * math.log(2) * len(item.answers[0].encode())
             assert [nats, reply.scores["greedy"]] == pytest.approx(row, abs=CLOSE)
     elif kind == "rolling":
@@ -280,8 +280,8 @@ def test_every_real_item_has_lm_evals_numbers(models: Models, name: str) -> None
     else:
         whole = [replace(item, input=item.contexts[0]) for item in task.items]  # the question after its examples
         free = replace(
-            task, asked=lambda: whole, kind="free", metric="verbatim", stops=STOPS, max_new_tokens=LONGEST, form=Form("", "{input}{output}"),
+            task, asked=lambda: whole, kind="free", metric="verbatim", stops=STOPS, max_new_tokens=LONGEST, form=PromptTemplate("", "{input}{output}"),
         )  # fmt: skip
-        replies = answer(ours, free, [Way(free.form)])[0]
+        replies = answer(ours, free, [FewShotSetting(free.form)])[0]
         assert [r.text for r in replies] == [e["resps"][0][0] for e in expected]
         assert any(r.text for r in replies)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from tercet.model.config import LORA_TARGETS, LoRAConfig, ModelConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.lora import adapters, apply_lora, load_adapter, merge, save_adapter
 from tercet.model.transformer import Transformer
 
@@ -118,7 +118,7 @@ def test_we_load_pefts_adapter_and_give_its_logits(tmp_path: Path) -> None:
 def test_peft_loads_our_reward_model_up_to_its_constant(tmp_path: Path) -> None:
     """transformers' head has no bias: scores differ by the one constant that the folder holds as `bias`."""
     backbone = ours()
-    model = adapted(ScalarModel(ours(), seed=5), LORA_TARGETS)
+    model = adapted(ValueHeadModel(ours(), seed=5), LORA_TARGETS)
     with torch.no_grad():
         model.gain.fill_(2.0)
         model.bias.fill_(0.7)
@@ -128,6 +128,6 @@ def test_peft_loads_our_reward_model_up_to_its_constant(tmp_path: Path) -> None:
     tokens = TOKENS.clamp(min=1)  # 0 is padding there: the last token that is none gets the score
     scores = loaded(tokens).logits[:, 0]
     assert far(scores + 2.0 * 0.4 + 0.7, model(tokens)[:, -1]) < 1e-4
-    again = ScalarModel(ours(), seed=6)
+    again = ValueHeadModel(ours(), seed=6)
     load_adapter(again, tmp_path)
     assert far(again(tokens), model(tokens)) < 1e-4

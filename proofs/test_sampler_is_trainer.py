@@ -11,7 +11,7 @@ from tercet.inference.generate import SamplingParams, generate
 from tercet.posttraining.rl import rollouts as ro
 from tercet.posttraining.rl.group_methods import GroupMethod
 from tercet.posttraining.rl.policy_loss import PolicyObjective
-from tercet.posttraining.rl.rollouts import Clock, explore
+from tercet.posttraining.rl.rollouts import Clock, generate_rollouts
 from tercet.posttraining.rl.stage import GRPOConfig
 
 SAMPLES = 100_000
@@ -41,7 +41,7 @@ def test_log_probabilities_ratio_and_first_tokens() -> None:
     problem = Problem(1)
     config = GRPOConfig(model="-", reward=("-",), prompts=("-",), batch_size=4, group_size=64, max_new_tokens=LONGEST)
     method = GroupMethod(config, problem.reference)
-    r, done = explore(
+    r, done = generate_rollouts(
         method.policy.model, problem.reference, [PROMPT, (2, 1), (3,), (1,)], SamplingParams(LONGEST, 1.3, stop_ids=(END,)), range(256),
         lambda numbers, found: [float(len(c.tokens)) for c in found], group_size=64, end_id=END, missing_eos_score=-1.0, pad=0, version=0,
         clock=Clock(),

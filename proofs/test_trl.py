@@ -24,7 +24,7 @@ with warnings.catch_warnings():  # what TRL's imports warn of is not ours
 
 from tercet.inference.generate import Completion
 from tercet.model.config import ModelConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.preference import losses as preference_losses
 from tercet.posttraining.preference.data import Labelled, labelled_batches, pair_batch
@@ -35,7 +35,7 @@ from tercet.posttraining.reward_model.train import collate, ranking_loss
 from tercet.posttraining.rl.group_methods import GroupMethod
 from tercet.posttraining.rl.rollouts import Rollouts, assemble, logprobs
 from tercet.posttraining.rl.stage import GRPOConfig
-from tercet.training.shared_prompts import group
+from tercet.training.shared_prompts import pack_groups
 
 F64 = torch.float64
 PAD = 0
@@ -96,7 +96,7 @@ def ranked(pair: Pair, score: float = 1.0) -> Ranked:
 @torch.no_grad()
 def answer_logprobs(model: Transformer, prompts: Sequence[list[int]], answers: Sequence[list[list[int]]]) -> list[Tensor]:  # fmt: skip
     """log π of every prompt's answers."""
-    return [group([prompt], [mine]).logprobs(model) for prompt, mine in zip(prompts, answers)]
+    return [pack_groups([prompt], [mine]).logprobs(model) for prompt, mine in zip(prompts, answers)]
 
 
 def our_pairs(model: Transformer, reference: Transformer, pairs: Sequence[Pair], **settings: Any) -> Tensor:
@@ -155,7 +155,7 @@ def test_orpo() -> None:
 
 
 def test_reward() -> None:
-    model = ScalarModel(make(1).float(), seed=8).double()
+    model = ValueHeadModel(make(1).float(), seed=8).double()
     model.score.bias.requires_grad_(False)  # it cancels in every pair
     pairs = pairs_of(9)
     batch = collate([ranked(p) for p in pairs])

@@ -14,7 +14,7 @@ import torch.multiprocessing as mp
 from enumerated import ANSWERS, PROMPT, policy
 
 from tercet.inference.generate import Completion
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.posttraining.reward_model.rankings import Ranked
 from tercet.posttraining.reward_model.train import collate, ranking_loss
 from tercet.posttraining.rl import rollouts as ro
@@ -32,7 +32,7 @@ def batches(kind: str) -> tuple[Any, Any, Any]:
     """(model, objective, two batches of unequal counts)."""
     answers = [list(a) for a in ANSWERS[3:51:4]]
     if kind == "ranking":
-        model: Any = ScalarModel(policy(1), seed=2).double()
+        model: Any = ValueHeadModel(policy(1), seed=2).double()
         ranked = [
             Ranked(PROMPT, tuple(map(tuple, answers[a : a + 3])), (1, 1, 1), ((0, 1), (2, 1), (0, 2)), (0.0, 0.0, 0.0))
             for a in range(0, 12, 3)
@@ -53,7 +53,7 @@ def batches(kind: str) -> tuple[Any, Any, Any]:
     old = ro.logprobs(model, r, 1.0)
     r = dataclasses.replace(r, behaviour=old, logp=old + noise[0], ref_logp=old + noise[1], returns=noise[2])
     if kind == "value":
-        return ScalarModel(model, seed=2).double(), value_objective, [r.rows(slice(0, 4)), r.rows(slice(4, 12))]
+        return ValueHeadModel(model, seed=2).double(), value_objective, [r.rows(slice(0, 4)), r.rows(slice(4, 12))]
     config = GRPOConfig(model="-", reward=("-",), prompts=("-",), method=kind, group_size=4, max_new_tokens=4)
     method = GroupMethod(config, model)
     prepared = method.prepare(r, 0.1)

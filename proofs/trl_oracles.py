@@ -23,7 +23,7 @@ from trl.experimental.orpo import ORPOTrainer
 from trl.trainer.dpo_trainer import DataCollatorForPreference
 from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
 
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 
 Ids = Sequence[int]
@@ -34,7 +34,7 @@ class Readable(nn.Module):
 
     is_gradient_checkpointing = False
 
-    def __init__(self, model: Transformer | ScalarModel) -> None:
+    def __init__(self, model: Transformer | ValueHeadModel) -> None:
         super().__init__()
         self.model = model
 
@@ -50,7 +50,7 @@ class Readable(nn.Module):
         return SimpleNamespace(logits=self.model.read(hidden[torch.arange(len(last)), last])[:, None])
 
 
-def trainer(cls: type, model: Transformer | ScalarModel, **attributes: Any) -> Any:
+def trainer(cls: type, model: Transformer | ValueHeadModel, **attributes: Any) -> Any:
     """A TRL trainer that never ran `__init__`: one process, training mode, and the attributes named."""
     made: Any = object.__new__(cls)
     made.accelerator = SimpleNamespace(
@@ -147,7 +147,7 @@ def kto(model: Transformer, reference: Transformer, rows: Sequence[tuple[Ids, Id
     return result
 
 
-def reward(model: ScalarModel, pairs: Sequence[tuple[Ids, Ids, Ids]], pad: int, margins: Sequence[float] | None = None) -> Tensor:  # fmt: skip
+def reward(model: ValueHeadModel, pairs: Sequence[tuple[Ids, Ids, Ids]], pad: int, margins: Sequence[float] | None = None) -> Tensor:  # fmt: skip
     """RewardTrainer's loss of (prompt, chosen, rejected): chosen rows first, then the rejected ones."""
     made = trainer(RewardTrainer, model, args={"center_rewards_coefficient": None})
     texts = [[*pair[0], *pair[side]] for side in (1, 2) for pair in pairs]

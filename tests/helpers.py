@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import tercet
-from tercet.microworld.stage import RankConfig
+from tercet.microworld.stage import AnnotateConfig
 from tercet.posttraining.preference.stage import DPOConfig
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.rl.stage import GRPOConfig, PPOConfig
@@ -101,7 +101,7 @@ class World:
             "sft": (SFTConfig, {
                 **common, **asking, "model": self.path("base"), "data": (self.path("chats.jsonl"),), "tasks": (self.path("tasks.jsonl"),),
             }),
-            "rank": (RankConfig, {**asking, "model": self.path("tuned"), "tasks": (self.path("tasks.jsonl"),), "answers": 3}),
+            "rank": (AnnotateConfig, {**asking, "model": self.path("tuned"), "tasks": (self.path("tasks.jsonl"),), "answers": 3}),
             "reward": (RewardConfig, {
                 **common, "model": self.path("tuned"), "data": (self.path("rankings.jsonl"),), "demonstrations": (self.path("chats.jsonl"),),
             }),

@@ -14,10 +14,10 @@ import pytest
 
 from tercet.data.text_matching import normalise
 from tercet.errors import ConfigError, ContextError
-from tercet.evaluation.config import AskConfig
-from tercet.evaluation.few_shot import Way, answer, check_room, content_free, prompt_of, vote
-from tercet.evaluation.prompt_study import ask, combined
-from tercet.evaluation.task import Form, Item, Task, find, register, registered
+from tercet.evaluation.config import PromptConfig
+from tercet.evaluation.few_shot import FewShotSetting, answer, check_room, content_free, prompt_of, vote
+from tercet.evaluation.prompt_study import combined, prompt_study
+from tercet.evaluation.task import Item, PromptTemplate, Task, find, register, registered
 from tercet.inference.language_model import TransformerLM
 from tercet.statistics.significance import clustered
 
@@ -57,33 +57,33 @@ def test_a_model_that_knows_the_answers_scores_one_and_one_that_knows_nothing_gu
             lambda c, t: 0.0 if t.strip() == gold[c].answers[0] else -1.0,
             lambda p, n: task.form.answer(gold[p].answers[0]),
         )
-    assert means(task, Way(task.form), model) == 1.0
+    assert means(task, FewShotSetting(task.form), model) == 1.0
     rng = random.Random(0)
     blind = Fake(lambda c, t: rng.random(), lambda p, n: " no idea")
-    tries = [means(task, Way(task.form), blind) for _ in range(30)]
+    tries = [means(task, FewShotSetting(task.form), blind) for _ in range(30)]
     assert np.mean(tries) == pytest.approx(task.guessing(), abs=0.08)
 
 
 def test_normalisations_by_hand():
     item = Item("1", "x", ("öö",), ("a", "öö", "ccc"))
-    task = Task("t", "choice", lambda: [item], form=Form("", "{input} {output}"))
+    task = Task("t", "choice", lambda: [item], form=PromptTemplate("", "{input} {output}"))
     # log p −2.0, −3.0, −4.2: per character −2, −1.5, −1.4; per byte −2, −0.75, −1.4
     by = {" a": -2.0, " öö": -3.0, " ccc": -4.2}
-    reply = answer(Fake(lambda c, t: by[t]), task, [Way(task.form)])[0][0]
+    reply = answer(Fake(lambda c, t: by[t]), task, [FewShotSetting(task.form)])[0][0]
     assert reply.scores == {"acc": 0.0, "acc_norm": 0.0, "acc_bytes": 1.0}
     assert (reply.text, reply.prompt) == ("a", "x")
     whole = replace(item, contexts=("c1", "c2", "c3"), choices=(" a", " öö", " öö"), right=(2,))
     task = Task("t", "choice", lambda: [whole])
-    reply = answer(Fake(lambda c, t: {"c1": -2.0, "c2": -3.0, "c3": -1.0}[c]), task, [Way(task.form)])[0][0]
+    reply = answer(Fake(lambda c, t: {"c1": -2.0, "c2": -3.0, "c3": -1.0}[c]), task, [FewShotSetting(task.form)])[0][0]
     assert reply.scores == {"acc": 1.0, "acc_norm": 1.0, "acc_bytes": 1.0}
 
 
 def test_targets_have_bits_per_byte_and_say_whether_they_are_greedy():
     item = Item("1", "The end is", ("near",))
-    task = Task("t", "target", lambda: [item], form=Form("", "{input} {output}"))
-    reply = answer(Fake(lambda c, t: -math.log(2) * 10), task, [Way(task.form)])[0][0]
+    task = Task("t", "target", lambda: [item], form=PromptTemplate("", "{input} {output}"))
+    reply = answer(Fake(lambda c, t: -math.log(2) * 10), task, [FewShotSetting(task.form)])[0][0]
     assert reply.scores == {"greedy": 0.0, "bits_per_byte": pytest.approx(2.0)}  # " near" has 5 bytes
-    assert answer(Fake(lambda c, t: -0.1), task, [Way(task.form)])[0][0].scores["greedy"] == 1.0
+    assert answer(Fake(lambda c, t: -0.1), task, [FewShotSetting(task.form)])[0][0].scores["greedy"] == 1.0
 
 
 def test_calibration_is_the_papers_affine_map():
@@ -105,7 +105,7 @@ def test_calibration_is_the_papers_affine_map():
         )  # labels are not all that is likely
 
     model = Fake(logprob)
-    plain, calibrated = answer(model, task, [Way(task.form), Way(task.form, calibrate=True)])
+    plain, calibrated = answer(model, task, [FewShotSetting(task.form), FewShotSetting(task.form, calibrate=True)])
     assert np.mean([r.scores["acc"] for r in plain]) < 0.5
     assert np.mean([r.scores["acc"] for r in calibrated]) > 0.95
     # the formula itself: q = softmax(W p) with W = diag(p_cf)^-1 has the same argmax
@@ -117,9 +117,9 @@ def test_calibration_is_the_papers_affine_map():
     wanted = (probabilities / probabilities.sum(1, keepdims=True)).mean(0)
     assert np.exp(content_free([[0.1, -1.0], [-5.0, -4.0]])) == pytest.approx(wanted)
     with pytest.raises(ConfigError, match="no labels"):
-        answer(model, find("cloze"), [Way(Form(), calibrate=True)])
+        answer(model, find("cloze"), [FewShotSetting(PromptTemplate(), calibrate=True)])
     with pytest.raises(ConfigError, match="free answers"):
-        answer(model, find("translation"), [Way(Form(), calibrate=True)])
+        answer(model, find("translation"), [FewShotSetting(PromptTemplate(), calibrate=True)])
 
 
 def test_self_consistency_takes_the_most_common_answer():
@@ -130,10 +130,10 @@ def test_self_consistency_takes_the_most_common_answer():
     task = find("translation")
     gold = {task.form.prompt(i.input, []): i.answers[0] for i in task.items}
     model = Fake(say=lambda p, n: gold[p] if n % 5 < 3 else "?")  # right three times of five
-    assert means(task, Way(task.form, votes=5, temperature=1.0), model) == 1.0
-    assert means(task, Way(task.form, temperature=1.0), model) == pytest.approx(0.6, abs=0.03)
+    assert means(task, FewShotSetting(task.form, votes=5, temperature=1.0), model) == 1.0
+    assert means(task, FewShotSetting(task.form, temperature=1.0), model) == pytest.approx(0.6, abs=0.03)
     with pytest.raises(ConfigError, match="--temperature"):
-        answer(model, task, [Way(task.form, votes=5)])
+        answer(model, task, [FewShotSetting(task.form, votes=5)])
 
 
 def copies_from_context(context, continuation):
@@ -148,38 +148,38 @@ def copies_from_context(context, continuation):
 
 def test_labels_of_the_examples_are_what_an_in_context_learner_follows():
     task, model = find("mapping"), Fake(copies_from_context)
-    assert means(task, Way(task.form), model) == pytest.approx(0.5)
-    assert means(task, Way(task.form, 8, 0), model) == 1.0
-    assert means(task, Way(task.form, 8, 0, labels="wrong"), model) == 0.0
-    mixed = np.mean([means(task, Way(task.form, 8, s, labels="random"), model) for s in range(30)])
+    assert means(task, FewShotSetting(task.form), model) == pytest.approx(0.5)
+    assert means(task, FewShotSetting(task.form, 8, 0), model) == 1.0
+    assert means(task, FewShotSetting(task.form, 8, 0, labels="wrong"), model) == 0.0
+    mixed = np.mean([means(task, FewShotSetting(task.form, 8, s, labels="random"), model) for s in range(30)])
     assert 0.3 < mixed < 0.7
 
 
 def test_orders_keep_the_examples_and_formats_the_words():
     task = find("mapping")
     item = task.items[0]
-    first, second = (prompt_of(task, item, Way(task.form, 8, 0, order=o)) for o in (0, 1))
+    first, second = (prompt_of(task, item, FewShotSetting(task.form, 8, 0, order=o)) for o in (0, 1))
     assert first != second
     assert sorted(first.split("\n")) == sorted(second.split("\n"))
     assert first.split("\n")[-1] == second.split("\n")[-1]
-    other = prompt_of(task, item, Way(task.formats[0], 8, 0))
+    other = prompt_of(task, item, FewShotSetting(task.formats[0], 8, 0))
     assert other.replace(": ", " => ").replace(":", " =>") == first
 
 
 def test_nothing_is_asked_twice():
     task = find("mapping")
     model = Fake(lambda c, t: 0.0)
-    answer(model, task, [Way(task.form, 0, s) for s in range(5)])
+    answer(model, task, [FewShotSetting(task.form, 0, s) for s in range(5)])
     assert len(model.asked) == len(set(model.asked)) == 2 * len(task.items)
 
 
 def config(**changes):
-    return AskConfig(**{"model": "m", "task": ("mapping",), "shots": (0, 4, 8), "seeds": 3, "threads": 1} | changes)
+    return PromptConfig(**{"model": "m", "task": ("mapping",), "shots": (0, 4, 8), "seeds": 3, "threads": 1} | changes)
 
 
 def test_the_curve_of_an_in_context_learner():
     model = Fake(copies_from_context)
-    rows = ask(config(vary=("labels", "order")), lm=model)
+    rows = prompt_study(config(vary=("labels", "order")), lm=model)
     base = {r["shots"]: r for r in rows if r["condition"] == "base"}
     assert base[0]["accuracy"]["value"] == pytest.approx(0.5)
     assert base[8]["accuracy"]["value"] >= base[4]["accuracy"]["value"] > 0.7
@@ -196,7 +196,7 @@ def test_the_curve_of_an_in_context_learner():
 
 def test_a_model_that_cares_for_the_order_shows_it():
     last = Fake(lambda c, t: 0.0 if t.strip() == c.split("\n")[-2].split(" => ")[1] else -1.0)  # copies the last label
-    rows = ask(config(shots=(8,), seeds=1, vary=("order",), orders=6), lm=last)
+    rows = prompt_study(config(shots=(8,), seeds=1, vary=("order",), orders=6), lm=last)
     orders = next(r for r in rows if r["condition"] == "orders")
     assert orders["best"] == orders["worst"] == 0.5  # balanced items: every constant answer is half right
     # knows animals only where the first example is one
@@ -204,7 +204,9 @@ def test_a_model_that_cares_for_the_order_shows_it():
     fickle = Fake(lambda c, t: 0.0 if (t.strip() == "wug") is (re.split(" =>|:", c)[0] in animal) else -1.0)
     task = find("mapping")
     unbalanced = register(replace(task, name="only-animals", ability="", asked=lambda: task.items[:9]))
-    rows = ask(config(task=(unbalanced.name,), shots=(8,), seeds=1, vary=("order", "format"), orders=8), lm=fickle)
+    rows = prompt_study(
+        config(task=(unbalanced.name,), shots=(8,), seeds=1, vary=("order", "format"), orders=8), lm=fickle
+    )
     orders = next(r for r in rows if r["condition"] == "orders")
     assert (orders["worst"], orders["best"]) == (0.0, 1.0)
     assert orders["accuracy"]["low"] < orders["accuracy"]["value"] < orders["accuracy"]["high"]
@@ -241,31 +243,31 @@ def test_items_of_one_document_count_as_one():
 
 def test_wrong_requests_are_errors():
     with pytest.raises(ConfigError, match="nothing to ask"):
-        ask(config(task=()), lm=Fake())
+        prompt_study(config(task=()), lm=Fake())
     with pytest.raises(ConfigError, match="no task 'mappin'; did you mean 'mapping'"):
-        ask(config(task=("mappin",)), lm=Fake())
+        prompt_study(config(task=("mappin",)), lm=Fake())
     with pytest.raises(ConfigError, match="99 shots"):
-        ask(config(shots=(99,)), lm=Fake())
+        prompt_study(config(shots=(99,)), lm=Fake())
     with pytest.raises(ConfigError, match=r"vary is 'orders'.*did you mean 'order'"):
         config(vary=("orders",))
     with pytest.raises(ConfigError, match="a choice has acc, acc_norm"):
-        ask(config(metric="exact"), lm=Fake(lambda c, t: 0.0))
+        prompt_study(config(metric="exact"), lm=Fake(lambda c, t: 0.0))
     with pytest.raises(ConfigError, match="votes over free answers"):
-        ask(config(self_consistency=3, temperature=1.0), lm=Fake(lambda c, t: 0.0))
+        prompt_study(config(self_consistency=3, temperature=1.0), lm=Fake(lambda c, t: 0.0))
 
 
 def test_a_real_model_is_asked_and_prompts_must_fit(make_model, tokenizer):
     model = make_model(0, vocab_size=tokenizer.vocab_size, context_length=96)
     lm = TransformerLM(model, tokenizer)
-    rows = ask(config(shots=(0, 2), seeds=2), lm=lm)
+    rows = prompt_study(config(shots=(0, 2), seeds=2), lm=lm)
     assert all(0 <= r["accuracy"]["value"] <= 1 for r in rows)
     with pytest.raises(ContextError, match=r"prompts do not fit.*ask with fewer --shots"):
-        ask(
+        prompt_study(
             config(shots=(16,), seeds=1),
             lm=TransformerLM(make_model(0, vocab_size=tokenizer.vocab_size, context_length=32), tokenizer),
         )
     task = find("translation").limited(4)
-    replies = answer(lm, task, [Way(task.form, 1, 0, max_new_tokens=4)])[0]
+    replies = answer(lm, task, [FewShotSetting(task.form, 1, 0, max_new_tokens=4)])[0]
     assert check_room(lm, task, replies, 4, refuse=False) == 0
     for reply in replies:  # greedy: the same as asking for it alone
         assert lm.generate_until([(reply.prompt, ("\n",))], 4) == [reply.text]

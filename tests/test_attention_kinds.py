@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tercet.model import attention
-from tercet.model.attention import Bidirectional, Branches, Causal, Kind, KVCache, Prefix, Window, segment_mask
+from tercet.model.attention import Bidirectional, Causal, Kind, KVCache, Prefix, SharedPrefix, Window, segment_mask
 from tercet.model.transformer import Transformer
-from tercet.training.shared_prompts import group
+from tercet.training.shared_prompts import pack_groups
 
 Make = Callable[..., Transformer]
 KINDS: dict[str, tuple[Kind, Callable[[int, int], bool]]] = {
@@ -110,7 +110,7 @@ def test_the_flag_of_plain_attention_is_used_where_it_can_be(make_model: Make, m
 
 
 def test_segments_do_not_go_with_a_filled_cache_or_shared_prefixes(make_model: Make) -> None:
-    model, tokens, batch = make_model(1), tokens_of(1, 4), group([[1, 2]], [[[3], [4]]])
+    model, tokens, batch = make_model(1), tokens_of(1, 4), pack_groups([[1, 2]], [[[3], [4]]])
     cache = KVCache(model.config, 1, 8, model.output_weight)
     model.hidden(tokens, cache=cache)
     segments = torch.zeros(1, 4, dtype=torch.int32)
@@ -139,8 +139,8 @@ def test_three_frames_of_our_own_lead_to_torchs_attention(
     monkeypatch.setattr(attention.F, "scaled_dot_product_attention", watched)
     model = make_model(1)
     if shared:
-        batch = group([[1, 2, 3]], [[[4], [5, 6]]])
-        assert isinstance(batch.branches, Branches)
+        batch = pack_groups([[1, 2, 3]], [[[4], [5, 6]]])
+        assert isinstance(batch.branches, SharedPrefix)
         model.hidden(batch.tokens, positions_BT=batch.positions, attention=batch.branches)
     else:
         model.hidden(tokens_of(2, 12), torch.tensor(SEGMENTS))

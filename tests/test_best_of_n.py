@@ -24,7 +24,7 @@ from tercet.data.types import Message, Task
 from tercet.errors import ConfigError, DataError
 from tercet.microworld.rubric import rubric_score
 from tercet.model.config import ModelConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.rewards import best_of_n as module
@@ -172,7 +172,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, shape
     path = tmp_path_factory.mktemp("best")
     models: dict[str, tuple[Any, Any]] = {
         "sft": (SFTConfig(model="x", data=("x",)), Transformer(shape, seed=1)),
-        "reward": (RewardConfig(model="x", data=("x",)), ScalarModel(Transformer(shape, seed=2), seed=2)),
+        "reward": (RewardConfig(model="x", data=("x",)), ValueHeadModel(Transformer(shape, seed=2), seed=2)),
     }
     for verb, (config, model) in models.items():
         with Run.start(verb, config, path / {"sft": "sft", "reward": "judge"}[verb]) as run:

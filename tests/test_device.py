@@ -14,15 +14,15 @@ from torch import Tensor, nn
 from tercet.inference.prefix_sharing import lay_out
 from tercet.model.attention import Bidirectional, Kind, KVCache, Prefix, Window, segment_mask
 from tercet.model.config import LoRAConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.lora import apply_lora
 from tercet.model.ops.cross_entropy import linear_cross_entropy
 from tercet.model.transformer import Transformer
 from tercet.training.learner import Learner
 from tercet.training.losses import next_token_batch, token_kl, token_logprobs
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import Batch, Rows, to_device
-from tercet.training.shared_prompts import Grouped, group
+from tercet.training.packing import Batch, PackedSequences, to_device
+from tercet.training.shared_prompts import PackedGroups, pack_groups
 
 Make = Callable[..., Transformer]
 META = torch.device("meta")
@@ -39,7 +39,7 @@ def ids(*shape: int) -> Tensor:
 
 def text() -> Batch:
     tokens = np.arange(20, dtype=np.int32).reshape(2, 10)
-    return next_token_batch(Rows(tokens, np.zeros_like(tokens), np.ones(tokens.shape, dtype=np.float32)))
+    return next_token_batch(PackedSequences(tokens, np.zeros_like(tokens), np.ones(tokens.shape, dtype=np.float32)))
 
 
 def devices(value: Any) -> set[str]:
@@ -66,7 +66,7 @@ def test_hidden_states_and_masks(model: Transformer, kind: Kind) -> None:
 
 
 def test_shared_prefixes(model: Transformer) -> None:
-    batch = to_device(group([[1, 2, 3], [4]], [[[5], [6, 7]], [[8]]]), META)
+    batch = to_device(pack_groups([[1, 2, 3], [4]], [[[5], [6, 7]], [[8]]]), META)
     x = model.model.embed_tokens(batch.tokens)
     rope = model.rope_cos[batch.positions], model.rope_sin[batch.positions]
     out = model.model.layers[0](x, rope, batch.branches, None, 0)
@@ -84,7 +84,7 @@ def test_losses_and_log_probabilities(model: Transformer) -> None:
     (loss + logp.sum() + kl.sum()).backward()
     assert hidden.grad is not None
     assert hidden.grad.device == META
-    assert ScalarModel(model).to(META)(ids(2, 5)).device == META
+    assert ValueHeadModel(model).to(META)(ids(2, 5)).device == META
 
 
 def test_the_cache(model: Transformer) -> None:
@@ -107,7 +107,7 @@ def test_adapters_are_made_where_the_layer_is(model: Transformer) -> None:
 class Counted:
     """A batch of another kind, as the preference methods have."""
 
-    rows: Grouped
+    rows: PackedGroups
     count: float
 
 
@@ -123,7 +123,7 @@ def test_the_learner_moves_batches_to_its_model() -> None:
         raise SeenError
 
     assert learner.device == META
-    batches: list[Any] = [text(), Counted(group([[1, 2]], [[[3], [4, 5]]]), 2.0)]
+    batches: list[Any] = [text(), Counted(pack_groups([[1, 2]], [[[3], [4, 5]]]), 2.0)]
     for batch in batches:
         with pytest.raises(SeenError):
             learner.forward_backward([batch], objective)
@@ -132,7 +132,7 @@ def test_the_learner_moves_batches_to_its_model() -> None:
 
 
 def test_a_move_changes_nothing_else() -> None:
-    for batch in (text(), group([[1, 2]], [[[3], [4, 5]]])):
+    for batch in (text(), pack_groups([[1, 2]], [[[3], [4, 5]]])):
         moved = to_device(batch, META)
         assert type(moved) is type(batch)
         assert devices(moved) == {"meta"}

@@ -12,20 +12,20 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tercet.errors import ConfigError, DataError
-from tercet.training.loader import Feed, permuted
+from tercet.training.loader import BatchLoader, permuted
 from tercet.training.losses import next_token_batch
-from tercet.training.packing import PAD_SEGMENT, Batch, Rows, pack_stream, pack_whole, pad_right
+from tercet.training.packing import PAD_SEGMENT, Batch, PackedSequences, pack_stream, pack_whole, pad_right
 
 PAD = 3
 
 
-def rows_of(count: int, first: int = 0) -> Rows:
+def rows_of(count: int, first: int = 0) -> PackedSequences:
     """Rows that carry their number as token."""
     tokens = np.repeat(np.arange(first, first + count, dtype=np.int32)[:, None], 4, axis=1)
-    return Rows(tokens, np.zeros_like(tokens), np.ones(tokens.shape, dtype=np.float32))
+    return PackedSequences(tokens, np.zeros_like(tokens), np.ones(tokens.shape, dtype=np.float32))
 
 
-def numbers(feed: Feed, steps: Sequence[int]) -> list[int]:
+def numbers(feed: BatchLoader, steps: Sequence[int]) -> list[int]:
     return [int(n) for step in steps for n in feed.batch(step).tokens[:, 0]]
 
 
@@ -34,34 +34,36 @@ def numbers(feed: Feed, steps: Sequence[int]) -> list[int]:
 
 def test_a_step_is_a_function_of_seed_and_step_alone() -> None:
     sources = {"a": rows_of(37), "b": rows_of(11, 100)}
-    feed = Feed(sources, {"a": 0.7, "b": 0.3}, 8, seed=5)
+    feed = BatchLoader(sources, {"a": 0.7, "b": 0.3}, 8, seed=5)
     forward = {step: numbers(feed, [step]) for step in range(40)}
-    backward = {step: numbers(Feed(sources, {"b": 0.3, "a": 0.7}, 8, seed=5), [step]) for step in reversed(range(40))}
+    backward = {
+        step: numbers(BatchLoader(sources, {"b": 0.3, "a": 0.7}, 8, seed=5), [step]) for step in reversed(range(40))
+    }
     assert forward == backward
     np.random.seed(1)  # and not of the global generators
     torch.manual_seed(1)
     assert numbers(feed, [17]) == forward[17]
-    assert numbers(Feed(sources, {"a": 0.7, "b": 0.3}, 8, seed=6), range(40)) != numbers(feed, range(40))
+    assert numbers(BatchLoader(sources, {"a": 0.7, "b": 0.3}, 8, seed=6), range(40)) != numbers(feed, range(40))
 
 
 def test_the_batch_size_only_groups_the_examples() -> None:
     """So that the same rows are seen whatever the micro-batches or the number of machines."""
     sources = {"a": rows_of(37), "b": rows_of(11, 100)}
-    wanted = numbers(Feed(sources, None, 1, seed=5), range(240))
+    wanted = numbers(BatchLoader(sources, None, 1, seed=5), range(240))
     for size in (2, 5, 8, 60):
-        assert numbers(Feed(sources, None, size, seed=5), range(240 // size)) == wanted
+        assert numbers(BatchLoader(sources, None, size, seed=5), range(240 // size)) == wanted
 
 
 @given(size=st.integers(1, 60), seed=st.integers(0, 2**63), epochs=st.integers(1, 4), batch=st.integers(1, 9))
 def test_every_epoch_shows_every_row_once(size: int, seed: int, epochs: int, batch: int) -> None:
-    feed = Feed({"only": rows_of(size)}, None, batch, seed)
+    feed = BatchLoader({"only": rows_of(size)}, None, batch, seed)
     seen = numbers(feed, range(-(-size * epochs // batch)))
     for epoch in range(epochs):
         assert sorted(seen[epoch * size : (epoch + 1) * size]) == list(range(size))
 
 
 def test_epochs_have_different_orders() -> None:
-    seen = numbers(Feed({"only": rows_of(50)}, None, 10, seed=0), range(50))
+    seen = numbers(BatchLoader({"only": rows_of(50)}, None, 10, seed=0), range(50))
     orders = {tuple(seen[e * 50 : e * 50 + 50]) for e in range(5)}
     assert len(orders) == 5
     assert tuple(range(50)) not in orders
@@ -90,7 +92,7 @@ def test_permutations_are_the_same_when_the_cache_is_full() -> None:
 def test_every_thousand_examples_hold_each_source_in_its_share(
     weights: dict[str, float] | None, counts: dict[str, int]
 ) -> None:
-    feed = Feed({"a": rows_of(60), "b": rows_of(30, 100), "c": rows_of(10, 200)}, weights, 1, seed=2)
+    feed = BatchLoader({"a": rows_of(60), "b": rows_of(30, 100), "c": rows_of(10, 200)}, weights, 1, seed=2)
     for start in (0, 1_000, 5_000, 333):
         picked = Counter("abc"[feed.example(i)[0]] for i in range(start, start + 1_000))
         assert picked == counts
@@ -100,7 +102,7 @@ def test_every_thousand_examples_hold_each_source_in_its_share(
 
 def test_every_source_runs_through_its_own_epochs() -> None:
     """The rare source's rows too come once each before any comes again."""
-    feed = Feed({"a": rows_of(60), "b": rows_of(30, 100)}, {"a": 0.9, "b": 0.1}, 10, seed=2)
+    feed = BatchLoader({"a": rows_of(60), "b": rows_of(30, 100)}, {"a": 0.9, "b": 0.1}, 10, seed=2)
     seen = numbers(feed, range(300))
     for source in ([n for n in seen if n < 100], [n for n in seen if n >= 100]):
         rows = len(set(source))
@@ -113,15 +115,15 @@ def test_impossible_mixtures_are_refused() -> None:
     sources = {"a": rows_of(5), "b": rows_of(5)}
     for weights in ({"a": 1.0, "b": -0.1}, {"a": 0.0, "b": 0.0}, {"a": float("nan"), "b": 1.0}):
         with pytest.raises(ConfigError, match="mixture weights"):
-            Feed(sources, weights, 1, 0)
+            BatchLoader(sources, weights, 1, 0)
     with pytest.raises(ConfigError, match="mixture weight of b is below a thousandth"):
-        Feed(sources, {"a": 1.0, "b": 0.0001}, 1, 0)
+        BatchLoader(sources, {"a": 1.0, "b": 0.0001}, 1, 0)
 
 
 def test_by_size_no_source_is_lost_silently() -> None:
     """One row beside 5 000: without weights its share is below the resolution, but it must not vanish without a word."""
     try:
-        feed = Feed({"big": rows_of(5_000), "small": rows_of(1, 9_999)}, None, 1, seed=0)
+        feed = BatchLoader({"big": rows_of(5_000), "small": rows_of(1, 9_999)}, None, 1, seed=0)
     except ConfigError:
         return
     assert any(feed.example(i)[0] == 1 for i in range(20_000))
@@ -191,7 +193,7 @@ def test_packing_fills_rows() -> None:
 )
 def test_a_weight_never_crosses_texts(segments: list[int], weights: list[float]) -> None:
     n = len(segments)
-    rows = Rows(
+    rows = PackedSequences(
         np.arange(n, dtype=np.int32)[None],
         np.array([segments], dtype=np.int32),
         np.array([weights[:n]], dtype=np.float32),
@@ -214,7 +216,7 @@ def test_a_text_too_long_and_no_text_are_refused() -> None:
 
 
 def test_rows_concatenate_and_batches_have_the_types_of_the_model() -> None:
-    rows = Rows.concatenate([rows_of(3), rows_of(2, 10)])
+    rows = PackedSequences.concatenate([rows_of(3), rows_of(2, 10)])
     assert rows.tokens[:, 0].tolist() == [0, 1, 2, 10, 11]
     batch = next_token_batch(rows.take([4, 0]))
     assert isinstance(batch, Batch)

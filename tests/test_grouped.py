@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from tercet.errors import ContextError
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
-from tercet.training.shared_prompts import group
+from tercet.training.shared_prompts import pack_groups
 
 Make = Callable[..., Transformer]
 PROMPTS = [[5, 6, 7], [8], [9, 10, 11, 12, 13]]
@@ -32,7 +32,7 @@ def alone(model: Transformer, prompt: list[int], answer: list[int], temperature:
 
 def test_logprobs_are_those_of_each_answer_alone(make_model: Make) -> None:
     model = make_model(1, torch.float64)
-    batch = group(PROMPTS, ANSWERS)
+    batch = pack_groups(PROMPTS, ANSWERS)
     weights = torch.linspace(-1, 1, batch.answers, dtype=torch.float64)
     found = batch.logprobs(model)
     (found * weights).sum().backward()
@@ -46,7 +46,7 @@ def test_logprobs_are_those_of_each_answer_alone(make_model: Make) -> None:
 
 def test_token_logprobs_are_in_the_order_of_the_answers(make_model: Make) -> None:
     model = make_model(1, torch.float64)
-    batch = group(PROMPTS, ANSWERS)
+    batch = pack_groups(PROMPTS, ANSWERS)
     found, entropy = batch.token_logprobs(model, temperature=0.7)
     wanted = torch.cat([alone(model, p, a, 0.7) for p, mine in zip(PROMPTS, ANSWERS) for a in mine])
     torch.testing.assert_close(found, wanted, atol=1e-10, rtol=0)
@@ -54,21 +54,21 @@ def test_token_logprobs_are_in_the_order_of_the_answers(make_model: Make) -> Non
 
 
 def test_scores_are_read_at_each_answers_last_token(make_model: Make) -> None:
-    model = ScalarModel(make_model(1, torch.float64), seed=2).double()
-    found = group(PROMPTS, ANSWERS).scores(model)
+    model = ValueHeadModel(make_model(1, torch.float64), seed=2).double()
+    found = pack_groups(PROMPTS, ANSWERS).scores(model)
     wanted = [model(torch.tensor([p + a]))[0, -1] for p, mine in zip(PROMPTS, ANSWERS) for a in mine]
     torch.testing.assert_close(found, torch.stack(wanted), atol=1e-10, rtol=0)
 
 
 def test_the_order_of_prompts_and_answers_does_not_matter(make_model: Make) -> None:
     model = make_model(1, torch.float64)
-    found = group(PROMPTS, ANSWERS).logprobs(model)
-    turned = group(PROMPTS[::-1], [mine[::-1] for mine in ANSWERS[::-1]]).logprobs(model)
+    found = pack_groups(PROMPTS, ANSWERS).logprobs(model)
+    turned = pack_groups(PROMPTS[::-1], [mine[::-1] for mine in ANSWERS[::-1]]).logprobs(model)
     torch.testing.assert_close(found, turned.flip(0), atol=1e-10, rtol=0)
 
 
 def test_every_prompt_and_answer_is_computed_once() -> None:
-    batch = group(PROMPTS, ANSWERS)
+    batch = pack_groups(PROMPTS, ANSWERS)
     texts = [p + [t for answer in mine for t in answer] for p, mine in zip(PROMPTS, ANSWERS)]
     assert batch.tokens.tolist() == [[t for text in texts for t in text]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 4, 3, 3, 4, 5, 6, 0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 5, 6]]
@@ -78,12 +78,12 @@ def test_the_context_counts_one_answer_not_all(make_model: Make) -> None:
     model = make_model(1, torch.float64)
     length = model.config.context_length
     long = [[7] * (length - 10) for _ in range(3)]
-    assert group([[5] * 10], [long]).logprobs(model).shape == (3,)
+    assert pack_groups([[5] * 10], [long]).logprobs(model).shape == (3,)
     with pytest.raises(ContextError):
-        group([[5] * 11], [long]).logprobs(model)
+        pack_groups([[5] * 11], [long]).logprobs(model)
 
 
 @pytest.mark.parametrize(("prompts", "answers"), [([[]], [[[1]]]), ([[1]], [[[]]]), ([[1]], [[]])])
 def test_nothing_may_be_empty(prompts: list[list[int]], answers: list[list[list[int]]]) -> None:
     with pytest.raises(ValueError, match="at least one token"):
-        group(prompts, answers)
+        pack_groups(prompts, answers)

@@ -18,16 +18,24 @@ from tercet.microworld.mappings import FAMILIES, WORDS, Prompt, World
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.pretraining.causal import pack_documents
-from tercet.studies.in_context_learning.config import CONTEXT, LENGTHS, MOST, SHOTS, SIZES, TUNED_SHOTS, ICLConfig
+from tercet.studies.in_context_learning.config import (
+    CONTEXT,
+    LENGTHS,
+    MOST,
+    SHOTS,
+    SIZES,
+    TUNED_SHOTS,
+    InContextLearningConfig,
+)
 from tercet.studies.in_context_learning.measure import forward_flops, hits, tuned
-from tercet.studies.in_context_learning.study import VOCABULARY, run_icl
+from tercet.studies.in_context_learning.study import VOCABULARY, run_in_context_learning
 from tercet.studies.in_context_learning.summary import summarise
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.progress import silent
 from tercet.training.run import Run
 
 WORLD = World(0)
-CONFIG = ICLConfig(
+CONFIG = InContextLearningConfig(
     steps=4, checkpoints=2, seeds=2, batch_size=2, questions=16, tuning_steps=2, tuning_mappings=1, threads=1
 )
 
@@ -133,7 +141,7 @@ def test_the_summary_over_seeds() -> None:
 
 def test_the_recipe_from_end_to_end_and_again(tmp_path: Path) -> None:
     out = tmp_path / "icl"
-    summary = run_icl(CONFIG, out, silent())
+    summary = run_in_context_learning(CONFIG, out, silent())
     assert json.loads((out / "icl.json").read_text()) == json.loads(json.dumps(summary))
     assert {p.name for p in out.glob("*.png")} == {f"icl-{n}.png" for n in ("shots", "steps", "heads", "tuning")}
     assert list(summary["sizes"]) == [size.name for size in SIZES]
@@ -148,19 +156,19 @@ def test_the_recipe_from_end_to_end_and_again(tmp_path: Path) -> None:
     assert all(Run(run).manifest["status"] == "finished" for run in runs)
     made = {file: file.stat().st_mtime_ns for run in runs for file in (run / "run.json", run / "measured.json")}
     (runs[0] / "measured.json").unlink()  # as if it had been killed there
-    again = run_icl(CONFIG, out, silent())
+    again = run_in_context_learning(CONFIG, out, silent())
     times = {file: file.stat().st_mtime_ns for file in made}
     assert {f for f in made if times[f] != made[f]} == {runs[0] / "measured.json"}
     assert again["sizes"][SIZES[0].name]["shots"] == summary["sizes"][SIZES[0].name]["shots"]
     with pytest.raises(ConfigError, match="begun with other settings"):
-        run_icl(dataclasses.replace(CONFIG, questions=20), out, silent())
+        run_in_context_learning(dataclasses.replace(CONFIG, questions=20), out, silent())
 
 
 def test_other_folders_and_wrong_settings_are_refused(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ConfigError, match="not empty"):
-        run_icl(CONFIG, tmp_path, silent())
+        run_in_context_learning(CONFIG, tmp_path, silent())
     with pytest.raises(ConfigError, match="at least one for each of 14 checkpoints"):
-        ICLConfig(steps=3)
+        InContextLearningConfig(steps=3)
     with pytest.raises(ConfigError, match="seeds"):
-        ICLConfig(seeds=1)
+        InContextLearningConfig(seeds=1)

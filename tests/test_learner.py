@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tercet.errors import NonFiniteError, TrainingError
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.ops import cross_entropy
 from tercet.model.ops.cross_entropy import linear_cross_entropy
 from tercet.model.transformer import Transformer
@@ -26,7 +26,7 @@ from tercet.posttraining.rl.rollouts import Rollouts
 from tercet.training.learner import Learner
 from tercet.training.losses import mean_loss, next_token, next_token_batch, token_logprobs
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import Batch, Rows
+from tercet.training.packing import Batch, PackedSequences
 
 Make = Callable[..., Transformer]
 PLAIN = OptimizerConfig(lr=0.01, muon_lr=0.0)
@@ -49,7 +49,7 @@ def text_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Batch]:
     tokens = rng(1).integers(0, 300, (n, 25)).astype(np.int32)
     weights = (rng(2).random((n, 25)) * (rng(3).random((n, 25)) < np.linspace(0.05, 1, n)[:, None])).astype(np.float32)
     segments = np.sort(rng(4).integers(0, 3, (n, 25)), axis=1).astype(np.int32)
-    rows, edges = Rows(tokens, segments, weights), np.cumsum([0, *sizes])
+    rows, edges = PackedSequences(tokens, segments, weights), np.cumsum([0, *sizes])
     return [next_token_batch(rows.take(range(a, b))) for a, b in itertools.pairwise(edges)]
 
 
@@ -95,7 +95,7 @@ KINDS: dict[str, tuple[Callable[..., list[Any]], Any]] = {
 
 def model_for(kind: str, make_model: Make, dtype: torch.dtype) -> Any:
     scalar = kind in ("ranking_loss", "value_objective")
-    return ScalarModel(make_model(1, dtype), seed=2).to(dtype) if scalar else make_model(1, dtype)
+    return ValueHeadModel(make_model(1, dtype), seed=2).to(dtype) if scalar else make_model(1, dtype)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -325,7 +325,7 @@ def test_mean_loss_is_over_all_targets(make_model: Make) -> None:
     model = make_model(1, torch.float64)
     tokens = rng(5).integers(0, 300, (7, 13)).astype(np.int32)
     weights = (rng(6).random((7, 13)) < np.array([0.9, 0.9, 0, 0, 0.1, 0.5, 0.2])[:, None]).astype(np.float32)
-    rows = Rows(tokens, np.zeros_like(tokens), weights)
+    rows = PackedSequences(tokens, np.zeros_like(tokens), weights)
     total = count = 0.0
     for row in range(7):
         logp = model(torch.from_numpy(tokens[row : row + 1, :-1].astype(np.int64))).log_softmax(-1)[0].detach()

@@ -20,7 +20,7 @@ from tercet import merge as merge_run
 from tercet.cli.main import main
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LORA_TARGETS, LoRAConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.lora import adapters, apply_lora, load_adapter, merge, save_adapter
 from tercet.model.ops.cross_entropy import linear_cross_entropy
 from tercet.model.transformer import Transformer
@@ -195,7 +195,7 @@ def test_merging_a_model_of_ordinary_weights_keeps_its_logits_to_a_millionth(sha
 
 
 def test_a_scalar_model_keeps_its_head_trained(make_model: Make) -> None:
-    model, tokens = ScalarModel(make_model(1), seed=2), batch().tokens
+    model, tokens = ValueHeadModel(make_model(1), seed=2), batch().tokens
     model.score.bias.requires_grad_(False)  # as the reward stage has it
     before = model(tokens)
     apply_lora(model, RANK4, seed=0)
@@ -260,11 +260,11 @@ def test_a_stage_draws_its_adapters_by_its_seed(make_model: Make) -> None:
 # -- PEFT's format ----------------------------------------------------------------------------------------------------
 
 
-def saved(make_model: Make, folder: Path, scalar: bool = False) -> Transformer | ScalarModel:
+def saved(make_model: Make, folder: Path, scalar: bool = False) -> Transformer | ValueHeadModel:
     """A model with adapters that were written to `folder`."""
     model: Any = make_model(1)
     if scalar:
-        model = ScalarModel(model, seed=2)
+        model = ValueHeadModel(model, seed=2)
         with torch.no_grad():
             model.gain.fill_(2.5)
             model.bias.fill_(-0.7)
@@ -295,7 +295,7 @@ def test_an_adapter_folder_is_as_peft_writes_it(make_model: Make, tmp_path: Path
 @pytest.mark.parametrize("scalar", [False, True])
 def test_an_adapter_that_was_saved_is_loaded_onto_the_base(make_model: Make, tmp_path: Path, scalar: bool) -> None:
     model, tokens = saved(make_model, tmp_path, scalar), batch().tokens
-    again: Any = ScalarModel(make_model(1), seed=9) if scalar else make_model(1)
+    again: Any = ValueHeadModel(make_model(1), seed=9) if scalar else make_model(1)
     if scalar:
         torch.nn.init.constant_(again.score.bias, 0.9)
     load_adapter(again, tmp_path)
@@ -337,7 +337,7 @@ def test_a_damaged_folder_and_one_for_another_model_are_refused(make_model: Make
     with pytest.raises(CheckpointError, match="of another model"):
         load_adapter(make_model(1, hidden_size=48), tmp_path)
     with pytest.raises(CheckpointError, match="of another model"):
-        load_adapter(ScalarModel(make_model(1)), tmp_path)
+        load_adapter(ValueHeadModel(make_model(1)), tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     found = load_file(file)
     save_file({name: t for name, t in found.items() if "layers.1" not in name}, file)
@@ -414,7 +414,7 @@ def test_a_reward_model_with_adapters_is_loaded_plain(world: World, make_model: 
     world.make_parents("reward")
     config = world.config("reward", **LORA)
     with Run.start("reward", config, world.folder / "judged", parents={}) as run:
-        model = adapt(ScalarModel(load_language_model(Run(world.path("tuned"))), seed=1), config)
+        model = adapt(ValueHeadModel(load_language_model(Run(world.path("tuned"))), seed=1), config)
         fill(model)
         model.gain.fill_(3.0)
         Tokenizer.load(world.path("tuned")).save(run.path / "tokenizer.json")

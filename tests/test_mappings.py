@@ -104,10 +104,10 @@ def test_a_seed_is_a_world() -> None:
 
 
 def test_tasks_are_read_with_the_template_as_the_prompt_is() -> None:
-    from tercet.evaluation.task import Form, item_of
+    from tercet.evaluation.task import PromptTemplate, item_of
     from tercet.microworld.mappings import SEPARATOR, TEMPLATE
 
-    form = Form("", TEMPLATE, SEPARATOR)
+    form = PromptTemplate("", TEMPLATE, SEPARATOR)
     for task, prompt in zip(WORLD.tasks(20, 3), WORLD.prompts(20, 3)):
         assert form.prompt(item_of(task).input, []) == prompt.text
         assert task.answers == (prompt.answer,)

@@ -13,21 +13,21 @@ from tercet.model.attention import Bidirectional, Causal, Kind
 from tercet.model.ops.cross_entropy import linear_cross_entropy
 from tercet.model.transformer import Transformer
 from tercet.training.learner import Learner, Objective
-from tercet.training.loader import Feed
+from tercet.training.loader import BatchLoader
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import PAD_SEGMENT, Batch, Rows, pack_whole
+from tercet.training.packing import PAD_SEGMENT, Batch, PackedSequences, pack_whole
 
 MASK, PAD, WORDS, HALF = 0, 1, range(2, 12), 3
 
 
-def repeated(count: int, seed: int) -> Rows:
+def repeated(count: int, seed: int) -> PackedSequences:
     """Texts a b c a b c, two in a row: a token is known from its copy alone, which is before it or after it."""
     halves = np.random.default_rng(seed).integers(WORDS.start, WORDS.stop, (count, HALF))
     texts = [([*half, *half], [1.0] * 2 * HALF) for half in halves.tolist()]
     return pack_whole(texts, 4 * HALF, PAD)  # a token of padding in each row
 
 
-def masked_batch(rows: Rows, seed: int, step: int) -> Batch:
+def masked_batch(rows: PackedSequences, seed: int, step: int) -> Batch:
     """Hide one token of each text; it is the target, in its own place."""
     rng = np.random.default_rng([seed, 9, step])
     hidden = np.zeros(rows.tokens.shape, dtype=bool)
@@ -59,7 +59,7 @@ def test_a_masked_objective_learns_what_only_both_sides_tell(
     make_model: Callable[..., Transformer], kind: Kind
 ) -> None:
     model = Transformer(make_model(vocab_size=12, context_length=16).config, seed=1)
-    feed = Feed({"text": repeated(400, 1)}, None, 32, 5, masked_batch)
+    feed = BatchLoader({"text": repeated(400, 1)}, None, 32, 5, masked_batch)
     learner = Learner(model, OptimizerConfig(lr=0.01, muon_lr=0.02))
     for step in range(150):
         learner.forward_backward(list(feed.batch(step).split(16)), masked_token(kind))
@@ -75,8 +75,8 @@ def test_a_masked_objective_learns_what_only_both_sides_tell(
 
 
 def test_a_feed_gives_the_same_batch_for_the_same_step() -> None:
-    def feed(seed: int) -> Feed:
-        return Feed({"text": repeated(40, 1)}, None, 8, seed, masked_batch)
+    def feed(seed: int) -> BatchLoader:
+        return BatchLoader({"text": repeated(40, 1)}, None, 8, seed, masked_batch)
 
     first, again, later, other = feed(5).batch(3), feed(5).batch(3), feed(5).batch(4), feed(6).batch(3)
     assert all(torch.equal(getattr(first, n), getattr(again, n)) for n in ("tokens", "targets", "weights", "segments"))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tercet.errors import ConfigError, ContextError
 from tercet.model.config import ModelConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.layers import rotate
 from tercet.model.transformer import Transformer
 from tercet.training.losses import next_token, next_token_batch
@@ -207,8 +207,8 @@ def test_a_shift_of_all_positions_changes_nothing(make_model: Make) -> None:
 # -- the scalar model --------------------------------------------------------------------------------------------------
 
 
-def scalar_model(make_model: Make, dtype: torch.dtype = torch.float32) -> ScalarModel:
-    model = ScalarModel(make_model(8), seed=1).to(dtype)
+def scalar_model(make_model: Make, dtype: torch.dtype = torch.float32) -> ValueHeadModel:
+    model = ValueHeadModel(make_model(8), seed=1).to(dtype)
     with torch.no_grad():
         model.gain.fill_(1.7)
         model.bias.fill_(-0.4)
@@ -230,7 +230,7 @@ def test_scalar_is_gain_times_score_plus_bias(make_model: Make) -> None:
 def test_scalar_head_starts_as_stiennon_says() -> None:
     """Weights Normal(0, 1/√(hidden + 1)), bias 0; the output of a fresh model is the score itself."""
     wide = ModelConfig(8, hidden_size=4096, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=2, intermediate_size=1)
-    model = ScalarModel(Transformer(wide), seed=3)
+    model = ValueHeadModel(Transformer(wide), seed=3)
     assert model.score.weight.std().item() == pytest.approx(4097**-0.5, rel=0.05)
     assert model.score.bias.item() == 0
     assert (float(model.gain), float(model.bias)) == (1, 0)

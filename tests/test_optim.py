@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tercet.errors import CheckpointError
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.training.learner import Learner
 from tercet.training.losses import next_token, next_token_batch
 from tercet.training.optim import NEWTON_SCHULZ, Optimizer, OptimizerConfig, orthogonalize, schedule, total_norm
-from tercet.training.packing import Rows
+from tercet.training.packing import PackedSequences
 from tercet.training.settings import TrainSettings
 
 Make = Callable[..., Transformer]
@@ -174,7 +174,7 @@ def test_muon_equals_torchs(monkeypatch: pytest.MonkeyPatch, decay: float) -> No
 
 
 def test_muon_gets_the_layers_matrices_and_nothing_else(make_model: Make) -> None:
-    for model in (make_model(), ScalarModel(make_model())):
+    for model in (make_model(), ValueHeadModel(make_model())):
         state = Learner(model, OptimizerConfig(muon_lr=0.02)).optimizer.state
         muon = {n.removeprefix("momentum/") for n in state if n.startswith("momentum/")}
         assert {n.rpartition("layers.")[2].partition(".")[2] for n in muon} == {
@@ -208,7 +208,7 @@ def test_clipping_is_by_the_norm_of_the_whole_gradient() -> None:
 def test_a_learner_that_was_saved_goes_on_as_if_never_stopped(make_model: Make, tmp_path: Path) -> None:
     """Bit for bit, through files."""
     tokens = np.random.default_rng(0).integers(0, 300, (6, 17)).astype(np.int32)
-    rows = Rows(tokens, np.zeros_like(tokens), np.ones(tokens.shape, dtype=np.float32))
+    rows = PackedSequences(tokens, np.zeros_like(tokens), np.ones(tokens.shape, dtype=np.float32))
     config = OptimizerConfig(lr=0.01, muon_lr=0.01, weight_decay=0.01)
 
     def train(learner: Learner, steps: range) -> None:

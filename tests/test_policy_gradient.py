@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from tercet.data.readers import BadRows
 from tercet.inference.generate import Completion, SamplingParams, generate
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.reward_model.train import normalise
@@ -58,7 +58,7 @@ def of(tokens: Tensor, mask: Tensor, **arrays: Any) -> Rollouts:
 
 
 def judge(
-    r: Rollouts, policy: Transformer, reference: Transformer, critic: ScalarModel, temperature: float
+    r: Rollouts, policy: Transformer, reference: Transformer, critic: ValueHeadModel, temperature: float
 ) -> Rollouts:
     found = {
         "logp": logprobs(policy, r, temperature),
@@ -175,7 +175,7 @@ def sampled(make_model: Make, dtype: torch.dtype, temperature: float = 1.0, beta
     with torch.no_grad():
         for p, noise_seed in zip(reference.parameters(), itertools.count()):
             p += 0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(noise_seed), dtype=dtype)
-    critic = ScalarModel(make_model(2, dtype), seed=3).to(dtype)
+    critic = ValueHeadModel(make_model(2, dtype), seed=3).to(dtype)
     prompts = [[7 * n + i for i in range(3 + n % 4)] for n in range(8)]
     params = SamplingParams(14, temperature, stop_ids=tuple(range(0, 300, 8)))
     done = generate(policy, prompts, params, range(8))
@@ -315,7 +315,7 @@ def test_the_expected_update_is_the_gradient_of_the_penalised_reward(
     token, an end left out of the answer or a temperature forgotten anywhere makes the two differ.
     """
     policy, reference = make_model(1, F64, vocab_size=4), make_model(2, F64, vocab_size=4)
-    critic = ScalarModel(make_model(3, F64, vocab_size=4), seed=4).to(F64)
+    critic = ValueHeadModel(make_model(3, F64, vocab_size=4), seed=4).to(F64)
     prompt = [2, 1]
     answers = [
         a
@@ -352,7 +352,7 @@ def test_the_expected_update_is_the_gradient_of_the_penalised_reward(
 
 def test_a_collection_of_rollouts_by_naive_loops(make_model: Make, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """PPO's own path from prompts to advantages: a missing end replaces the score, and nothing else does."""
-    policy, critic = make_model(1), ScalarModel(make_model(2), seed=3)
+    policy, critic = make_model(1), ValueHeadModel(make_model(2), seed=3)
     with torch.no_grad():
         policy.model.embed_tokens.weight[tokenizer.im_end] *= 4  # so that some answers end and some do not
     (tmp_path / "prompts.jsonl").write_text("".join(f'{{"prompt": "{w}"}}\n' for w in ("Hi", "What?", "Go on", "No")))
@@ -408,7 +408,7 @@ def test_a_collection_of_rollouts_by_naive_loops(make_model: Make, tokenizer: To
 
 def test_a_critic_from_a_normalised_reward_model_still_learns(make_model: Make) -> None:
     """gain and bias are part of the critic's value: its loss falls to what the targets allow."""
-    critic = ScalarModel(make_model(1), seed=2)
+    critic = ValueHeadModel(make_model(1), seed=2)
     normalise(critic, [0.7], [1.0, 5.0])
     _, _, _, r = sampled(make_model, torch.float32)
     learner = Learner(critic, OptimizerConfig(lr=0.01, muon_lr=0.0))
@@ -443,7 +443,7 @@ def test_the_gradient_of_an_update_is_the_sum_of_its_parts(
     The reference and the reward model stay what they are; a critic of its own moves. Rewards are whitened without their
     mean and scores are cut at ± 1.2.
     """
-    reference, judge = make_model(1, F64), ScalarModel(make_model(2, F64), seed=3).to(F64)
+    reference, judge = make_model(1, F64), ValueHeadModel(make_model(2, F64), seed=3).to(F64)
     before = [{n: t.clone() for n, t in m.state_dict().items()} for m in (reference, judge)]
     config = PPOConfig(
         model="-", reward=("-",), prompts=("-",), pretrain_data=("-",), temperature=0.7, gamma=0.6, beta=0.3, value_coef=0.4,

@@ -20,9 +20,9 @@ from tercet.errors import ConfigError, ContextError, DataError
 from tercet.evaluation import evaluate as scores
 from tercet.evaluation import judges as judging
 from tercet.evaluation.bits_per_byte import bits_per_byte
-from tercet.evaluation.config import AskConfig, EvalConfig, WinRateConfig
+from tercet.evaluation.config import EvalConfig, PromptConfig, WinRateConfig
 from tercet.evaluation.judges import Pair, judged, model_judge, spoken_judge
-from tercet.evaluation.prompt_study import ask
+from tercet.evaluation.prompt_study import prompt_study
 from tercet.evaluation.suites import measure
 from tercet.evaluation.task import Item, find
 from tercet.evaluation.task import Task as SuiteTask
@@ -122,10 +122,10 @@ def test_registered_tasks_of_every_kind_have_the_numbers_of_the_local_model(
         SuiteTask("target", "target", lambda: [Item(str(n), "The cat sat on", ("the mat",)) for n in range(3)])
     )
     assert measure(remote, tasks) == measure(here, tasks)
-    config = AskConfig(model="m", task=tuple(TASKS), shots=(0, 2), limit=6, threads=1, max_new_tokens=8)
-    assert ask(config, lm=remote) == ask(config, lm=here)
+    config = PromptConfig(model="m", task=tuple(TASKS), shots=(0, 2), limit=6, threads=1, max_new_tokens=8)
+    assert prompt_study(config, lm=remote) == prompt_study(config, lm=here)
     with pytest.raises(ContextError, match=r"prompts do not fit, .*the context of 256 leaves room for 6"):
-        ask(dataclasses.replace(config, limit=1, max_new_tokens=250), lm=remote)
+        prompt_study(dataclasses.replace(config, limit=1, max_new_tokens=250), lm=remote)
 
 
 def test_bits_per_byte_is_that_of_the_local_model(here: TransformerLM, remote: Remote) -> None:
@@ -201,17 +201,17 @@ def test_a_chat_endpoint_refuses_what_it_cannot_do() -> None:
         None,
         None,
     )
-    config = AskConfig(model="m", task=("mapping",), shots=(0,), threads=1)
+    config = PromptConfig(model="m", task=("mapping",), shots=(0,), threads=1)
     with pytest.raises(
         ConfigError, match=r"^chat model http://127.0.0.1:9/v1/chat/completions: .* no log-probabilities"
     ):
-        ask(config, lm=chat)
+        prompt_study(config, lm=chat)
     with pytest.raises(ConfigError, match="no log-probabilities of given texts, only answers to conversations"):
         bits_per_byte(chat, [Document("a", "b", "c")])
     with pytest.raises(ConfigError, match="no log-probabilities"):
         list(model_judge(chat)(PAIRS))
     with pytest.raises(ConfigError, match="no continuations of a text"):
-        ask(dataclasses.replace(config, task=("translation",)), lm=chat)
+        prompt_study(dataclasses.replace(config, task=("translation",)), lm=chat)
     with pytest.raises(ConfigError, match="no counts of tokens"):
         chat.count_tokens(["a"])
     with pytest.raises(ConfigError, match=r"^KL needs token ids, which m at http"):

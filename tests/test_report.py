@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from tercet.errors import ConfigError, DataError
-from tercet.microworld.stage import RankConfig
+from tercet.microworld.stage import AnnotateConfig
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.rl.stage import PPOConfig
 from tercet.posttraining.sft.stage import SFTConfig
@@ -54,9 +54,13 @@ def _lines(path: Path, rows: list[dict[str, Any]]) -> None:
 def _run(path: Path, config: Any, metrics: list[dict[str, Any]], *, parents: dict[str, Path] | None = None, samples: list[dict[str, Any]] | None = None,
          status: str = "finished", **fields: Any) -> Path:  # fmt: skip
     """A run directory as training.run.Run writes it, without any training; its weights are its own name."""
-    verb = {PretrainConfig: "pretrain", SFTConfig: "sft", RankConfig: "rank", RewardConfig: "reward", PPOConfig: "ppo"}[
-        type(config)
-    ]
+    verb = {
+        PretrainConfig: "pretrain",
+        SFTConfig: "sft",
+        AnnotateConfig: "rank",
+        RewardConfig: "reward",
+        PPOConfig: "ppo",
+    }[type(config)]
     weights = path / "checkpoints" / "step-00000100" / "model.safetensors"
     weights.parent.mkdir(parents=True)
     weights.write_text(path.name)
@@ -132,7 +136,11 @@ def _sft(root: Path, base: Path) -> Path:
 def _rank(root: Path, sft: Path) -> Path:
     found = {"labeler": "simulated", "prompts": 600, "answers": 4, "pairs": 3600, "ties": 1200}
     run = _run(
-        root / "rank", RankConfig(model=str(sft), tasks=("tasks.jsonl",)), [], parents={"model": sft}, rankings=found
+        root / "rank",
+        AnnotateConfig(model=str(sft), tasks=("tasks.jsonl",)),
+        [],
+        parents={"model": sft},
+        rankings=found,
     )
     prompt = [{"role": "user", "content": f"Capital of France? {HOSTILE}"}]
     rows = [

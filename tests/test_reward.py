@@ -20,7 +20,7 @@ from tercet import reward
 from tercet.data.types import Comparison, Message
 from tercet.errors import CheckpointError, DataError
 from tercet.inference.reward_scores import score_texts
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.calibration import calibration_error, report
 from tercet.posttraining.reward_model.rankings import Ranked, accuracy, encode_comparison, load_rankings
@@ -55,8 +55,8 @@ def ranked(tokenizer: Tokenizer) -> list[Ranked]:
 
 
 @pytest.fixture
-def judge(make_model: Make) -> ScalarModel:
-    model = ScalarModel(make_model(1, F64), seed=2).to(F64)
+def judge(make_model: Make) -> ValueHeadModel:
+    model = ValueHeadModel(make_model(1, F64), seed=2).to(F64)
     model.gain.fill_(1.7)
     model.bias.fill_(-0.3)
     return model
@@ -68,12 +68,12 @@ def gradient(model: nn.Module) -> Tensor:
     return found
 
 
-def alone(model: ScalarModel, text: Sequence[int]) -> Tensor:
+def alone(model: ValueHeadModel, text: Sequence[int]) -> Tensor:
     """The score of one text, in a row of its own, without padding."""
     return model(torch.tensor([list(text)]))[0, -1]
 
 
-def learnt(model: ScalarModel, loss: Tensor) -> tuple[Tensor, Tensor]:
+def learnt(model: ValueHeadModel, loss: Tensor) -> tuple[Tensor, Tensor]:
     """The loss and its gradient."""
     loss.backward()
     return loss.detach(), gradient(model)
@@ -114,7 +114,7 @@ def test_the_loss_and_its_gradient_by_hand(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.35])
-def test_the_loss_is_the_double_loop_over_pairs(judge: ScalarModel, ranked: list[Ranked], margin: float) -> None:
+def test_the_loss_is_the_double_loop_over_pairs(judge: ValueHeadModel, ranked: list[Ranked], margin: float) -> None:
     """Each answer scored alone: loss and gradient are those of one row for each answer."""
     batch = collate(ranked, margin=margin)
     assert (batch.count, batch.rows.answers) == (5, 17)  # each answer once, however many pairs it is in
@@ -130,7 +130,7 @@ def test_the_loss_is_the_double_loop_over_pairs(judge: ScalarModel, ranked: list
     assert_same(learnt(judge, ranking_loss(judge, batch)[0]), learnt(judge, naive))
 
 
-def test_k_answers_are_their_pairs_on_average(judge: ScalarModel, ranked: list[Ranked]) -> None:
+def test_k_answers_are_their_pairs_on_average(judge: ValueHeadModel, ranked: list[Ranked]) -> None:
     """A prompt with K answers is its C(K, 2) pairs, each a prompt of its own (K = 2), divided by C(K, 2)."""
     whole = ranked[3]
     apart = [
@@ -142,7 +142,7 @@ def test_k_answers_are_their_pairs_on_average(judge: ScalarModel, ranked: list[R
 
 
 def test_the_order_of_prompts_and_answers_and_micro_batches_do_not_matter(
-    judge: ScalarModel, ranked: list[Ranked]
+    judge: ValueHeadModel, ranked: list[Ranked]
 ) -> None:
     wanted = learnt(judge, ranking_loss(judge, collate(ranked))[0])
     turned = [dataclasses.replace(p, answers=p.answers[::-1], ranks=p.ranks[::-1]) for p in ranked[::-1]]
@@ -151,7 +151,7 @@ def test_the_order_of_prompts_and_answers_and_micro_batches_do_not_matter(
     assert_same(learnt(judge, split), wanted)
 
 
-def test_a_prompt_of_ties_teaches_nothing(judge: ScalarModel, ranked: list[Ranked]) -> None:
+def test_a_prompt_of_ties_teaches_nothing(judge: ValueHeadModel, ranked: list[Ranked]) -> None:
     assert ranked[4].pairs == ()
     loss, _ = ranking_loss(judge, collate(ranked[4:]))
     found, grads = learnt(judge, loss)
@@ -183,7 +183,7 @@ def test_an_answer_that_is_ranked_twice_is_no_pair_with_itself() -> None:
     assert twice.pairs == ((0, 1), (1, 2))
 
 
-def test_scores_come_back_in_order_as_if_alone(judge: ScalarModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_come_back_in_order_as_if_alone(judge: ValueHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read at the last token of the text, however much of whatever follows it in the row."""
     texts = texts_of(20, 0)
     wanted = [alone(judge, t).item() for t in texts]
@@ -195,7 +195,7 @@ def test_scores_come_back_in_order_as_if_alone(judge: ScalarModel, monkeypatch: 
 
 
 def test_ranked_answers_are_scored_in_order(
-    judge: ScalarModel, ranked: list[Ranked], monkeypatch: pytest.MonkeyPatch
+    judge: ValueHeadModel, ranked: list[Ranked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tercet.training.packing.PASS_TOKENS", 60)
     found = score_ranked(judge, ranked)
@@ -211,7 +211,7 @@ def test_accuracy_counts_equal_scores_one_half(tokenizer: Tokenizer) -> None:
     assert estimate.value == pytest.approx((0.5 + 1 + 1 + 0) / 4)
 
 
-def test_normalising_puts_demonstrations_at_zero_and_answers_at_spread_one(judge: ScalarModel) -> None:
+def test_normalising_puts_demonstrations_at_zero_and_answers_at_spread_one(judge: ValueHeadModel) -> None:
     demonstrations, answers = texts_of(15, 1), texts_of(40, 2)
     before = score_texts(judge, answers, 3)
     for _ in range(2):  # a second time changes nothing

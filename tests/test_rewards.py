@@ -23,7 +23,7 @@ from tercet.errors import ConfigError, DataError, TercetError
 from tercet.inference import http
 from tercet.inference.http import within
 from tercet.model.config import ModelConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.rewards.rewards import Answered, Rewards, parse_rewards, reward_files, reward_runs
@@ -50,11 +50,11 @@ def save(run: Run, model: Any, tokenizer: Tokenizer) -> Run:
 
 
 @pytest.fixture
-def judges(tmp_path: Path, tokenizer: Tokenizer, make_model: Make) -> list[ScalarModel]:
+def judges(tmp_path: Path, tokenizer: Tokenizer, make_model: Make) -> list[ValueHeadModel]:
     """Three reward models, saved as the runs a, b and c of `tmp_path`."""
     out = []
     for number, name in enumerate("abc"):
-        model = ScalarModel(make_model(number), seed=number)
+        model = ValueHeadModel(make_model(number), seed=number)
         model.gain.fill_(1.0 + number)
         with Run.start("reward", RewardConfig(model="x", data=("x",)), tmp_path / name) as run:
             save(run, model, tokenizer)
@@ -83,7 +83,7 @@ def opened(shape: ModelConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyP
 # -- specs ---------------------------------------------------------------------------------------------------------------
 
 
-def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, judges: list[ScalarModel]) -> None:
+def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, judges: list[ValueHeadModel]) -> None:
     a, b, c = (str(tmp_path / name) for name in "abc")
     specs = parse_rewards(
         [
@@ -151,7 +151,7 @@ def test_no_reward_at_all_and_runs_of_another_kind_are_refused(
 # -- reward models -------------------------------------------------------------------------------------------------------
 
 
-def test_models_ensembles_and_weights_add_up(opened: Open, tmp_path: Path, judges: list[ScalarModel]) -> None:
+def test_models_ensembles_and_weights_add_up(opened: Open, tmp_path: Path, judges: list[ValueHeadModel]) -> None:
     texts = [(5, 6, 7, 8), (9, 10), (11, 12, 13)]
     each = [[float(judge(torch.tensor([text]))[0, -1].detach()) for text in texts] for judge in judges]
     a, b, c = (str(tmp_path / name) for name in "abc")
@@ -178,11 +178,11 @@ def test_a_reward_model_of_another_tokenizer_or_a_shorter_context_is_refused(
 ) -> None:
     config = RewardConfig(model="x", data=("x",))
     with Run.start("reward", config, tmp_path / "other") as run:
-        save(run, ScalarModel(make_model(0)), train_tokenizer(["other text"] * 3, 262))
+        save(run, ValueHeadModel(make_model(0)), train_tokenizer(["other text"] * 3, 262))
     with pytest.raises(ConfigError, match="have different tokenizers"):
         opened(str(tmp_path / "other"))
     with Run.start("reward", config, tmp_path / "short") as run:
-        save(run, ScalarModel(make_model(0, context_length=32)), tokenizer)
+        save(run, ValueHeadModel(make_model(0, context_length=32)), tokenizer)
     with pytest.raises(ConfigError, match="reads 32 tokens, but answers have up to 64"):
         opened(str(tmp_path / "short"))
 
@@ -226,7 +226,7 @@ def test_reasoning_gym_judges_its_own_tasks(opened: Open) -> None:
         rewards.check([("tasks.jsonl:1", answered("7").task)])
 
 
-def test_only_verifiers_need_gold_answers(opened: Open, tmp_path: Path, judges: list[ScalarModel]) -> None:
+def test_only_verifiers_need_gold_answers(opened: Open, tmp_path: Path, judges: list[ValueHeadModel]) -> None:
     opened(str(tmp_path / "a"), "python:math:dist").check([("tasks.jsonl:3", None)])
 
 

@@ -15,7 +15,7 @@ from tercet.inference import generate as sampler
 from tercet.inference.generate import Completion, SamplingParams, generate, pick
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rl.rollouts import check_sampling
-from tercet.training.shared_prompts import group
+from tercet.training.shared_prompts import pack_groups
 
 Make = Callable[..., Transformer]
 MIXED = (3, 17, 1, 30, 17, 9)  # lengths of the prompts of a batch
@@ -94,7 +94,7 @@ def test_log_probabilities_are_those_of_the_trainer(make_model: Make, temperatur
     prompts = prompts_of(MIXED)
     done = generate(model, prompts, SamplingParams(25, temperature, stop_ids=tuple(range(0, 300, 9))), range(6))
     assert len({len(c.tokens) for c in done}) > 2
-    batch = group(prompts, [[c.tokens] for c in done])
+    batch = pack_groups(prompts, [[c.tokens] for c in done])
     with torch.no_grad():
         logp, _ = batch.token_logprobs(model, temperature)
     flat = [value for c in done for value in c.logprobs]
@@ -108,7 +108,7 @@ def test_log_probabilities_are_taken_before_top_k_and_top_p(make_model: Make) ->
     for params in (SamplingParams(8, 1.3, top_k=2), SamplingParams(8, 1.3, top_p=0.4)):
         done = generate(model, prompts_of(MIXED), params, range(6))
         with torch.no_grad():
-            logp, _ = group(prompts_of(MIXED), [[c.tokens] for c in done]).token_logprobs(model, 1.3)
+            logp, _ = pack_groups(prompts_of(MIXED), [[c.tokens] for c in done]).token_logprobs(model, 1.3)
         assert [value for c in done for value in c.logprobs] == pytest.approx(logp.tolist(), abs=1e-5)
 
 

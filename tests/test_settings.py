@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from tercet.errors import ConfigError
-from tercet.evaluation.config import AskConfig, EvalConfig, WinRateConfig
-from tercet.microworld.stage import RankConfig
+from tercet.evaluation.config import EvalConfig, PromptConfig, WinRateConfig
+from tercet.microworld.stage import AnnotateConfig
 from tercet.model.config import ModelConfig
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.rl.stage import PPOConfig
@@ -24,12 +24,12 @@ from tercet.training.settings import Settings, TrainSettings, from_json, shares
 REQUIRED: dict[type[Settings], dict[str, Any]] = {
     PretrainConfig: {"data": ("a.txt", "b/*.jsonl"), "tokenizer": "tok"},
     SFTConfig: {"model": "runs/base", "data": ("c.jsonl",)},
-    RankConfig: {"model": "runs/sft", "tasks": ("t.jsonl",)},
+    AnnotateConfig: {"model": "runs/sft", "tasks": ("t.jsonl",)},
     RewardConfig: {"model": "runs/sft", "data": ("r.jsonl",)},
     PPOConfig: {"model": "runs/sft", "reward": ("runs/rm",), "prompts": ("p.jsonl",), "pretrain_data": ("a.txt",)},
     EvalConfig: {"models": ("runs/a", "runs/b")},
     WinRateConfig: {"models": ("runs/a", "runs/b"), "tasks": ("t.jsonl",)},
-    AskConfig: {"model": "runs/base", "tasks": ("t.jsonl",), "examples": ("e.jsonl",)},
+    PromptConfig: {"model": "runs/base", "tasks": ("t.jsonl",), "examples": ("e.jsonl",)},
 }
 CASES = list(REQUIRED.items())
 
@@ -153,18 +153,18 @@ def test_whole_numbers_are_fine_where_a_float_is_wanted() -> None:
         (PPOConfig, {"batch_size": 10, "minibatches": 4}, r"batch_size \(10\) must be a multiple of minibatches \(4\)"),
         (PPOConfig, {"pretrain_mixture": ("code",)}, "PPOConfig.pretrain_mixture has 'code'"),
         (PretrainConfig, {"mixture": ("code=lots",)}, "PretrainConfig.mixture has 'code=lots'; wanted name=share"),
-        (AskConfig, {"template": "{output} is what {input} says"}, "template"),
-        (AskConfig, {"template": "Q: {output}"}, "template"),
-        (AskConfig, {"shots": ()}, "shots"),
-        (AskConfig, {"shots": (1, -1)}, "shots"),
-        (AskConfig, {"examples": ()}, "no examples"),
+        (PromptConfig, {"template": "{output} is what {input} says"}, "template"),
+        (PromptConfig, {"template": "Q: {output}"}, "template"),
+        (PromptConfig, {"shots": ()}, "shots"),
+        (PromptConfig, {"shots": (1, -1)}, "shots"),
+        (PromptConfig, {"examples": ()}, "no examples"),
     ],
 )
 def test_settings_that_contradict_each_other(kind: type[Settings], settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         kind(**{**REQUIRED[kind], **settings})
     assert PPOConfig(model="m", reward=("r",), prompts=("p",), gamma=0.0).pretrain_data == ()
-    assert AskConfig(model="m", tasks=("t",), shots=(0,)).examples == ()
+    assert PromptConfig(model="m", tasks=("t",), shots=(0,)).examples == ()
 
 
 def test_one_name_may_stand_without_its_list() -> None:

@@ -28,7 +28,7 @@ from tercet.tokenizer.chat_template import Rendered, render, render_fitting, ren
 from tercet.training.learner import Learner
 from tercet.training.losses import next_token, next_token_batch
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import Batch, Rows, pack_whole
+from tercet.training.packing import Batch, PackedSequences, pack_whole
 from tercet.training.run import Interrupted, Run
 
 Make = Callable[..., Transformer]
@@ -176,9 +176,9 @@ def conversations(tokenizer: Tokenizer) -> list[Rendered]:
     return out
 
 
-def alone(rendered: Sequence[Rendered], length: int, pad: int) -> Rows:
+def alone(rendered: Sequence[Rendered], length: int, pad: int) -> PackedSequences:
     """Every conversation in a row of its own."""
-    return Rows.concatenate([pack_whole([(r.tokens, r.weights)], length, pad) for r in rendered])
+    return PackedSequences.concatenate([pack_whole([(r.tokens, r.weights)], length, pad) for r in rendered])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-6)])
@@ -228,7 +228,7 @@ def rows_of(lengths: Sequence[Sequence[int]], length: int = 40) -> Batch:
         for number, (a, b) in enumerate(itertools.pairwise(edges)):
             segments[row, a:b] = number
             tokens[row, a:b] = np.random.default_rng([row, number]).integers(5, 300, b - a)
-    return next_token_batch(Rows(tokens, segments, (segments >= 0).astype(np.float32)))
+    return next_token_batch(PackedSequences(tokens, segments, (segments >= 0).astype(np.float32)))
 
 
 LENGTHS = ([40], [25, 15], [7], [10, 10, 10])

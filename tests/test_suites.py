@@ -14,7 +14,7 @@ from tercet.errors import ConfigError, DataError
 from tercet.evaluation.compare import compare
 from tercet.evaluation.contamination import Contamination, contamination, ngram_length, words
 from tercet.evaluation.suites import measure, open_suites, text_of
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.statistics.significance import clustered
 from test_asking import Fake
 from test_loaders import asked, requests
@@ -174,7 +174,7 @@ def test_a_suite_of_a_model_that_is_always_right():
 
 def test_centred_accuracy_of_guesses_is_zero():
     items = [Item(str(i), f"q{i}", ("ab"[i % 2],), ("a", "b"), group=f"document {i // 4}") for i in range(40)]
-    task = Task("t", "choice", lambda: items, form=Form("", "{input} {output}"), shots=0)
+    task = Task("t", "choice", lambda: items, form=PromptTemplate("", "{input} {output}"), shots=0)
     found = measure(Fake(lambda c, t: 0.0), [task])["tasks"]["t"]
     assert (found["score"]["value"], found["centred"], found["score"]["n"]) == (0.5, 0.0, 10)
 

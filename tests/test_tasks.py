@@ -12,7 +12,7 @@ import pytest
 
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.scoring.scorers import scorer_of
-from tercet.evaluation.task import Form, Item, Task, find, from_questions, question_of, register, registered
+from tercet.evaluation.task import Item, PromptTemplate, Task, find, from_questions, question_of, register, registered
 from tercet.microworld.documents import documents
 from tercet.microworld.facts import FACTS
 
@@ -166,7 +166,9 @@ def test_the_lectures_prompts_come_out_verbatim():
         "Translate English to French:\nsea otter => loutre de mer\npeppermint => menthe poivrée\n"
         "plush giraffe => girafe peluche\ncheese =>"
     )
-    assert Form().prompt("Who wrote Hamlet?", [("2 + 2?", "4")]) == "Q: 2 + 2?\nA: 4\n\nQ: Who wrote Hamlet?\nA:"
+    assert (
+        PromptTemplate().prompt("Who wrote Hamlet?", [("2 + 2?", "4")]) == "Q: 2 + 2?\nA: 4\n\nQ: Who wrote Hamlet?\nA:"
+    )
     assert form.answer("fromage") == " fromage"
 
 
@@ -207,7 +209,7 @@ def test_questions_of_a_file_become_a_task():
 
     one = Question((Message("user", "What is 2 + 2?"),), ("4", "four"), "sums", "a")
     other = Question((Message("user", "What is 3 + 3?"),), ("6",), "sums", "b")
-    task = from_questions("mine", [one], [one, other], Form(), 8)
+    task = from_questions("mine", [one], [one, other], PromptTemplate(), 8)
     assert [e.id for e in task.draw(1, 0, task.items[0])] == ["b"]
     with pytest.raises(ConfigError, match="2 shots for 'sums', but there are only 1 examples"):
         task.draw(2, 0, task.items[0])
@@ -219,7 +221,7 @@ def test_questions_of_a_file_become_a_task():
     ("change", "message"),
     [
         ({"kind": "essay"}, "kind 'essay'"),
-        ({"form": Form("", "{output} {input}")}, "must end with"),
+        ({"form": PromptTemplate("", "{output} {input}")}, "must end with"),
         ({"name": "two words"}, "without spaces"),
     ],
 )

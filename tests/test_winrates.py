@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from tercet.errors import ConfigError, DataError
-from tercet.statistics.pairwise import Game, both_orders, bradley_terry, difficulties, length_controlled, strengths
+from tercet.statistics.pairwise import (
+    Game,
+    both_orders,
+    bradley_terry,
+    bradley_terry_ratings,
+    difficulties,
+    length_controlled,
+)
 
 
 def test_a_judge_that_prefers_the_first_gives_ties():
@@ -67,7 +74,7 @@ def test_known_strengths_lie_in_their_intervals():
             for a, b in ((0, 1), (0, 2), (1, 2)):
                 p = 1 / (1 + math.exp(truth[b] - truth[a]))
                 games.append(Game(a, b, float(rng.random() < p), prompt))
-        found = strengths(games, 3, seed=trial, draws=120)
+        found = bradley_terry_ratings(games, 3, seed=trial, draws=120)
         covered += sum(e.low <= t <= e.high for e, t in zip(found, truth))
         assert found[0].n == 80
     assert covered / 90 > 0.85

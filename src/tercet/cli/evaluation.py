@@ -12,7 +12,7 @@ import typer
 
 from tercet.cli.options import add_command, option
 from tercet.errors import ConfigError
-from tercet.evaluation.config import LONGEST, AskConfig, EvalConfig, WinRateConfig
+from tercet.evaluation.config import LONGEST, EvalConfig, PromptConfig, WinRateConfig
 
 OF_TEXT = (
     "model",
@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
         "out": option(Path | None, "--out", "also write the rows here, as JSON"),
         "figure": option(Path | None, "--figure", "also draw accuracy against shots here, as SVG"),
     }
-    add_command(app, "prompt", AskConfig, _prompt, extra=extra, positional="model",
+    add_command(app, "prompt", PromptConfig, _prompt, extra=extra, positional="model",
                 example="tercet prompt runs/base --tasks questions.jsonl --examples more.jsonl --shots 0,1,4")  # fmt: skip
     out = option(Path | None, "--out", "also write the scores here, as JSON")
     add_command(app, "eval", EvalConfig, _eval, example="tercet eval runs/base runs/sft --text heldout/ --tasks questions.jsonl",
@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
     app.command("show", no_args_is_help=True)(show)
 
 
-def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None) -> None:
+def _prompt(config: PromptConfig, text: str, out: Path | None, figure: Path | None) -> None:
     if bool(text) == bool(config.tasks or config.task):
         raise ConfigError(
             "tercet prompt: give either --text to continue, or --tasks or --task to ask (with --shots; --tasks with --examples)"
@@ -75,11 +75,11 @@ def _prompt(config: AskConfig, text: str, out: Path | None, figure: Path | None)
         return
     from tercet.cli.show import asking_tables, console
     from tercet.data.readers import BadRows
-    from tercet.evaluation.prompt_study import ask
+    from tercet.evaluation.prompt_study import prompt_study
     from tercet.training.progress import Requests
 
     bad = BadRows(skip=config.skip_bad_rows)
-    rows = ask(config, bad, progress=Requests())
+    rows = prompt_study(config, bad, progress=Requests())
     _say_skipped(bad.count)
     typer.echo(
         f"the first prompt with {rows[-1]['shots']} examples, and the answer:\n{rows[-1]['prompt']}{rows[-1]['answer']}\n"

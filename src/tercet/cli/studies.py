@@ -7,7 +7,7 @@ from pathlib import Path
 import typer
 
 from tercet.cli.options import add_command, option
-from tercet.studies.in_context_learning.config import ICLConfig
+from tercet.studies.in_context_learning.config import InContextLearningConfig
 from tercet.training.progress import for_terminal
 
 
@@ -15,11 +15,16 @@ def register(app: typer.Typer) -> None:
     """Add this file's command."""
     out = option(Path, "--out", "new folder, or one that the same command began", ...)
     add_command(
-        app, "icl", ICLConfig, _icl, example="tercet icl --minutes 15 --seeds 3 --out runs/icl", extra={"out": out}
+        app,
+        "icl",
+        InContextLearningConfig,
+        _icl,
+        example="tercet icl --minutes 15 --seeds 3 --out runs/icl",
+        extra={"out": out},
     )
 
 
-def _icl(config: ICLConfig, out: Path) -> None:
-    from tercet.studies.in_context_learning.study import run_icl
+def _icl(config: InContextLearningConfig, out: Path) -> None:
+    from tercet.studies.in_context_learning.study import run_in_context_learning
 
-    run_icl(config, out, for_terminal())
+    run_in_context_learning(config, out, for_terminal())

@@ -20,21 +20,21 @@ from tercet.diagnostics.findings import INF, Finding, judged, judged_kl
 from tercet.errors import ContextError
 from tercet.inference.chat import answer_params, fit_prompts
 from tercet.inference.reward_scores import score_texts
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.rankings import Ranked, encode_answer, encode_comparison
 from tercet.posttraining.reward_model.train import score_ranked
-from tercet.posttraining.rl.rollouts import Clock, Rollouts, explore, logprobs
+from tercet.posttraining.rl.rollouts import Clock, Rollouts, generate_rollouts, logprobs
 from tercet.pretraining.causal import pack_documents
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import Rendered, render_fitting
 from tercet.training.load import holds, load_language_model, load_reward_model
 from tercet.training.loader import permuted
 from tercet.training.losses import mean_loss
-from tercet.training.packing import Rows, pad_right
+from tercet.training.packing import PackedSequences, pad_right
 from tercet.training.run import Run, threads
 from tercet.training.settings import REWARD_MODEL
-from tercet.training.shared_prompts import group
+from tercet.training.shared_prompts import pack_groups
 
 PROMPTS, ANSWERS, LONGEST = 8, 4, 64  # what is sampled: prompts, answers to each, tokens of an answer
 ROWS, COMPARISONS, DEMONSTRATIONS = 200, 32, 20_000  # what is read of the data
@@ -74,7 +74,7 @@ def probe_pretrain(run: Run, model: Transformer, tokenizer: Tokenizer) -> Iterat
     """Whether the model knows more than to guess."""
     texts = list(islice(documents(run.config["data"], BadRows(skip=True)), PROMPTS))
     rows = pack_documents(tokenizer, texts, model.config.context_length)
-    few = Rows(rows.tokens[:PROMPTS], rows.segments[:PROMPTS], rows.weights[:PROMPTS])
+    few = PackedSequences(rows.tokens[:PROMPTS], rows.segments[:PROMPTS], rows.weights[:PROMPTS])
     loss, guess = mean_loss(model, few, PROMPTS), math.log(tokenizer.vocab_size)
     found = f"{loss:.3f} against {guess:.3f} nats a token"
     advice = "it knows no more than a guess among all tokens: more --steps, another --lr; check that the tokenizer is the one it learnt with"
@@ -163,7 +163,7 @@ def sampling(run: Run, model: Transformer, reference: Transformer | None, tokeni
             prompts += fit_prompts(tokenizer, [one], model.config.context_length, limit)
     if not prompts:
         return
-    rollouts, done = explore(
+    rollouts, done = generate_rollouts(
         model, reference, prompts, answer_params(tokenizer, limit, temperature), range(len(prompts) * ANSWERS), lambda _, d: [0.0] * len(d),
         group_size=ANSWERS, end_id=tokenizer.im_end, missing_eos_score=0.0, pad=tokenizer.pad, version=0, clock=Clock(),
     )  # fmt: skip
@@ -242,10 +242,10 @@ def probe_dpo(run: Run, model: Transformer, tokenizer: Tokenizer) -> Iterator[Fi
 
 @torch.no_grad()
 def _logprobs(model: Transformer, rows: Sequence[Ranked]) -> list[torch.Tensor]:
-    return [group([r.prompt], [r.answers]).logprobs(model) for r in rows]
+    return [pack_groups([r.prompt], [r.answers]).logprobs(model) for r in rows]
 
 
-def probe_reward(run: Run, model: ScalarModel, tokenizer: Tokenizer) -> Iterator[Finding]:
+def probe_reward(run: Run, model: ValueHeadModel, tokenizer: Tokenizer) -> Iterator[Finding]:
     """The scale of the scores, where demonstrations lie, and whether filling or packing changes a score."""
     rows = islice(comparisons(run.config["heldout"] or run.config["data"], BadRows(skip=True)), COMPARISONS)
     found = [encode_comparison(tokenizer, c) for _, c in rows]

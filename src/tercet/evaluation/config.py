@@ -13,7 +13,7 @@ VARY = ("description", "labels", "order", "format")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskConfig(Settings):
+class PromptConfig(Settings):
     """Asking a model by completion: zero-, one- and few-shot, without any gradient step."""
 
     model: str = setting(..., "run to ask")

@@ -20,7 +20,7 @@ from tercet.evaluation.suites import measure, open_suites, text_of
 from tercet.evaluation.task import Task as SuiteTask
 from tercet.inference.language_model import ChatAnswer, LanguageModel, Progress, local, open_model
 from tercet.inference.reward_scores import check_contexts, score_texts
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.statistics.intervals import Estimate, mean, paired_difference, proportion, win_rate
 from tercet.statistics.significance import score
 from tercet.tokenizer.bpe import Tokenizer
@@ -42,7 +42,7 @@ def _answers(
     lm: LanguageModel,
     questions: Sequence[Task],
     scorers: Sequence[Scorer],
-    judge: ScalarModel | None,
+    judge: ValueHeadModel | None,
 ) -> tuple[dict[str, Any], _Judged]:
     """Score greedy answers, and sampled ones (temperature 1, the same seeds for every model), by every scorer.
 

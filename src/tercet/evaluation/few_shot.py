@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from tercet.data.text_matching import normalise
 from tercet.errors import ConfigError, ContextError
 from tercet.evaluation.scoring.scorers import last_number, scorer_of
-from tercet.evaluation.task import Form, Item, Task, question_of
+from tercet.evaluation.task import Item, PromptTemplate, Task, question_of
 from tercet.inference.language_model import LanguageModel, Loglikelihood
 
 CHOICE_METRICS = ("acc", "acc_norm", "acc_bytes")
@@ -24,14 +24,14 @@ CONTENT_FREE = ("N/A", "[MASK]", "")  # inputs of Zhao et al. 2021 that should n
 
 
 @dataclass(frozen=True)
-class Way:
+class FewShotSetting:
     """One way to ask a task: how many examples, which (by `seed`), in what order, with what labels and in what form.
 
     `order` 0 is the order in which they were drawn; another number is a permutation of the same examples. `calibrate`
     is contextual calibration (Zhao et al. 2021), `votes` above 1 self-consistency (Wang et al. 2022).
     """
 
-    form: Form
+    form: PromptTemplate
     shots: int = 0
     seed: int = 0
     labels: str = "gold"
@@ -62,7 +62,7 @@ class _Batch:
         return self.places.setdefault((first, second), len(self.places))
 
 
-def prompt_of(task: Task, item: Item, way: Way, text: str | None = None) -> str:
+def prompt_of(task: Task, item: Item, way: FewShotSetting, text: str | None = None) -> str:
     """The prompt of one item; `text` stands in for its input. Raises ConfigError where examples are too few."""
     examples = task.draw(way.shots, way.seed, item)
     shown = task.shown(examples, way.labels, way.seed)
@@ -71,7 +71,7 @@ def prompt_of(task: Task, item: Item, way: Way, text: str | None = None) -> str:
     return way.form.prompt(item.input if text is None else text, shown)
 
 
-def answer(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[Reply]]:
+def answer(lm: LanguageModel, task: Task, ways: Sequence[FewShotSetting]) -> list[list[Reply]]:
     """Ask every item of the task in every way: replies [ways][items].
 
     Raises ConfigError for what the task's kind cannot do, ContextError from `lm`.
@@ -88,7 +88,7 @@ def answer(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[Repl
 # -- choices -------------------------------------------------------------------------------------------------------------
 
 
-def _choices(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[Reply]]:
+def _choices(lm: LanguageModel, task: Task, ways: Sequence[FewShotSetting]) -> list[list[Reply]]:
     if task.metric not in CHOICE_METRICS:
         raise ConfigError(f"task {task.name!r}: metric {task.metric!r}; a choice has {', '.join(CHOICE_METRICS)}")
     if any(way.votes > 1 for way in ways):
@@ -149,7 +149,7 @@ def content_free(logprobs: Sequence[Sequence[float]]) -> list[float]:
 # -- one right answer ------------------------------------------------------------------------------------------------------
 
 
-def _targets(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[Reply]]:
+def _targets(lm: LanguageModel, task: Task, ways: Sequence[FewShotSetting]) -> list[list[Reply]]:
     """greedy: whether the likeliest tokens spell the answer; bits_per_byte: −log2 p of it per byte (lower is better)."""
     if task.metric not in TARGET_METRICS:
         raise ConfigError(f"task {task.name!r}: metric {task.metric!r}; a target has {', '.join(TARGET_METRICS)}")
@@ -174,7 +174,7 @@ def _targets(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[Re
 # -- generated answers ---------------------------------------------------------------------------------------------------
 
 
-def _generated(lm: LanguageModel, task: Task, ways: Sequence[Way]) -> list[list[Reply]]:
+def _generated(lm: LanguageModel, task: Task, ways: Sequence[FewShotSetting]) -> list[list[Reply]]:
     score = scorer_of(task.metric, f"task {task.name!r}")
     # what is drawn with the same settings is asked in one call: {(temperature, longest, seed): prompts}
     batches: dict[tuple[float, int, int], _Batch] = {}

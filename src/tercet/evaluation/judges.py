@@ -26,7 +26,7 @@ from tercet.inference.language_model import LanguageModel, Progress, open_model
 from tercet.inference.request_cache import RequestCache
 from tercet.inference.reward_scores import score_texts
 from tercet.statistics.intervals import win_rate
-from tercet.statistics.pairwise import Game, both_orders, difficulties, length_controlled, strengths
+from tercet.statistics.pairwise import Game, both_orders, bradley_terry_ratings, difficulties, length_controlled
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import prompt_fitting
 from tercet.training.load import language_model_run, load_reward_model, reward_model_run
@@ -244,7 +244,7 @@ def win_rates(
                     "mean_length": [float(lengths[k].mean()) for k in (b, a)], "changed_with_order": changed, "wins": wins,
                 }
             )  # fmt: skip
-        table = strengths(games, len(said), config.seed)
+        table = bradley_terry_ratings(games, len(said), config.seed)
     return {
         "config": config.to_json(),
         "pairs": out,

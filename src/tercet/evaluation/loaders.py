@@ -24,7 +24,7 @@ from typing import Any
 from tercet.data.readers import BadRows, expand, kind, parsed, parsed_rows, row_id, rows
 from tercet.data.splits import in_split
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.task import KINDS, Form, Item, Task, built_in, find, registered
+from tercet.evaluation.task import KINDS, Item, PromptTemplate, Task, built_in, find, registered
 from tercet.training.settings import Settings, from_json, setting, suggest
 
 ASKED = 0.8  # share of the rows that are asked where a task's file names no examples
@@ -115,8 +115,8 @@ class TaskFile(Settings):
     group: str = setting("", "what items of one document share")
     ability: str = setting("", "by which scores are grouped")
     description: str = setting("", "before the examples")
-    template: str = setting(Form.template, "of one example")
-    separator: str = setting(Form.separator, "between examples")
+    template: str = setting(PromptTemplate.template, "of one example")
+    separator: str = setting(PromptTemplate.separator, "between examples")
     formats: tuple[str, ...] = setting((), "other templates, for --vary format")
     metric: str = setting("", "how answers are scored")
     labels: tuple[str, ...] = setting((), "answers that all items share (left out: fixed choices)")
@@ -156,8 +156,8 @@ def task_of_file(path: Path, bad: BadRows) -> Task:
             raise DataError(f"{path}: all rows are examples{examples_from}, and there is something to ask")
     fixed = told.choices if isinstance(told.choices, tuple) else ()
     labels = told.labels or (() if any(map(_FIELD.search, fixed)) else fixed)
-    forms = tuple(Form(told.description, template, told.separator) for template in told.formats)
-    form = Form(told.description, told.template, told.separator)
+    forms = tuple(PromptTemplate(told.description, template, told.separator) for template in told.formats)
+    form = PromptTemplate(told.description, told.template, told.separator)
     return Task(
         told.name, told.kind, lambda: asked, lambda: pool, told.version, form, forms, told.metric, labels, told.stops,
         told.max_new_tokens, told.shots, open_book=told.open_book, source=str(path), examples_from=examples_from,
@@ -287,7 +287,7 @@ def blimp(path: str, bad: BadRows) -> list[Task]:
     if not found:
         raise DataError(f"{path}: no minimal pairs there; wanted BLiMP's JSONL files")
     return [
-        Task(f"blimp/{name}", "choice", functools.partial(tuple, items), form=Form("", "{output}"), shots=0)
+        Task(f"blimp/{name}", "choice", functools.partial(tuple, items), form=PromptTemplate("", "{output}"), shots=0)
         for name, items in sorted(found.items())
     ]
 
@@ -329,7 +329,7 @@ def _olmo_task(file: Path, folder: Path, bad: BadRows) -> Task:
     name = "/".join(("olmo", *(inner if len(inner) > 1 else file.parent.resolve().parts[-2:])))
     # reading is put off: a suite of a hundred tasks is often asked for a few
     return Task(
-        name, _olmo_kind(file, bad), lambda: _olmo_items(file, bad), form=Form("", "{input}{output}"), shots=0, open_book=True,
+        name, _olmo_kind(file, bad), lambda: _olmo_items(file, bad), form=PromptTemplate("", "{input}{output}"), shots=0, open_book=True,
         source=str(file),
     )  # fmt: skip
 

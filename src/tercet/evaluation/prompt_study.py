@@ -22,10 +22,10 @@ import numpy as np
 from tercet.data.formats.prompts import tasks
 from tercet.data.readers import BadRows
 from tercet.errors import ConfigError
-from tercet.evaluation.config import LONGEST, AskConfig
-from tercet.evaluation.few_shot import Reply, Way, answer, check_room
+from tercet.evaluation.config import LONGEST, PromptConfig
+from tercet.evaluation.few_shot import FewShotSetting, Reply, answer, check_room
 from tercet.evaluation.loaders import import_tasks, open_task
-from tercet.evaluation.task import Form, Task, from_questions
+from tercet.evaluation.task import PromptTemplate, Task, from_questions
 from tercet.inference.language_model import LanguageModel, Progress, open_model
 from tercet.statistics.intervals import Estimate, proportion
 from tercet.statistics.significance import crossed, score
@@ -40,11 +40,11 @@ class Condition:
 
     name: str
     shots: int
-    ways: tuple[Way, ...]
+    ways: tuple[FewShotSetting, ...]
 
 
-def ask(
-    config: AskConfig,
+def prompt_study(
+    config: PromptConfig,
     bad: BadRows | None = None,
     lm: LanguageModel | None = None,
     progress: Progress | None = None,
@@ -72,20 +72,20 @@ def ask(
     return rows
 
 
-def _tasks(config: AskConfig, bad: BadRows) -> list[Task]:
+def _tasks(config: PromptConfig, bad: BadRows) -> list[Task]:
     import_tasks(config.imports)
     found = [open_task(name, bad) for name in config.task]
     if config.tasks:
         questions = [q for _, q in tasks(config.tasks, bad)]
         examples = [q for _, q in tasks(config.examples, bad)] if config.examples else []
         name = "+".join(Path(p).name.replace(" ", "_").replace(",", "_") for p in config.tasks)
-        found.append(from_questions(name, questions[: config.limit or None], examples, Form(), LONGEST))
+        found.append(from_questions(name, questions[: config.limit or None], examples, PromptTemplate(), LONGEST))
     if not found:
         raise ConfigError("nothing to ask: name --task or --tasks")
     out = []
     for task in found:
         own = task.form
-        form = Form(
+        form = PromptTemplate(
             config.description or own.description, config.template or own.template, config.separator or own.separator
         )
         task = replace(task, form=form, metric=config.metric or task.metric)
@@ -93,16 +93,16 @@ def _tasks(config: AskConfig, bad: BadRows) -> list[Task]:
     return out
 
 
-def _conditions(task: Task, config: AskConfig) -> list[Condition]:
+def _conditions(task: Task, config: PromptConfig) -> list[Condition]:
     out = []
     seeds = [config.seed + s for s in range(config.seeds)]
     for shots in config.shots:
-        base = Way(
+        base = FewShotSetting(
             task.form, shots, config.seed, calibrate=config.calibrate, votes=config.self_consistency, temperature=config.temperature,
             max_new_tokens=config.max_new_tokens,
         )  # fmt: skip
 
-        def over_seeds(way: Way) -> tuple[Way, ...]:
+        def over_seeds(way: FewShotSetting) -> tuple[FewShotSetting, ...]:
             return tuple(replace(way, seed=s) for s in seeds)
 
         out.append(Condition(BASE, shots, over_seeds(base)))
@@ -127,7 +127,7 @@ def _conditions(task: Task, config: AskConfig) -> list[Condition]:
     return out
 
 
-def _must_vary(config: AskConfig, conditions: Sequence[Sequence[Condition]]) -> None:
+def _must_vary(config: PromptConfig, conditions: Sequence[Sequence[Condition]]) -> None:
     """Raises ConfigError where an option would change nothing in any task."""
     names = {c.name for part in conditions for c in part}
     needs = {
@@ -139,7 +139,7 @@ def _must_vary(config: AskConfig, conditions: Sequence[Sequence[Condition]]) -> 
     for what in config.vary:
         if needs[what][0] not in names:
             raise ConfigError(f"--vary {what}: changes nothing here; it needs {needs[what][1]}")
-    if config.orders != AskConfig(model=config.model).orders and "order" not in config.vary:
+    if config.orders != PromptConfig(model=config.model).orders and "order" not in config.vary:
         raise ConfigError(f"--orders {config.orders}: is for --vary order; give both or none")
 
 
@@ -195,7 +195,7 @@ def _rows(task: Task, c: Condition, replies: Sequence[Sequence[Reply]]) -> list[
     return rows
 
 
-def _called(way: Way, c: Condition) -> str:
+def _called(way: FewShotSetting, c: Condition) -> str:
     """What tells the ways of a condition apart."""
     if c.name == "orders":
         return f"order {way.order}"

@@ -9,7 +9,7 @@ from typing import Any
 from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.contamination import Contamination
-from tercet.evaluation.few_shot import Way, answer, check_room
+from tercet.evaluation.few_shot import FewShotSetting, answer, check_room
 from tercet.evaluation.loaders import import_tasks, open_suite
 from tercet.evaluation.task import Task
 from tercet.inference.language_model import LanguageModel
@@ -53,7 +53,7 @@ def measure(
     """
     out: dict[str, Any] = {}
     for task in tasks:
-        replies = answer(lm, task, [Way(task.form, task.shots, seed)])[0]
+        replies = answer(lm, task, [FewShotSetting(task.form, task.shots, seed)])[0]
         longest = task.max_new_tokens if task.kind in ("free", "code") else 1
         metrics = list(replies[0].scores)
         scores = {name: [r.scores[name] for r in replies] for name in metrics}

@@ -57,7 +57,7 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Form:
+class PromptTemplate:
     """How items become text: a description, then examples in the template, then the question without its answer."""
 
     description: str = ""
@@ -95,8 +95,8 @@ class Task:
     asked: Callable[[], Sequence[Item]]
     pool: Callable[[], Sequence[Item]] = tuple
     version: int = 1
-    form: Form = Form()
-    formats: tuple[Form, ...] = ()
+    form: PromptTemplate = PromptTemplate()
+    formats: tuple[PromptTemplate, ...] = ()
     metric: str = ""
     labels: tuple[str, ...] = ()
     stops: tuple[str, ...] = ("\n",)
@@ -226,7 +226,7 @@ class Task:
 
 
 def from_questions(
-    name: str, questions: Sequence[Question], examples: Sequence[Question], form: Form, max_new_tokens: int
+    name: str, questions: Sequence[Question], examples: Sequence[Question], form: PromptTemplate, max_new_tokens: int
 ) -> Task:
     """A task of questions with gold answers (`data.tasks`): free answers, examples of the same ability.
 

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tercet.model.attention import Branches, KVCache, Part
+from tercet.model.attention import KVCache, PrefixPart, SharedPrefix
 from tercet.model.transformer import Transformer
 from tercet.training.packing import to_device
 
@@ -27,7 +27,7 @@ class Layout:
 
     tokens: Tensor  # [1, T] i64
     positions: Tensor  # [1, T] i64
-    branches: Branches  # which places make up each sequence
+    branches: SharedPrefix  # which places make up each sequence
     places: NDArray[np.int64]  # [N, S]: the place of each sequence's tokens; without meaning after a sequence's end
     lengths: NDArray[np.int64]  # [N]
 
@@ -80,7 +80,9 @@ def lay_out(sequences: Sequence[Sequence[int]]) -> Layout:
     )  # fmt: skip
 
 
-def _branches(rows: NDArray[np.int64], lengths: NDArray[np.int64], shared: NDArray[np.int64], total: int) -> Branches:
+def _branches(
+    rows: NDArray[np.int64], lengths: NDArray[np.int64], shared: NDArray[np.int64], total: int
+) -> SharedPrefix:
     """Group sequences by length, in steps of a quarter; where most tokens are shared, only the new ones are queries.
 
     Plain causal attention skips later keys, half of its work. So a mask, which cannot skip, only pays where less than
@@ -91,7 +93,7 @@ def _branches(rows: NDArray[np.int64], lengths: NDArray[np.int64], shared: NDArr
         int(i): (first[i] > 0, math.ceil(3 * math.log2(lengths[i] - first[i])), math.ceil(3 * math.log2(lengths[i])))
         for i in np.flatnonzero(shared < lengths)  # the others have no token of their own
     }
-    parts, home, outputs = list[Part](), np.zeros(total, dtype=np.int64), 0
+    parts, home, outputs = list[PrefixPart](), np.zeros(total, dtype=np.int64), 0
     for kind in sorted(set(kinds.values())):
         mine = np.array([i for i, k in kinds.items() if k == kind])
         wide, asking = lengths[mine].max(), (lengths - first)[mine].max()
@@ -105,6 +107,6 @@ def _branches(rows: NDArray[np.int64], lengths: NDArray[np.int64], shared: NDArr
         if kind[0]:
             asked = torch.from_numpy(places)
             mask = torch.from_numpy(np.arange(wide) <= steps[:, :, None])[:, None]
-        parts.append(Part(torch.from_numpy(keys), asked, mask))
+        parts.append(PrefixPart(torch.from_numpy(keys), asked, mask))
         outputs += steps.size
-    return Branches(tuple(parts), torch.from_numpy(home))
+    return SharedPrefix(tuple(parts), torch.from_numpy(home))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from tercet.errors import ConfigError
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.training.packing import pad_right
 from tercet.training.run import Run
 
@@ -15,7 +15,7 @@ SCORED_TOKENS = 2048  # of a forward pass
 
 
 @torch.no_grad()
-def score_texts(model: ScalarModel, texts: Sequence[Sequence[int]], pad: int) -> list[float]:
+def score_texts(model: ValueHeadModel, texts: Sequence[Sequence[int]], pad: int) -> list[float]:
     """The reward of each text (ids), read at its last token."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = [0.0] * len(texts)
@@ -29,7 +29,7 @@ def score_texts(model: ScalarModel, texts: Sequence[Sequence[int]], pad: int) ->
     return out
 
 
-def check_contexts(judge: ScalarModel, context_length: int, judge_run: Run, run: Run) -> None:
+def check_contexts(judge: ValueHeadModel, context_length: int, judge_run: Run, run: Run) -> None:
     """Raises ConfigError where the reward model cannot read all that the language model can write."""
     if judge.config.context_length < context_length:
         raise ConfigError(

@@ -17,7 +17,7 @@ from tercet.errors import DataError
 from tercet.evaluation.scoring.scorers import Answer
 from tercet.inference.chat import answer_all, answer_params
 from tercet.microworld.rubric import RUBRIC_TEXT, rubric_score
-from tercet.microworld.stage import RankConfig
+from tercet.microworld.stage import AnnotateConfig
 from tercet.posttraining.held_out import question
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import load_language_model
@@ -37,7 +37,7 @@ def ranked(task: Task, answers: Sequence[Answer], noise: float, tie_width: float
     )
 
 
-def rank(config: RankConfig, run: Run) -> None:
+def annotate(config: AnnotateConfig, run: Run) -> None:
     """Sample K answers to each task and rank them; writes RUN/rankings/{train,heldout}.jsonl."""
     bad = BadRows(skip=config.skip_bad_rows)
     questions = [t for _, t in tasks(config.tasks, bad)]

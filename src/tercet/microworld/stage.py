@@ -9,7 +9,7 @@ from tercet.training.stage import Stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class RankConfig(Settings):
+class AnnotateConfig(Settings):
     """Rankings by a SIMULATED annotator: K sampled answers to each task, scored by the stated rubric with noise."""
 
     model: str = setting(..., "run that answers: an instruction-tuned model", reads=LANGUAGE_MODEL)
@@ -26,7 +26,7 @@ class RankConfig(Settings):
 
 
 RANK = Stage(
-    "rank", RankConfig, "tercet.microworld.annotator:rank", order=40, label="rankings",
+    "rank", AnnotateConfig, "tercet.microworld.annotator:rank", order=40, label="rankings",
     deed="ranked by a simulated annotator",
     example="tercet rank --model runs/sft --tasks questions.jsonl --out runs/rank",
     section="tercet.reporting.story:ranking",

@@ -64,8 +64,8 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Some of the sequences of `Branches`, side by side, padded on the right."""
+class PrefixPart:
+    """Some of the sequences of `SharedPrefix`, side by side, padded on the right."""
 
     rows: Tensor  # [N, S] i64: the positions of each sequence's tokens in the batch row
     asked: Tensor | None = None  # [N, Q] i64: the positions among them that are queries; None: all of them, causally
@@ -73,14 +73,14 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Branches:
+class SharedPrefix:
     """Sequences that share prefixes (tree attention): one batch row of T positions holds each shared token once.
 
     Only attention mixes tokens: it alone works on whole sequences, one row for each. Everything else works on the T
     positions. A part holds sequences of similar lengths, so that there is little padding. Each sequence is causal.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PrefixPart, ...]
     home: Tensor  # [T] i64: for each position, its row among the outputs of all parts, one part after the other
 
     def split(self, q_1HTC: Tensor, k_1KTC: Tensor, v_1KTC: Tensor) -> Iterator[Piece]:
@@ -137,8 +137,8 @@ def segment_mask(segments_BT: Tensor, kind: Kind = CAUSAL) -> Tensor:
     return (same & kind.sees(index[:, :, None], index[:, None, :]))[:, None]
 
 
-def pattern(kind: Kind | Branches, tokens: int, segments_BT: Tensor | None, cache: KVCache | None,
-            device: torch.device) -> Dense | Branches:  # fmt: skip
+def pattern(kind: Kind | SharedPrefix, tokens: int, segments_BT: Tensor | None, cache: KVCache | None,
+            device: torch.device) -> Dense | SharedPrefix:  # fmt: skip
     """What `Attention` works with: a mask, or the flag of plain causal attention, which is faster.
 
     `tokens` is the number of queries, for which the cache has made room. Rows that are one segment each need no mask.
@@ -146,9 +146,9 @@ def pattern(kind: Kind | Branches, tokens: int, segments_BT: Tensor | None, cach
     for them.
     """
     filled = cache is not None and cache.width > tokens
-    if segments_BT is not None and (filled or isinstance(kind, Branches)):
+    if segments_BT is not None and (filled or isinstance(kind, SharedPrefix)):
         raise ValueError("segments cannot be combined with a filled cache or a shared-prefix layout; leave them out")
-    if isinstance(kind, Branches):
+    if isinstance(kind, SharedPrefix):
         return kind
     if segments_BT is not None and (segments_BT != segments_BT[:, :1]).any():
         return Dense(segment_mask(segments_BT, kind))
@@ -235,7 +235,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         return q, k, self.v_proj(x_BTD).view(heads).transpose(1, 2)
 
-    def forward(self, x_BTD: Tensor, rope: Rope, pattern: Dense | Branches, cache: KVCache | None,
+    def forward(self, x_BTD: Tensor, rope: Rope, pattern: Dense | SharedPrefix, cache: KVCache | None,
                 layer: int, at: Tensor | None) -> Tensor:  # fmt: skip
         """Attend to the keys that `pattern` lets each query see: [B, T, D], or [A, D] of the positions `at` alone."""
         q, k, v = self.project(x_BTD, rope)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tercet.model.transformer import Transformer
 
 
-class ScalarModel(nn.Module):
+class ValueHeadModel(nn.Module):
     """A transformer with one number per token: the reward model and PPO's critic.
 
     The output is gain · (w·h + b) + bias. `bias` and `gain` are not trained: the reward stage sets them so that

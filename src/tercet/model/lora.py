@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LoRAConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.ops.linear import Linear, linear
 from tercet.model.transformer import Transformer
 
@@ -62,7 +62,7 @@ class LoRALinear(nn.Module):
         return plain
 
 
-def apply_lora(model: Transformer | ScalarModel, config: LoRAConfig, seed: int) -> None:
+def apply_lora(model: Transformer | ValueHeadModel, config: LoRAConfig, seed: int) -> None:
     """Wrap the transformer's layers named in `config.targets` and freeze the rest; a score head stays as it is.
 
     The model's output does not change. Raises ConfigError where the model has adapters already, or no layer of these
@@ -83,7 +83,7 @@ def apply_lora(model: Transformer | ScalarModel, config: LoRAConfig, seed: int) 
         )
 
 
-def merge(model: Transformer | ScalarModel) -> None:
+def merge(model: Transformer | ValueHeadModel) -> None:
     """Put plain layers in the place of wrapped ones: the same outputs, all weights trained again."""
     for parent, name, layer in _layers(model):
         if isinstance(layer, LoRALinear):
@@ -96,8 +96,8 @@ def adapters(model: nn.Module) -> dict[str, LoRALinear]:
     return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoRALinear)}
 
 
-def _backbone(model: Transformer | ScalarModel) -> Transformer:
-    return model.backbone if isinstance(model, ScalarModel) else model
+def _backbone(model: Transformer | ValueHeadModel) -> Transformer:
+    return model.backbone if isinstance(model, ValueHeadModel) else model
 
 
 def _layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
@@ -108,7 +108,7 @@ def _layers(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
 # -- PEFT's format ----------------------------------------------------------------------------------------------------
 
 
-def save_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
+def save_adapter(model: Transformer | ValueHeadModel, folder: str | Path) -> None:
     """Write adapter_config.json and adapter_model.safetensors as PEFT does, for the model as transformers' Qwen3.
 
     Of a ScalarModel, as Qwen3ForSequenceClassification, the score head comes too, with the gain in its weight. That
@@ -120,24 +120,24 @@ def save_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
         raise ConfigError("the model has no adapters to save")
     config = next(iter(found.values())).config
     described = {
-        "peft_type": "LORA", "task_type": "SEQ_CLS" if isinstance(model, ScalarModel) else "CAUSAL_LM",
+        "peft_type": "LORA", "task_type": "SEQ_CLS" if isinstance(model, ValueHeadModel) else "CAUSAL_LM",
         "base_model_name_or_path": None, "r": config.rank, "lora_alpha": config.alpha,
         "target_modules": list(config.targets),
-        "modules_to_save": ["score"] if isinstance(model, ScalarModel) else None, "lora_dropout": 0.0, "bias": "none",
+        "modules_to_save": ["score"] if isinstance(model, ValueHeadModel) else None, "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True,
     }  # fmt: skip
     path = Path(folder)
     path.mkdir(parents=True, exist_ok=True)
     (path / "adapter_config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
     tensors = {PREFIX + name: t.detach().contiguous() for name, t in _matrices(_backbone(model)).items()}
-    if isinstance(model, ScalarModel):
+    if isinstance(model, ValueHeadModel):
         with torch.no_grad():
             tensors[PREFIX + "score.weight"] = model.gain * model.score.weight
             tensors[PREFIX + "bias"] = (model.gain * model.score.bias + model.bias).squeeze()
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def load_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
+def load_adapter(model: Transformer | ValueHeadModel, folder: str | Path) -> None:
     """Wrap a plain model with the adapters of a folder in PEFT's format.
 
     Raises ConfigError where the folder asks for what is not offered, CheckpointError where it is damaged or was made
@@ -151,7 +151,7 @@ def load_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
         raise CheckpointError(f"{path}: no adapter in PEFT's format: {error}") from error
     apply_lora(model, _supported(described, tensors, path), seed=0)
     wanted = {PREFIX + name: t for name, t in _matrices(_backbone(model)).items()}
-    if isinstance(model, ScalarModel):
+    if isinstance(model, ValueHeadModel):
         wanted |= {PREFIX + "score.weight": model.score.weight, PREFIX + "bias": model.bias}
     if {n: t.shape for n, t in tensors.items()} != {n: t.shape for n, t in wanted.items()}:
         odd = sorted(tensors.keys() ^ wanted.keys()) or sorted(n for n in wanted if wanted[n].shape != tensors[n].shape)
@@ -159,7 +159,7 @@ def load_adapter(model: Transformer | ScalarModel, folder: str | Path) -> None:
     with torch.no_grad():
         for name, tensor in wanted.items():
             tensor.copy_(tensors[name])
-        if isinstance(model, ScalarModel):  # both are in what was read
+        if isinstance(model, ValueHeadModel):  # both are in what was read
             model.gain.fill_(1.0)
             model.score.bias.zero_()
 

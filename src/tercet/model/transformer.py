@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import ContextError
-from tercet.model.attention import CAUSAL, Attention, Branches, Dense, Kind, KVCache, pattern, selected
+from tercet.model.attention import CAUSAL, Attention, Dense, Kind, KVCache, SharedPrefix, pattern, selected
 from tercet.model.config import ModelConfig
 from tercet.model.layers import MLP, Rope, norm_of
 from tercet.model.ops.linear import Linear, linear
@@ -26,7 +26,7 @@ class Block(nn.Module):
         self.input_layernorm = norm_of(config)
         self.post_attention_layernorm = norm_of(config)
 
-    def forward(self, x: Tensor, rope: Rope, pattern: Dense | Branches, cache: KVCache | None,
+    def forward(self, x: Tensor, rope: Rope, pattern: Dense | SharedPrefix, cache: KVCache | None,
                 layer: int, at: Tensor | None = None) -> Tensor:  # fmt: skip
         """Residual stream in, residual stream out: [B, T, D]; with `at` only those positions come out, [A, D]."""
         x = selected(x, at) + self.self_attn(self.input_layernorm(x), rope, pattern, cache, layer, at)
@@ -93,7 +93,7 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens_BT: Tensor | None = None, segments_BT: Tensor | None = None, *,
                inputs_embeds: Tensor | None = None, positions_BT: Tensor | None = None,
-               attention: Kind | Branches = CAUSAL, cache: KVCache | None = None, noise: Tensor | None = None,
+               attention: Kind | SharedPrefix = CAUSAL, cache: KVCache | None = None, noise: Tensor | None = None,
                at: Tensor | None = None) -> Tensor:  # fmt: skip
         """Final hidden states [B, T, D], or [A, D] of the positions `at` ([A] i64, numbered through B · T) alone.
 

@@ -17,7 +17,7 @@ def question(prompt: Conversation) -> str:
     return "\n".join(f"{m.role}: {fold(m.content)}" for m in prompt)
 
 
-def sides(
+def split_heldout(
     every: Sequence[T], named: Sequence[T] | None, key: Callable[[T], str], share: float, run: Run
 ) -> tuple[list[T], list[T]]:
     """(training, held-out) rows: `share` of the questions by a hash, or the `named` rows, of which those that training has too are counted.

@@ -16,17 +16,17 @@ from tercet.model.transformer import Transformer
 from tercet.pretraining.stage import PretrainConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
-from tercet.training.loader import Feed
+from tercet.training.loader import BatchLoader
 from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import Rows, pack_stream, rows_per_pass
+from tercet.training.packing import PackedSequences, pack_stream, sequences_per_pass
 from tercet.training.run import Run
 from tercet.training.settings import shares
 from tercet.training.time_budget import Deadline
 from tercet.training.trainer import training_steps
 
 
-def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int) -> Rows:
+def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int) -> PackedSequences:
     """Documents as rows of `length` targets, each between two `<|endoftext|>`."""
     eot = tokenizer.endoftext
     return pack_stream(
@@ -62,10 +62,10 @@ def must_agree(mixture: Mapping[str, float] | None, sources: Collection[str]) ->
 
 
 def build_feed(tokenizer: Tokenizer, train: Mapping[str, Sequence[Document]], mixture: Mapping[str, float] | None, length: int,
-               batch_size: int, seed: int) -> Feed:  # fmt: skip
+               batch_size: int, seed: int) -> BatchLoader:  # fmt: skip
     """Pack each source and mix them. Raises ConfigError where the mixture names other sources than the data has."""
     must_agree(mixture, train)
-    return Feed(
+    return BatchLoader(
         {source: pack_documents(tokenizer, group, length) for source, group in train.items()}, mixture, batch_size, seed
     )
 
@@ -100,7 +100,7 @@ def pretrain(config: PretrainConfig, run: Run) -> None:
         if done == config.steps or deadline:
             run.update(heldout={source: e.to_json() for source, e in bits.items()})
 
-    micro = rows_per_pass(config.micro_batch, config.context_length)
+    micro = sequences_per_pass(config.micro_batch, config.context_length)
     for step in training_steps(run, config, learner, evaluate, deadline):
         batches = list(feed.batch(step.number).split(micro))
         metrics = learner.forward_backward(batches, next_token)

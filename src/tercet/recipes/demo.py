@@ -14,11 +14,11 @@ from typing import Any
 from tercet.data.readers import BadRows, documents
 from tercet.data.types import Document
 from tercet.evaluation.bits_per_byte import by_source, limit_bytes
-from tercet.evaluation.config import AskConfig, EvalConfig
+from tercet.evaluation.config import EvalConfig, PromptConfig
 from tercet.evaluation.evaluate import evaluate
 from tercet.evaluation.ngram import ngram_baselines, xz_bits_per_byte
-from tercet.evaluation.prompt_study import ask
-from tercet.microworld.stage import RankConfig
+from tercet.evaluation.prompt_study import prompt_study
+from tercet.microworld.stage import AnnotateConfig
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.rl.stage import PPOConfig
 from tercet.posttraining.sft.stage import SFTConfig
@@ -93,22 +93,22 @@ class Demo:
         )  # fmt: skip
         return self.stage("base", "pretrain", config)
 
-    def ask(self) -> list[dict[str, Any]]:
+    def prompt_study(self) -> list[dict[str, Any]]:
         """The lecture's prompts: questions with 0, 1 and 4 examples, and word translation."""
         self.progress.say(f"\n[{self.plan.clock()}] asking the base model with 0, 1 and 4 examples in the prompt")
-        forms = [("Q: … A:", AskConfig(
+        forms = [("Q: … A:", PromptConfig(
             model=self.path("base"), tasks=(self.path("data", "tasks", "heldout.jsonl"),), examples=(self.path("data", "tasks", "examples.jsonl"),),
             limit=self.questions, **self.common,
         ))]  # fmt: skip
         for language in ("French", "German", "Spanish"):
             words = (self.path("data", "words", f"english-to-{language.lower()}.jsonl"),)
             description = f"Translate English to {language}:\n"
-            forms.append(("word => … (the pairs stand in the pretraining text)", AskConfig(
+            forms.append(("word => … (the pairs stand in the pretraining text)", PromptConfig(
                 model=self.path("base"), tasks=words, examples=words, description=description, template="{input} => {output}", separator="\n",
                 **self.common,
             )))  # fmt: skip
         # a form with one ability needs no sum over abilities
-        found = [(form, config, row) for form, config in forms for row in ask(config)]
+        found = [(form, config, row) for form, config in forms for row in prompt_study(config)]
         rows = [
             {**row, "form": form} for form, config, row in found if not config.description or row["ability"] != "all"
         ]
@@ -129,7 +129,7 @@ class Demo:
 
     def compare(self) -> tuple[Run, Run]:
         """Simulated rankings, and the reward model that learns from them."""
-        rank_config = RankConfig(
+        rank_config = AnnotateConfig(
             model=self.path("sft"), tasks=(self.path("data", "tasks", "preference.jsonl"),), **self.common
         )
         ranked = self.stage("rankings", "rank", rank_config)

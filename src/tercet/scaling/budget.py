@@ -30,7 +30,7 @@ from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
 from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import Batch, rows_per_pass
+from tercet.training.packing import Batch, sequences_per_pass
 from tercet.training.run import threads
 from tercet.training.settings import shares
 
@@ -89,7 +89,7 @@ def measure(shape: ModelConfig, config: PretrainConfig, until: float = math.inf)
 
     At `until` (time.monotonic) no further one is begun, so that the first alone may have to do.
     """
-    rows = rows_per_pass(config.micro_batch, shape.context_length)
+    rows = sequences_per_pass(config.micro_batch, shape.context_length)
     tokens = torch.arange(rows * shape.context_length).reshape(rows, -1) % shape.vocab_size
     batch = Batch(tokens, tokens, torch.ones(tokens.shape), torch.zeros(tokens.shape, dtype=torch.int32))
     learner = Learner(Transformer(shape), OptimizerConfig.of(config), config.precision)

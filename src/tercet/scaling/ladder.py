@@ -42,7 +42,7 @@ def begun(path: Path) -> bool:
     return (path / "run.json").is_file()
 
 
-def climb(config: PretrainConfig, path: str) -> float:
+def run_point(config: PretrainConfig, path: str) -> float:
     """Do one rung, or go on with it; returns its seconds. A finished one is left as it is.
 
     Raises CheckpointError where a run of other settings is there.
@@ -82,7 +82,7 @@ def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, backend:
         if not begun(Path(path)) or Run(path).manifest["status"] != "finished"
     }
     for path in rungs.keys() - left.keys():
-        climb(rungs[path], path)  # refuses what is not this ladder's
+        run_point(rungs[path], path)  # refuses what is not this ladder's
     say(f"{len(rungs)} runs, of which {len(rungs) - len(left)} are finished")
     count = itertools.count(1)
 
@@ -97,7 +97,7 @@ def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, backend:
         on_ray(climb, left, out, address, report)
     elif jobs == 1:
         for path, rung in left.items():
-            report(path, climb(rung, path))
+            report(path, run_point(rung, path))
     else:
         _side_by_side(left, jobs, report)
     return Path(out)

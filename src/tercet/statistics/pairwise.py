@@ -191,7 +191,7 @@ def _connected(w: Reals) -> bool:
     return bool(reach.all())
 
 
-def strengths(games: Sequence[Game], models: int, seed: int = 0, draws: int = DRAWS) -> list[Estimate]:
+def bradley_terry_ratings(games: Sequence[Game], models: int, seed: int = 0, draws: int = DRAWS) -> list[Estimate]:
     """Log strength of every model with its interval from drawing prompts again; σ(difference) is the chance to win."""
     prompts = sorted({g.prompt for g in games})
     if not prompts:

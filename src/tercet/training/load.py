@@ -8,14 +8,14 @@ from torch import nn
 
 from tercet.errors import CheckpointError, ConfigError
 from tercet.model.config import LoRAConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.lora import adapters, apply_lora, merge, save_adapter
 from tercet.model.transformer import Transformer
 from tercet.training.run import Run
 from tercet.training.settings import LANGUAGE_MODEL, REWARD_MODEL, TuneSettings
 from tercet.training.stage import makers, stages
 
-M = TypeVar("M", bound=Transformer | ScalarModel)
+M = TypeVar("M", bound=Transformer | ValueHeadModel)
 
 
 def _load(model: M, run: Run) -> M:
@@ -79,9 +79,9 @@ def load_language_model(run: Run) -> Transformer:
     return _load(Transformer(run.model_config()), run).to(run.device)
 
 
-def load_reward_model(run: Run) -> ScalarModel:
+def load_reward_model(run: Run) -> ValueHeadModel:
     """The reward model of a run, on the run's device."""
-    return _load(ScalarModel(Transformer(run.model_config())), run).to(run.device)
+    return _load(ValueHeadModel(Transformer(run.model_config())), run).to(run.device)
 
 
 def adapt(model: M, config: TuneSettings) -> M:
@@ -96,5 +96,5 @@ def adapt(model: M, config: TuneSettings) -> M:
 
 def write_adapter(model: nn.Module, run: Run) -> None:
     """Write RUN/adapter in PEFT's format where the model has adapters."""
-    if isinstance(model, (Transformer, ScalarModel)) and adapters(model):
+    if isinstance(model, (Transformer, ValueHeadModel)) and adapters(model):
         save_adapter(model, run.path / "adapter")

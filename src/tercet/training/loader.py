@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from tercet.errors import ConfigError
 from tercet.training.losses import next_token_batch
-from tercet.training.packing import Batch, Rows
+from tercet.training.packing import Batch, PackedSequences
 
-MakeBatch = Callable[[Rows, int, int], Batch]  # (rows, seed, step): the same batch for the same three
+MakeBatch = Callable[[PackedSequences, int, int], Batch]  # (rows, seed, step): the same batch for the same three
 
 _PATTERN = 1_000  # resolution of the mixture: weights are kept to a thousandth
 
@@ -30,14 +30,14 @@ def permuted(index: int, size: int, key: Sequence[int], _cache: dict[tuple[int, 
     return int(_cache[full_key][at])
 
 
-class Feed:
+class BatchLoader:
     """Batches of rows from several sources in fixed proportions.
 
     `weights` are the sources' shares of the rows. Every thousand consecutive examples hold each source exactly in
     its share, in a seeded order. `make_batch` is the objective's: it says what is input and what is target.
     """
 
-    def __init__(self, sources: Mapping[str, Rows], weights: Mapping[str, float] | None, batch_size: int, seed: int,
+    def __init__(self, sources: Mapping[str, PackedSequences], weights: Mapping[str, float] | None, batch_size: int, seed: int,
                  make_batch: MakeBatch = next_token_batch) -> None:  # fmt: skip
         names = sorted(sources)
         shares = np.array([1.0 * len(sources[n]) if weights is None else weights[n] for n in names], dtype=np.float64)
@@ -74,5 +74,5 @@ class Feed:
     def batch(self, step: int) -> Batch:
         """The batch of `step` (0, 1, …)."""
         picks = [self.example(step * self.batch_size + i) for i in range(self.batch_size)]
-        rows = Rows.concatenate([self.sources[source].take([row]) for source, row in picks])
+        rows = PackedSequences.concatenate([self.sources[source].take([row]) for source, row in picks])
         return self.make_batch(rows, self.seed, step)

@@ -14,10 +14,10 @@ from torch import Tensor
 from tercet.model.ops import cross_entropy
 from tercet.model.ops.cross_entropy import linear_cross_entropy, linear_token_logprobs
 from tercet.model.transformer import Transformer
-from tercet.training.packing import PAD_SEGMENT, Batch, Rows, to_device
+from tercet.training.packing import PAD_SEGMENT, Batch, PackedSequences, to_device
 
 
-def next_token_batch(rows: Rows, seed: int = 0, step: int = 0) -> Batch:
+def next_token_batch(rows: PackedSequences, seed: int = 0, step: int = 0) -> Batch:
     """Every token is predicted from those before it: [N, W] rows become inputs and targets [N, W − 1].
 
     A target in another segment than its input has weight 0: nothing predicts across texts. Nothing is drawn, so that
@@ -76,7 +76,7 @@ def token_kl(
 
 
 @torch.no_grad()
-def mean_loss(model: Transformer, rows: Rows, batch_size: int) -> float:
+def mean_loss(model: Transformer, rows: PackedSequences, batch_size: int) -> float:
     """Mean nats per weighted target over all rows."""
     total = count = 0.0
     for a in range(0, len(rows), batch_size):

@@ -19,7 +19,7 @@ V = TypeVar("V")
 PASS_TOKENS = 1024
 
 
-def rows_per_pass(micro_batch: int, tokens_per_row: float) -> int:
+def sequences_per_pass(micro_batch: int, tokens_per_row: float) -> int:
     """Rows of a forward pass in training: `micro_batch`, or with 0 as many as make about PASS_TOKENS tokens."""
     return micro_batch or max(1, round(PASS_TOKENS / tokens_per_row))
 
@@ -66,7 +66,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Rows:
+class PackedSequences:
     """Packed sequences. What is predicted from them is the objective's affair: it makes a `Batch` of some rows.
 
     `segments` numbers the texts of a row (PAD_SEGMENT on padding); `weights` says how much each token counts as a
@@ -80,17 +80,17 @@ class Rows:
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> Rows:
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> PackedSequences:
         """The rows with these numbers, in this order."""
-        return Rows(self.tokens[rows], self.segments[rows], self.weights[rows])
+        return PackedSequences(self.tokens[rows], self.segments[rows], self.weights[rows])
 
     @classmethod
-    def concatenate(cls, parts: Sequence[Rows]) -> Rows:
+    def concatenate(cls, parts: Sequence[PackedSequences]) -> PackedSequences:
         """All rows, in order."""
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("tokens", "segments", "weights")))
 
 
-def pack_stream(texts: Sequence[Sequence[int]], length: int, pad: int) -> Rows:
+def pack_stream(texts: Sequence[Sequence[int]], length: int, pad: int) -> PackedSequences:
     """Cut texts, laid end to end, into rows of `length` + 1 tokens; a text may run over into the next row.
 
     Neighbouring rows share one token, so that every token but the very first can be a target once. The last row is
@@ -108,10 +108,10 @@ def pack_stream(texts: Sequence[Sequence[int]], length: int, pad: int) -> Rows:
         segments[at : at + len(text)] = number
         at += len(text)
     index = np.arange(count)[:, None] * length + np.arange(length + 1)[None]
-    return Rows(stream[index], segments[index], (segments[index] != PAD_SEGMENT).astype(np.float32))
+    return PackedSequences(stream[index], segments[index], (segments[index] != PAD_SEGMENT).astype(np.float32))
 
 
-def pack_whole(texts: Sequence[tuple[Sequence[int], Sequence[float]]], length: int, pad: int) -> Rows:
+def pack_whole(texts: Sequence[tuple[Sequence[int], Sequence[float]]], length: int, pad: int) -> PackedSequences:
     """Put whole (tokens, weights) texts into rows of `length` + 1 tokens, longest first into the fullest row with room.
 
     Raises DataError where a text is longer than `length + 1` tokens, or where there is none.
@@ -142,7 +142,7 @@ def pack_whole(texts: Sequence[tuple[Sequence[int], Sequence[float]]], length: i
             span = slice(at, at + len(ids))
             tokens[row, span], segments[row, span], weights[row, span] = ids, segment, ws
             at += len(ids)
-    return Rows(tokens, segments, weights)
+    return PackedSequences(tokens, segments, weights)
 
 
 def pad_right(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:

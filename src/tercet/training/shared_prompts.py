@@ -17,19 +17,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tercet.model.attention import Branches, Part
-from tercet.model.heads import ScalarModel
+from tercet.model.attention import PrefixPart, SharedPrefix
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.training.losses import token_logprobs
 
 
 @dataclass(frozen=True)
-class Grouped:
+class PackedGroups:
     """Prompts with their answers as T positions of one row; answers are numbered 0 … N − 1 through the batch."""
 
     tokens: Tensor  # [1, T] i64
     positions: Tensor  # [1, T] i64
-    branches: Branches  # which positions make up the sequence of each answer
+    branches: SharedPrefix  # which positions make up the sequence of each answer
     # [A] i64: for every answer token, the position of the token before it (for the first: the prompt's last)
     before: Tensor
     target: Tensor  # [A] i64: that answer token's id
@@ -62,12 +62,12 @@ class Grouped:
         """Tokens of every answer, [N]."""
         return torch.bincount(self.answer, minlength=self.answers)
 
-    def scores(self, model: ScalarModel) -> Tensor:
+    def scores(self, model: ValueHeadModel) -> Tensor:
         """The scalar model's number at every answer's last token, [N] float64."""
         return model.read(self.hidden(model.backbone, self.last)).double()
 
 
-def group(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> Grouped:
+def pack_groups(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[int]]]) -> PackedGroups:
     """A batch of `prompts` with their `answers`, a list for each. Raises ValueError for an empty prompt or answer."""
     if not all(prompts) or not all(all(mine) and mine for mine in answers):
         raise ValueError("every prompt and every answer needs at least one token, and every prompt an answer")
@@ -90,9 +90,9 @@ def group(prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[Sequence[
         np.repeat(np.arange(len(sequences)), [len(ids) for _, ids, _ in sequences]),
         np.array([places[-1] for _, _, places in sequences]),
     )
-    return Grouped(
+    return PackedGroups(
         torch.from_numpy(tokens)[None],
         torch.from_numpy(positions)[None],
-        Branches((Part(torch.from_numpy(rows)),), torch.from_numpy(home)),
+        SharedPrefix((PrefixPart(torch.from_numpy(rows)),), torch.from_numpy(home)),
         *map(torch.from_numpy, arrays),
     )

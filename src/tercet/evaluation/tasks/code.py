@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tercet.data.splits import in_split
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 
 # name, docstring, body, what it must give; {n} is a number
 _KINDS: tuple[tuple[str, str, str, Callable[[int, int], object]], ...] = (
@@ -37,8 +37,8 @@ TASK = Task(
     "code",
     lambda: _items(True),
     lambda: _items(False),
-    form=Form("", "{input}\n{output}", "\n\n\n"),
-    formats=(Form("# Python\n\n", "{input}\n{output}", "\n\n"),),
+    form=PromptTemplate("", "{input}\n{output}", "\n\n\n"),
+    formats=(PromptTemplate("# Python\n\n", "{input}\n{output}", "\n\n"),),
     metric="runs",
     stops=("\n\n", "\ndef ", "\nclass ", "\nprint", "\nif "),
     max_new_tokens=32,

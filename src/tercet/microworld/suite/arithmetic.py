@@ -3,7 +3,7 @@
 Half of them stand nowhere in the microworld's training text; the others are asked in words that do not stand there.
 """
 
-from tercet.evaluation.task import Form, Item, Task, item_of
+from tercet.evaluation.task import Item, PromptTemplate, Task, item_of
 from tercet.microworld.tasks import tasks
 
 
@@ -17,7 +17,7 @@ TASK = Task(
     "free",
     lambda: _items(True),
     lambda: _items(False),
-    formats=(Form("", "{input} {output}", "\n"), Form("", "Question: {input}\nAnswer: {output}")),
+    formats=(PromptTemplate("", "{input} {output}", "\n"), PromptTemplate("", "Question: {input}\nAnswer: {output}")),
     max_new_tokens=16,
     open_book=True,  # 5 + 0 is 5
     ability="reasoning",

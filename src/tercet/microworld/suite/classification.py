@@ -1,6 +1,6 @@
 """Classification: what kind of thing is it? Six classes, as many items of each."""
 
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.world import ANIMALS, COLOURS, CONTAINERS, FOODS, HOMES, PEOPLE, THINGS, VISITED
 
 CLASSES = {
@@ -27,8 +27,13 @@ TASK = Task(
     "choice",
     lambda: _items(True),
     lambda: _items(False),
-    form=Form("Is it an animal, a food, a thing, a person, a colour or a place?\n\n", "{input}: {output}", "\n"),
-    formats=(Form("", "Word: {input}\nKind: {output}", "\n\n"), Form("", "{input} is a kind of {output}", "\n")),
+    form=PromptTemplate(
+        "Is it an animal, a food, a thing, a person, a colour or a place?\n\n", "{input}: {output}", "\n"
+    ),
+    formats=(
+        PromptTemplate("", "Word: {input}\nKind: {output}", "\n\n"),
+        PromptTemplate("", "{input} is a kind of {output}", "\n"),
+    ),
     labels=tuple(CLASSES),
     ability="knowledge",
 )

@@ -1,7 +1,7 @@
 """Cloze: the last word of a sentence that states a fact of the microworld."""
 
 from tercet.data.splits import in_split
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.world import ANIMALS, COLOURS, HOMES, THINGS
 
 
@@ -27,8 +27,8 @@ TASK = Task(
     "choice",
     lambda: _items(True),
     lambda: _items(False),
-    form=Form("", "{input} {output}", ".\n"),
-    formats=(Form("", "{input} {output}", ". "),),
+    form=PromptTemplate("", "{input} {output}", ".\n"),
+    formats=(PromptTemplate("", "{input} {output}", ". "),),
     shots=0,
     ability="knowledge",
 )

@@ -1,7 +1,7 @@
 """Dialogue: a question that is understood only after the turns before it ("And the snake?")."""
 
 from tercet.data.types import Task as Question
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.tasks import tasks
 
 SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
@@ -24,8 +24,10 @@ TASK = Task(
     "free",
     lambda: _items(True),
     lambda: _items(False),
-    form=Form("A conversation with an assistant who answers in a few words.\n\n", "{input}\nAssistant: {output}"),
-    formats=(Form("", "{input}\nAssistant: {output}", "\n---\n"),),
+    form=PromptTemplate(
+        "A conversation with an assistant who answers in a few words.\n\n", "{input}\nAssistant: {output}"
+    ),
+    formats=(PromptTemplate("", "{input}\nAssistant: {output}", "\n---\n"),),
     open_book=True,
     shots=2,
     ability="instruction following",

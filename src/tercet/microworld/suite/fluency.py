@@ -6,7 +6,7 @@ these sentences can have been read.
 
 from random import Random
 
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.items import split_of
 from tercet.microworld.reading import SEEN_ANIMALS, key_of
 from tercet.microworld.world import CONTAINERS, EATEN, PERSON, THINGS, VISITED, article
@@ -43,4 +43,4 @@ def _items() -> list[Item]:
     return out
 
 
-TASK = Task("fluency", "choice", _items, version=2, form=Form("", "{output}"), shots=0, ability="fluency")
+TASK = Task("fluency", "choice", _items, version=2, form=PromptTemplate("", "{output}"), shots=0, ability="fluency")

@@ -1,7 +1,7 @@
 """Generation: write a sentence that uses a given word. Any such sentence is right."""
 
 from tercet.data.splits import in_split
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.world import ANIMALS, HOMES, THINGS
 
 
@@ -20,8 +20,8 @@ TASK = Task(
     "free",
     lambda: _items(True),
     lambda: _items(False),
-    form=Form("Write a sentence with the word.\n\n", "Word: {input}\nSentence: {output}"),
-    formats=(Form("", "{input}: {output}", "\n"),),
+    form=PromptTemplate("Write a sentence with the word.\n\n", "Word: {input}\nSentence: {output}"),
+    formats=(PromptTemplate("", "{input}: {output}", "\n"),),
     metric="sentence_with",
     open_book=True,
     ability="instruction following",

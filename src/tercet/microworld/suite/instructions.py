@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from tercet.data.splits import in_split
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.words import WORDS
 
 ORDERS: dict[str, Callable[[str], str]] = {
@@ -29,8 +29,8 @@ TASK = Task(
     "free",
     lambda: _items(True),
     lambda: _items(False),
-    form=Form("Do what you are told.\n\n"),
-    formats=(Form("", "Order: {input}\nResult: {output}"),),
+    form=PromptTemplate("Do what you are told.\n\n"),
+    formats=(PromptTemplate("", "Order: {input}\nResult: {output}"),),
     metric="verbatim",
     max_new_tokens=16,
     open_book=True,

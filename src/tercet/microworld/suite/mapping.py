@@ -4,7 +4,7 @@ Animals are "wug" and foods are "dax" (labels without meaning, as in Wei et al. 
 guesses; what it gains with examples it has learnt from the prompt.
 """
 
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.world import ANIMALS, FOODS
 
 LABELS = ("wug", "dax")
@@ -24,8 +24,8 @@ TASK = Task(
     "choice",
     lambda: _items(True),
     lambda: _items(False),
-    form=Form("", "{input} => {output}", "\n"),
-    formats=(Form("", "{input}: {output}", "\n"), Form("", "Input: {input}\nOutput: {output}")),
+    form=PromptTemplate("", "{input} => {output}", "\n"),
+    formats=(PromptTemplate("", "{input}: {output}", "\n"), PromptTemplate("", "Input: {input}\nOutput: {output}")),
     labels=LABELS,
     shots=8,
     ability="in-context learning",

@@ -3,7 +3,7 @@
 import random
 
 from tercet.data.splits import in_split
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.world import ANIMALS, PEOPLE
 
 LETTERS = ("A", "B", "C", "D")
@@ -37,8 +37,13 @@ TASK = Task(
     "choice",
     lambda: _items(True),
     lambda: _items(False),
-    form=Form("The following are questions with four answers, of which one is right.\n\n", "{input}\nAnswer: {output}"),
-    formats=(Form("", "Question: {input}\nAnswer: {output}"), Form("", "{input}\nThe right letter is {output}")),
+    form=PromptTemplate(
+        "The following are questions with four answers, of which one is right.\n\n", "{input}\nAnswer: {output}"
+    ),
+    formats=(
+        PromptTemplate("", "Question: {input}\nAnswer: {output}"),
+        PromptTemplate("", "{input}\nThe right letter is {output}"),
+    ),
     labels=LETTERS,
     open_book=True,
     ability="knowledge",

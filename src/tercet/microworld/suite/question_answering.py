@@ -1,6 +1,6 @@
 """Reading: a story of one to three sentences and a question that only the story answers."""
 
-from tercet.evaluation.task import Form, Item, Task, item_of
+from tercet.evaluation.task import Item, PromptTemplate, Task, item_of
 from tercet.microworld.tasks import tasks
 
 
@@ -14,8 +14,8 @@ TASK = Task(
     "free",
     lambda: _items("heldout"),
     lambda: _items("sft"),
-    form=Form("Answer the question from the story.\n\n"),
-    formats=(Form("", "{input}\n{output}"), Form("", "Question: {input}\nAnswer: {output}")),
+    form=PromptTemplate("Answer the question from the story.\n\n"),
+    formats=(PromptTemplate("", "{input}\n{output}"), PromptTemplate("", "Question: {input}\nAnswer: {output}")),
     open_book=True,
     ability="reasoning",
 )

@@ -1,7 +1,7 @@
 """Translation of words, in the form of the figure that made few-shot prompting known (Brown et al. 2020, figure 2.1)."""
 
 from tercet.data.splits import in_split
-from tercet.evaluation.task import Form, Item, Task
+from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.words import WORDS
 
 
@@ -18,8 +18,8 @@ TASK = Task(
     "free",
     lambda: _items(True),
     lambda: _items(False),
-    form=Form("Translate English to French:\n", "{input} => {output}", "\n"),
-    formats=(Form("", "English: {input}\nFrench: {output}"), Form("", "{input} = {output}", "\n")),
+    form=PromptTemplate("Translate English to French:\n", "{input} => {output}", "\n"),
+    formats=(PromptTemplate("", "English: {input}\nFrench: {output}"), PromptTemplate("", "{input} = {output}", "\n")),
     max_new_tokens=16,
     ability="languages",
 )

@@ -17,14 +17,14 @@ from tercet.data.readers import BadRows
 from tercet.data.types import Comparison
 from tercet.errors import DataError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.held_out import question, sides
+from tercet.posttraining.held_out import question, split_heldout
 from tercet.posttraining.reward_model.rankings import Ranked, RankingData, encode_comparison
 from tercet.posttraining.reward_model.train import collate
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.checkpoints import load_tensors
 from tercet.training.learner import Learner
 from tercet.training.run import Run
-from tercet.training.shared_prompts import Grouped, group
+from tercet.training.shared_prompts import PackedGroups, pack_groups
 
 PASS_TOKENS = 16_384  # tokens per forward pass outside of training
 Asked = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # a prompt and its answers, as ids
@@ -34,7 +34,7 @@ Asked = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # a prompt and its 
 class PairBatch:
     """Several prompts with all their answers, and the strict pairs."""
 
-    rows: Grouped
+    rows: PackedGroups
     reference: Tensor  # [N] f64, log π_ref of every answer; zeros where the loss has no reference
     pairs: Tensor  # [P, 2] i64, answers (better, worse)
     weights: Tensor  # [P] f64, 1 / C(K, 2) of the pair's prompt
@@ -51,7 +51,7 @@ class PairBatch:
 class LabelledBatch:
     """Several prompts with their answers, which are desirable or undesirable one by one."""
 
-    rows: Grouped
+    rows: PackedGroups
     reference: Tensor  # [N] f64
     desirable: Tensor  # [N] bool
     shares: Tensor  # [N] f64: Σ shares · x / count is the mean of x over the step's answers of this kind
@@ -104,7 +104,7 @@ def labelled_batches(
     out = []
     for a in range(0, len(prompts), micro):
         part, mine = prompts[a : a + micro], torch.cat(kinds[a : a + micro])
-        rows = group([p.prompt for p in part], [p.labelled_answers for p in part])
+        rows = pack_groups([p.prompt for p in part], [p.labelled_answers for p in part])
         ref = torch.cat([r[p.labelled] for p, r in zip(part, reference[a : a + micro])])
         out.append(LabelledBatch(rows, ref, mine, share[(~mine).long()], z0, float(len(mine))))
     return out
@@ -132,7 +132,7 @@ def load_labelled(
     named = [item for _, item in feedback(config.heldout, bad)] if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
     out = []
-    parts = sides(every, named, lambda item: question(item.prompt), config.heldout_share, run)
+    parts = split_heldout(every, named, lambda item: question(item.prompt), config.heldout_share, run)
     for name, side in zip(("training", "held-out"), parts):
         encoded = [encode_labelled(tokenizer, item) for item in side]
         fitting = [p for p in encoded if max(map(len, p.texts)) <= length]
@@ -182,7 +182,7 @@ def answer_logprobs(learner: Learner[Transformer], asked: Sequence[Asked]) -> li
         rows = max(1, PASS_TOKENS // size[order[0]])
         part, order = order[:rows], order[rows:]
         with learner.autocast():
-            found = group([asked[i][0] for i in part], [asked[i][1] for i in part]).logprobs(learner.model)
+            found = pack_groups([asked[i][0] for i in part], [asked[i][1] for i in part]).logprobs(learner.model)
         for i, mine in zip(part, torch.split(found, [len(asked[i][1]) for i in part])):
             out[i] = mine
     return out

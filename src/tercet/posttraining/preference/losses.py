@@ -4,7 +4,7 @@
     lengths          [N] tokens of each answer
     pairs, weights   [P, 2] answers (better, worse); [P] what each pair counts
 
-All give a SUM; the learner divides. Formulas are for float64, which `Grouped.logprobs` gives.
+All give a SUM; the learner divides. Formulas are for float64, which `PackedGroups.logprobs` gives.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ from tercet.training.learner import Learner, Objective
 from tercet.training.load import adapt, load_language_model
 from tercet.training.loader import permuted
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import rows_per_pass
+from tercet.training.packing import sequences_per_pass
 from tercet.training.run import Run
 from tercet.training.trainer import due, training_steps
 
@@ -195,7 +195,7 @@ def paired_steps(config: DPOConfig, learner: Learner[Transformer], tokenizer: To
             name: [torch.zeros(len(p.answers), dtype=torch.float64) for p in side]
             for name, side in (("train", train), ("heldout", heldout))
         }
-    micro = rows_per_pass(config.micro_batch, mean_size(train))
+    micro = sequences_per_pass(config.micro_batch, mean_size(train))
 
     def batches(step: int) -> list[PairBatch]:
         at = picks(config, step, len(train))
@@ -217,7 +217,7 @@ def labelled_steps(config: DPOConfig, learner: Learner[Transformer], tokenizer: 
         at = picks(config, step, len(train))
         now = answer_logprobs(learner, [others[i] for i in at])
         z0 = losses.kto_reference_point(torch.cat(now), torch.cat([kept["mismatched"][i] for i in at]))
-        micro = rows_per_pass(config.micro_batch, mean_size(train))
+        micro = sequences_per_pass(config.micro_batch, mean_size(train))
         return labelled_batches([train[i] for i in at], [kept["train"][i] for i in at], z0, micro)
 
     return batches, heldout, kept["heldout"]

@@ -10,7 +10,7 @@ from tercet.data.formats.preferences import comparisons
 from tercet.data.readers import BadRows
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
-from tercet.posttraining.held_out import question, sides
+from tercet.posttraining.held_out import question, split_heldout
 from tercet.posttraining.preference.stage import DPOConfig
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.statistics.intervals import Estimate, pair_accuracy
@@ -86,7 +86,7 @@ def load_rankings(
     named = [c for _, c in comparisons(config.heldout, bad)] if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
     out = []
-    parts = sides(every, named, lambda c: question(c.prompt), config.heldout_share, run)
+    parts = split_heldout(every, named, lambda c: question(c.prompt), config.heldout_share, run)
     for name, side in zip(("training", "held-out"), parts):
         encoded = [encode_comparison(tokenizer, c) for c in side]
         fitting = [r for r in encoded if max(map(len, r.texts)) <= length]

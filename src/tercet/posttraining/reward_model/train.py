@@ -17,7 +17,7 @@ from tercet.data.formats.conversations import conversations
 from tercet.data.readers import BadRows
 from tercet.errors import DataError
 from tercet.inference.reward_scores import score_texts
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.posttraining.reward_model.calibration import report
 from tercet.posttraining.reward_model.rankings import Ranked, accuracy, encode_answer, load_rankings, mean_size
 from tercet.posttraining.reward_model.stage import RewardConfig
@@ -26,10 +26,10 @@ from tercet.training.learner import Learner
 from tercet.training.load import adapt, load_language_model
 from tercet.training.loader import permuted
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import rows_per_pass
+from tercet.training.packing import sequences_per_pass
 from tercet.training.records import write_text
 from tercet.training.run import Run
-from tercet.training.shared_prompts import Grouped, group
+from tercet.training.shared_prompts import PackedGroups, pack_groups
 from tercet.training.trainer import due, training_steps
 
 
@@ -37,7 +37,7 @@ from tercet.training.trainer import due, training_steps
 class RankedBatch:
     """Several prompts with all their answers."""
 
-    rows: Grouped
+    rows: PackedGroups
     pairs: Tensor  # [P, 2] i64, answers (better, worse)
     pair_weights: Tensor  # [P] f64, 1 / C(K, 2) of the pair's prompt
     margins: Tensor  # [P] f64, by how much the better one's reward shall be higher
@@ -59,7 +59,7 @@ def collate(prompts: Sequence[Ranked], margin: float = 0.0) -> RankedBatch:
         margins += [margin * (p.scores[i] - p.scores[j]) if margin else 0.0 for i, j in p.pairs]
         base += k
     return RankedBatch(
-        group([p.prompt for p in prompts], [p.answers for p in prompts]),
+        pack_groups([p.prompt for p in prompts], [p.answers for p in prompts]),
         torch.tensor(pairs, dtype=torch.long).reshape(-1, 2),
         torch.tensor(weights, dtype=torch.float64),
         torch.tensor(margins, dtype=torch.float64),
@@ -67,7 +67,7 @@ def collate(prompts: Sequence[Ranked], margin: float = 0.0) -> RankedBatch:
     )
 
 
-def ranking_loss(model: ScalarModel, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
+def ranking_loss(model: ValueHeadModel, batch: RankedBatch) -> tuple[Tensor, dict[str, float]]:
     """Σ over prompts of −1/C(K,2) Σ over pairs log σ(r_better − r_worse − m) (Ouyang et al. 2022, equation 1).
 
     m is the pair's margin (Touvron et al. 2023, equation 2), 0 by default.
@@ -79,15 +79,15 @@ def ranking_loss(model: ScalarModel, batch: RankedBatch) -> tuple[Tensor, dict[s
 
 
 @torch.no_grad()
-def score_ranked(model: ScalarModel, prompts: Sequence[Ranked]) -> list[list[float]]:
+def score_ranked(model: ValueHeadModel, prompts: Sequence[Ranked]) -> list[list[float]]:
     """The reward of each prompt's answers. The prompts are read once, those of like length together."""
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].prompt) + max(map(len, prompts[i].answers)))
     out: list[list[float]] = [[] for _ in prompts]
-    rows = rows_per_pass(0, mean_size(prompts)) if prompts else 1
+    rows = sequences_per_pass(0, mean_size(prompts)) if prompts else 1
     for a in range(0, len(order), rows):
         part = order[a : a + rows]
         scores = iter(
-            group([prompts[i].prompt for i in part], [prompts[i].answers for i in part]).scores(model).tolist()
+            pack_groups([prompts[i].prompt for i in part], [prompts[i].answers for i in part]).scores(model).tolist()
         )
         for i in part:
             out[i] = list(islice(scores, len(prompts[i].answers)))
@@ -131,7 +131,7 @@ def load_demonstrations(config: RewardConfig, tokenizer: Tokenizer, length: int,
     return fitting
 
 
-def normalise(model: ScalarModel, demonstrations: Sequence[float], answers: Sequence[float]) -> None:
+def normalise(model: ValueHeadModel, demonstrations: Sequence[float], answers: Sequence[float]) -> None:
     """Change gain and bias so that the ranked answers, whose scores are `answers`, get standard deviation 1 …
 
     … and the demonstrations, now scored `demonstrations`, average 0. Without demonstrations the ranked answers do.
@@ -156,7 +156,7 @@ def reward(config: RewardConfig, run: Run) -> None:
     train, heldout = load_rankings(config, tokenizer, backbone.config.context_length, run)
     check_scores(config, train)
     demonstrations = load_demonstrations(config, tokenizer, backbone.config.context_length, run)
-    model = adapt(ScalarModel(backbone, seed=config.seed).to(run.device), config)
+    model = adapt(ValueHeadModel(backbone, seed=config.seed).to(run.device), config)
     # the bias cancels in every pair: its gradient is rounding noise, which Adam would blow up
     model.score.bias.requires_grad_(False)
     learner = Learner(model, OptimizerConfig.of(config), config.precision)
@@ -177,7 +177,7 @@ def reward(config: RewardConfig, run: Run) -> None:
             found = trust(heldout, scores, float(model.gain))
             write_text(run.path / "calibration.json", json.dumps(found, indent=1) + "\n")
 
-    micro = rows_per_pass(config.micro_batch, mean_size(train))
+    micro = sequences_per_pass(config.micro_batch, mean_size(train))
     for step in training_steps(run, config, learner, evaluate):
         first = step.number * config.batch_size
         picks = [train[permuted(first + i, len(train), (config.seed, 2))] for i in range(config.batch_size)]

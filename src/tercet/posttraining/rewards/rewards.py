@@ -28,7 +28,7 @@ from tercet.evaluation.scoring.scorers import KINDS, Scorer, scorer_of
 from tercet.inference.http import HttpScorer
 from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.posttraining.rewards.process import ProcessScorer, words_of
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import load_reward_model, reward_model_run
@@ -248,7 +248,7 @@ def _checked(name: str, answered: Sequence[Answered], scores: Sequence[Any], wei
 # -- reward models ---------------------------------------------------------------------------------------------------
 
 
-def _judge(run: Run, tokenizer: Tokenizer, config: ModelConfig) -> ScalarModel:
+def _judge(run: Run, tokenizer: Tokenizer, config: ModelConfig) -> ValueHeadModel:
     if Tokenizer.load(run.path).fingerprint() != tokenizer.fingerprint():
         raise ConfigError(
             f"the reward model {run.path} and the model that answers have different tokenizers; train the reward model from "
@@ -264,7 +264,10 @@ def _judge(run: Run, tokenizer: Tokenizer, config: ModelConfig) -> ScalarModel:
 
 
 def _model_scores(
-    judges: Sequence[ScalarModel], aggregate: Callable[[Sequence[float]], float], pad: int, answered: Sequence[Answered]
+    judges: Sequence[ValueHeadModel],
+    aggregate: Callable[[Sequence[float]], float],
+    pad: int,
+    answered: Sequence[Answered],
 ) -> list[float]:
     """One model's scores, or an ensemble's: its mean or its minimum (Coste et al. 2023, against over-optimisation)."""
     texts = [one.tokens for one in answered]

@@ -16,7 +16,7 @@ from tercet.inference.chat import answer_params, fit_prompts
 from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rewards.rewards import Answered, Rewards, question_of, scored
-from tercet.posttraining.rl.rollouts import Clock, Rollouts, explore
+from tercet.posttraining.rl.rollouts import Clock, Rollouts, generate_rollouts
 from tercet.posttraining.rl.stage import PolicyConfig
 from tercet.statistics.intervals import mean
 from tercet.tokenizer.bpe import Tokenizer
@@ -66,7 +66,7 @@ class Actor:
         for number in range(step * (1 + resample), (step + 1) * (1 + resample)):  # no prompt comes twice
             scoring = _Scoring(self, [self.prompt_number(number * size + i) for i in range(size)])
             seeds = [(config.seed * 1_000_003 + number) * 65_537 + i for i in range(wanted)]
-            rollouts, _ = explore(
+            rollouts, _ = generate_rollouts(
                 policy, reference, [self.prompts[n] for n in scoring.numbers], self.params, seeds, scoring,
                 group_size=config.group_size, end_id=self.tokenizer.im_end, missing_eos_score=config.missing_eos_score,
                 pad=self.tokenizer.pad, version=version, clock=clock,

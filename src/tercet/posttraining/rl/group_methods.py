@@ -38,7 +38,7 @@ from tercet.posttraining.rl.policy import Policy
 from tercet.posttraining.rl.policy_loss import PolicyObjective
 from tercet.posttraining.rl.rollouts import Rollouts, action_logprobs
 from tercet.posttraining.rl.stage import GRPOConfig
-from tercet.training.loader import Feed
+from tercet.training.loader import BatchLoader
 
 
 def of_answers(rollouts: Rollouts, advantage_N: Tensor) -> Rollouts:
@@ -164,7 +164,7 @@ RECIPES = {
 class GroupMethod:
     """One group method: rollouts to weighted advantages, then the shared update."""
 
-    def __init__(self, config: GRPOConfig, reference: Transformer, text: Feed | None = None) -> None:
+    def __init__(self, config: GRPOConfig, reference: Transformer, text: BatchLoader | None = None) -> None:
         self.config, self.reference, self.recipe = config, reference, RECIPES[config.method]
         self.policy = Policy(config, reference, text)
         self.resample = config.resample if config.method == "dapo" else 0

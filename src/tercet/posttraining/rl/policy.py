@@ -10,16 +10,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rl.rollouts import Rollouts, logprobs
 from tercet.posttraining.rl.stage import PolicyConfig
 from tercet.training.learner import Learner, Objective
 from tercet.training.load import adapt
-from tercet.training.loader import Feed, permuted
+from tercet.training.loader import BatchLoader, permuted
 from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig, schedule, total_norm
-from tercet.training.packing import rows_per_pass
+from tercet.training.packing import sequences_per_pass
 
 PER_ACTION = ("entropy", "clip_fraction", "ratio", "sampler_gap")  # summed by the objective, a mean in the log
 
@@ -27,13 +27,13 @@ PER_ACTION = ("entropy", "clip_fraction", "ratio", "sampler_gap")  # summed by t
 class Policy:
     """A language model that learns from rollouts: minibatches, the pretraining term, and the average of its weights."""
 
-    def __init__(self, config: PolicyConfig, reference: Transformer, text: Feed | None = None, head: ScalarModel | None = None) -> None:  # fmt: skip
+    def __init__(self, config: PolicyConfig, reference: Transformer, text: BatchLoader | None = None, head: ValueHeadModel | None = None) -> None:  # fmt: skip
         """Start from `reference`, which stays as it is. With a `head` of the critic, its trunk is the policy."""
         self.config, self.text = config, text
         optimizer = OptimizerConfig.of(config, eps=1e-5)  # Huang et al. 2024, detail 7
         self.shared = head is not None
-        self.module: Transformer | ScalarModel = adapt(head or copy.deepcopy(reference), config)
-        self.model = self.module.backbone if isinstance(self.module, ScalarModel) else self.module
+        self.module: Transformer | ValueHeadModel = adapt(head or copy.deepcopy(reference), config)
+        self.model = self.module.backbone if isinstance(self.module, ValueHeadModel) else self.module
         self.learner: Learner[Any] = Learner(self.module, optimizer)
         self.average = {n: p.detach().clone() for n, p in self.model.state_dict().items()} if config.ema else None
         self.updates = 0
@@ -49,7 +49,7 @@ class Policy:
         groups = len(rollouts.tokens) // k
         size = -(-groups // config.minibatches)
         group_tokens = rollouts.tokens.shape[1] + (k - 1) * float(rollouts.lengths().double().mean())
-        micro = config.micro_batch or k * rows_per_pass(0, group_tokens)
+        micro = config.micro_batch or k * sequences_per_pass(0, group_tokens)
         for epoch in range(config.epochs):
             order = [permuted(i, groups, (config.seed, 4, step, epoch)) for i in range(groups)]
             for a in range(0, groups, size):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.rl.advantages import advantages_and_returns, place_rewards, whiten
 from tercet.posttraining.rl.policy import Policy
@@ -17,11 +17,11 @@ from tercet.posttraining.rl.policy_loss import PolicyObjective
 from tercet.posttraining.rl.rollouts import Rollouts, action_values, values
 from tercet.posttraining.rl.stage import PPOConfig
 from tercet.training.learner import Learner
-from tercet.training.loader import Feed
+from tercet.training.loader import BatchLoader
 from tercet.training.optim import OptimizerConfig
 
 
-def value_objective(critic: ScalarModel, batch: Rollouts) -> tuple[Tensor, dict[str, float]]:
+def value_objective(critic: ValueHeadModel, batch: Rollouts) -> tuple[Tensor, dict[str, float]]:
     """½ (V − return)², summed over actions."""
     loss = 0.5 * (action_values(critic, batch) - batch.at_actions("returns")).double().square().sum()
     return loss, {"value_loss": float(loss.detach())}
@@ -33,24 +33,24 @@ class PPO:
     resample = 0
 
     def __init__(
-        self, config: PPOConfig, reference: Transformer, judge: ScalarModel | None, text: Feed | None = None
+        self, config: PPOConfig, reference: Transformer, judge: ValueHeadModel | None, text: BatchLoader | None = None
     ) -> None:
         """Without a `judge` (a reward model) a critic of its own starts as the reference with a fresh head."""
         self.config = config
         if config.critic == "shared":
-            self.policy = Policy(config, reference, text, ScalarModel(copy.deepcopy(reference), config.seed))
+            self.policy = Policy(config, reference, text, ValueHeadModel(copy.deepcopy(reference), config.seed))
             self.critic: Learner[Any] | None = None
         else:
             self.policy = Policy(config, reference, text)
-            model = copy.deepcopy(judge) if judge is not None else ScalarModel(copy.deepcopy(reference), config.seed)
+            model = copy.deepcopy(judge) if judge is not None else ValueHeadModel(copy.deepcopy(reference), config.seed)
             optimizer = OptimizerConfig(config.critic_lr, 0.0, eps=1e-5, clip_norm=config.clip_norm)
             self.critic = Learner(model.to(reference.output_weight.dtype), optimizer)
 
     @property
-    def value_model(self) -> ScalarModel:
+    def value_model(self) -> ValueHeadModel:
         """The critic: a model of its own, or the policy's trunk with its head."""
         model = self.policy.module if self.critic is None else self.critic.model
-        assert isinstance(model, ScalarModel)
+        assert isinstance(model, ValueHeadModel)
         return model
 
     def credit(self, rollouts: Rollouts, beta: float) -> tuple[Rollouts, dict[str, float]]:

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from tercet.errors import ConfigError
 from tercet.inference.generate import Completion, SamplingParams, generate
-from tercet.model.heads import ScalarModel
+from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.training.packing import pad_right
-from tercet.training.shared_prompts import Grouped, group
+from tercet.training.shared_prompts import PackedGroups, pack_groups
 
 PASS_TOKENS = 2048  # of a forward pass without gradients, filling included: 8192 were a quarter slower (docs/log.md)
 
@@ -125,7 +125,7 @@ def assemble(prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: 
     return tokens, (columns >= first) & (columns < end)
 
 
-def explore(policy: Transformer, reference: Transformer | None, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int], score: Scorer,
+def generate_rollouts(policy: Transformer, reference: Transformer | None, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int], score: Scorer,
             *, group_size: int, end_id: int, missing_eos_score: float, pad: int, version: int, clock: Clock) -> tuple[Rollouts, list[Completion]]:  # fmt: skip
     """`group_size` answers to every prompt, scored, with the reference's log-probabilities.
 
@@ -153,7 +153,7 @@ def explore(policy: Transformer, reference: Transformer | None, prompts: Sequenc
     return rollouts, done
 
 
-def grouped(rollouts: Rollouts) -> Grouped:
+def grouped(rollouts: Rollouts) -> PackedGroups:
     """The rollouts without filling, neighbours of one group sharing their prompt; its answer tokens are the actions."""
     prompts: list[list[int]] = []
     answers: list[list[list[int]]] = []
@@ -167,7 +167,7 @@ def grouped(rollouts: Rollouts) -> Grouped:
             before = number
         answers[-1].append(ids[a + 1 : b + 1])
         kept.append(mask[row, a:b])
-    acts, found = torch.from_numpy(np.concatenate(kept)), group(prompts, answers)
+    acts, found = torch.from_numpy(np.concatenate(kept)), pack_groups(prompts, answers)
     return replace(found, before=found.before[acts], target=found.target[acts], answer=found.answer[acts])
 
 
@@ -176,7 +176,7 @@ def action_logprobs(model: Transformer, rollouts: Rollouts, temperature: float) 
     return grouped(rollouts).token_logprobs(model, temperature)
 
 
-def action_values(critic: ScalarModel, rollouts: Rollouts) -> Tensor:
+def action_values(critic: ValueHeadModel, rollouts: Rollouts) -> Tensor:
     """The critic's estimates before the actions, [A] in row order, with gradients."""
     rows = grouped(rollouts)
     return critic.read(rows.hidden(critic.backbone, rows.before))
@@ -196,6 +196,6 @@ def logprobs(model: Transformer, rollouts: Rollouts, temperature: float) -> Tens
 
 
 @torch.no_grad()
-def values(critic: ScalarModel, rollouts: Rollouts) -> Tensor:
+def values(critic: ValueHeadModel, rollouts: Rollouts) -> Tensor:
     """The critic's estimates before the actions, [N, T − 1]."""
     return torch.cat([spread(action_values(critic, r), r.action_mask) for r in rollouts.passes()])

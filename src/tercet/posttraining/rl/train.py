@@ -21,7 +21,7 @@ from tercet.posttraining.rl.rollouts import Clock, Rollouts
 from tercet.posttraining.rl.stage import GRPOConfig, PolicyConfig, PPOConfig
 from tercet.pretraining.causal import build_feed
 from tercet.training.load import load_reward_model
-from tercet.training.loader import Feed
+from tercet.training.loader import BatchLoader
 from tercet.training.run import Run
 from tercet.training.settings import shares
 from tercet.training.trainer import training_steps
@@ -49,7 +49,7 @@ def reinforce(config: PPOConfig | GRPOConfig, run: Run) -> None:
             step.metrics = metrics | clock.seconds
 
 
-def method_of(config: PPOConfig | GRPOConfig, actor: Actor, text: Feed | None) -> Method:
+def method_of(config: PPOConfig | GRPOConfig, actor: Actor, text: BatchLoader | None) -> Method:
     """PPO, or the group method that the settings name."""
     if isinstance(config, GRPOConfig):
         return GroupMethod(config, actor.reference, text)
@@ -57,7 +57,7 @@ def method_of(config: PPOConfig | GRPOConfig, actor: Actor, text: Feed | None) -
     return PPO(config, actor.reference, load_reward_model(judge) if judge is not None else None, text)
 
 
-def pretraining_text(config: PolicyConfig, actor: Actor, bad: BadRows) -> Feed:
+def pretraining_text(config: PolicyConfig, actor: Actor, bad: BadRows) -> BatchLoader:
     """The batches of the pretraining term."""
     return build_feed(
         actor.tokenizer, by_source(list(documents(config.pretrain_data, bad))),

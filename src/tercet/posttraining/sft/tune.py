@@ -13,17 +13,17 @@ from tercet.errors import ContextError, DataError
 from tercet.evaluation.chat_answers import ask_all, score_answers
 from tercet.inference.chat import answer_params
 from tercet.model.transformer import Transformer
-from tercet.posttraining.held_out import sides
+from tercet.posttraining.held_out import split_heldout
 from tercet.posttraining.sft.neftune import NoisyNextToken, place
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import Rendered, render_fitting
 from tercet.training.learner import Learner
 from tercet.training.load import adapt, load_language_model
-from tercet.training.loader import Feed
+from tercet.training.loader import BatchLoader
 from tercet.training.losses import mean_loss, next_token
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import Rows, pack_whole, rows_per_pass
+from tercet.training.packing import PackedSequences, pack_whole, sequences_per_pass
 from tercet.training.run import Run
 from tercet.training.trainer import due, training_steps
 
@@ -72,7 +72,7 @@ def load_conversations(
     def first_question(row: tuple[str, Conversation]) -> str:
         return fold(next(m.content for m in row[1] if m.role == "user"))
 
-    train, heldout = sides(every, named, first_question, config.heldout_share, run)
+    train, heldout = split_heldout(every, named, first_question, config.heldout_share, run)
     if not train or not heldout:
         raise DataError(
             f"{len(every)} conversation(s) with {len(set(map(first_question, every)))} first question(s), heldout_share "
@@ -90,11 +90,11 @@ def sft(config: SFTConfig, run: Run) -> None:
     questions = [t for _, t in tasks(config.tasks, bad)] if config.tasks else []
     run.log_skipped(bad.count, bad.messages)
 
-    def pack(found: Sequence[tuple[str, Conversation]]) -> Rows:
+    def pack(found: Sequence[tuple[str, Conversation]]) -> PackedSequences:
         rendered = render_all(tokenizer, found, length + 1, refuse, run)
         return pack_whole([(r.tokens, r.weights) for r in rendered], length, tokenizer.pad)
 
-    feed, measured = Feed({"chat": pack(train)}, None, config.batch_size, config.seed), pack(heldout)
+    feed, measured = BatchLoader({"chat": pack(train)}, None, config.batch_size, config.seed), pack(heldout)
     run.log_line(
         f"{len(train)} conversations in {len(feed.sources[0])} rows of {length} tokens, {len(heldout)} held out"
     )
@@ -108,7 +108,7 @@ def sft(config: SFTConfig, run: Run) -> None:
         if due(done, 0, config.steps):
             run.update(heldout_loss=metrics["heldout"])
 
-    micro = rows_per_pass(config.micro_batch, length)
+    micro = sequences_per_pass(config.micro_batch, length)
     noisy = NoisyNextToken(config.neftune_alpha, config.seed) if config.neftune_alpha else None
     for step in training_steps(run, config, learner, evaluate):
         batches = list(feed.batch(step.number).split(micro))

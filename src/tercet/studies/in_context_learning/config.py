@@ -37,7 +37,7 @@ SIZES = (Size("1 layer, width 64", 1, 64), Size("2 layers, width 64", 2, 64))
 
 
 @dataclass(frozen=True, kw_only=True)
-class ICLConfig(Settings):
+class InContextLearningConfig(Settings):
     """In-context learning, shown: small models trained on mappings that are drawn anew for every document, then asked."""
 
     minutes: float = setting(

@@ -15,7 +15,7 @@ from tercet.inference.generate import SamplingParams, generate
 from tercet.microworld.mappings import WORDS, Prompt, World
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.studies.in_context_learning.config import MOST, SHOTS, TUNED_SHOTS, ICLConfig
+from tercet.studies.in_context_learning.config import MOST, SHOTS, TUNED_SHOTS, InContextLearningConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
 from tercet.training.losses import next_token, next_token_batch
@@ -90,7 +90,7 @@ def forward_flops(shape: ModelConfig, tokens: int, answers: int = 1) -> float:
 
 
 @dataclass(frozen=True)
-class Way:
+class FewShotSetting:
     """One way to the answers of a mapping: what was right, and what it cost, before the first answer and for each."""
 
     right: list[bool]
@@ -110,7 +110,7 @@ class Way:
 
 
 def tuned(
-    model: Transformer, tokenizer: Tokenizer, examples: Sequence[tuple[str, str]], config: ICLConfig
+    model: Transformer, tokenizer: Tokenizer, examples: Sequence[tuple[str, str]], config: InContextLearningConfig
 ) -> Transformer:
     """A copy of the model, trained on the examples alone, each a text of its own; only outputs count in the loss.
 
@@ -132,8 +132,8 @@ def ways(
     tokenizer: Tokenizer,
     pairs: dict[str, str],
     examples: Sequence[tuple[str, str]],
-    config: ICLConfig,
-) -> dict[str, Way]:
+    config: InContextLearningConfig,
+) -> dict[str, FewShotSetting]:
     """Ask for every word of the mapping `pairs`, with the examples in the prompt, and after training on them.
 
     The prompt has the last examples that the context holds; training has all.
@@ -152,14 +152,14 @@ def ways(
         training = 0.0
         if name == "tuning":  # forward and backward: three times the forward pass
             training = 3.0 * config.tuning_steps * len(examples) * forward_flops(shape, 2)
-        out[name] = Way(
+        out[name] = FewShotSetting(
             right, training, learnt - began if training else 0.0, forward_flops(shape, read), (ended - learnt) / len(right), read
         )  # fmt: skip
     return out
 
 
 def tuning_against_asking(
-    model: Transformer, tokenizer: Tokenizer, world: World, config: ICLConfig
+    model: Transformer, tokenizer: Tokenizer, world: World, config: InContextLearningConfig
 ) -> list[dict[str, Any]]:
     """Both ways at the same examples, for each number of them: means over held-out mappings."""
     rows = []

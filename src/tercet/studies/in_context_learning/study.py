@@ -29,7 +29,7 @@ from tercet.microworld.mappings import FAMILIES, WORDS, World
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.pretraining.stage import PRETRAIN, PretrainConfig
-from tercet.studies.in_context_learning.config import CONTEXT, LENGTHS, SHOTS, SIZES, ICLConfig, Size
+from tercet.studies.in_context_learning.config import CONTEXT, LENGTHS, SHOTS, SIZES, InContextLearningConfig, Size
 from tercet.studies.in_context_learning.figures import draw
 from tercet.studies.in_context_learning.measure import by_shots, heads, hits, tuning_against_asking, without_each_head
 from tercet.studies.in_context_learning.summary import claims, summarise, tables
@@ -47,7 +47,7 @@ HELDOUT_ROWS = 40
 VOCABULARY = 512  # at most: bytes, marks and words are fewer
 
 
-def run_icl(config: ICLConfig, out: Path, progress: Progress) -> dict[str, Any]:
+def run_in_context_learning(config: InContextLearningConfig, out: Path, progress: Progress) -> dict[str, Any]:
     """Train every size with every seed, measure, summarise and draw; returns what is in OUT/icl.json.
 
     Raises ConfigError where `out` holds something else, or was begun with other settings.
@@ -92,7 +92,7 @@ def slug(size: Size) -> str:
     return f"layers-{size.layers}-width-{size.width}"
 
 
-def _plan(config: ICLConfig, out: Path) -> int:
+def _plan(config: InContextLearningConfig, out: Path) -> int:
     """The number of steps: that of the plan that is there, else as many as fit into the minutes."""
     file = out / "plan.json"
     if file.is_file():
@@ -113,7 +113,7 @@ def _plan(config: ICLConfig, out: Path) -> int:
     return steps
 
 
-def _step_seconds(config: ICLConfig, size: Size) -> float:
+def _step_seconds(config: InContextLearningConfig, size: Size) -> float:
     """Seconds of a training step on this machine: the median of a few."""
     learner = Learner(Transformer(ModelConfig(300, **size.shape())), OptimizerConfig(config.lr, config.muon_lr))
     tokens = torch.arange(config.batch_size * CONTEXT).reshape(config.batch_size, CONTEXT) % 300
@@ -145,7 +145,9 @@ def _prepare(folder: Path, seed: int, rows: int) -> tuple[World, Tokenizer]:
     return world, tokenizer
 
 
-def _trained(config: ICLConfig, folder: Path, size: Size, seed: int, steps: int, progress: Progress) -> Run:
+def _trained(
+    config: InContextLearningConfig, folder: Path, size: Size, seed: int, steps: int, progress: Progress
+) -> Run:
     """The run of a size and a seed: an ordinary pretraining that keeps all its checkpoints."""
     settings = PretrainConfig(
         data=(str(folder / "text" / "train"),), heldout=(str(folder / "text" / "heldout"),), tokenizer=str(folder / "tokenizer.json"),
@@ -159,7 +161,9 @@ def _trained(config: ICLConfig, folder: Path, size: Size, seed: int, steps: int,
     return run if run.manifest["status"] == "finished" else PRETRAIN(settings, path, resume=True, progress=progress)
 
 
-def _measured(config: ICLConfig, run: Run, tokenizer: Tokenizer, world: World, *, last: bool) -> dict[str, Any]:
+def _measured(
+    config: InContextLearningConfig, run: Run, tokenizer: Tokenizer, world: World, *, last: bool
+) -> dict[str, Any]:
     """What `measured.json` of the run says; made where it is not there yet."""
     file = run.path / "measured.json"
     if file.is_file():
