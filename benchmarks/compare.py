@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=Shape.steps, help="of each process, the first one included")
     parser.add_argument("--threads", type=int, default=Shape.threads)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--questions", nargs="+", choices=TASKS, default=TASKS)
     options = parser.parse_args()
     folder, shape = options.out.resolve(), Shape(steps=options.steps, threads=options.threads)
     if not (with_trl := importlib.util.find_spec("trl") is not None):

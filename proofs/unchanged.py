@@ -38,9 +38,9 @@ RUNS = {
     "base": f"pretrain --data text.jsonl --tokenizer tokenizer.json --steps 60 --sample-prompts Anna --lr 0.01 {SHAPE}",
     "base-bf16": f"pretrain --data text.jsonl --tokenizer tokenizer.json --steps 12 --precision bfloat16 --muon-lr 0 {SHAPE}",
     "base-mixed": f"pretrain --data text.jsonl --tokenizer tokenizer.json --steps 12 --mixture sums=0.3 --mixture stories=0.7 {SHAPE}",
-    "sft": "sft --model base --data chats.jsonl --tasks tasks.jsonl --steps 60 --lr 0.01 --muon-lr 0.05 --batch-size 8 --eval-every 20 --max-new-tokens 10",
+    "sft": "sft --model base --data chats.jsonl --questions tasks.jsonl --steps 60 --lr 0.01 --muon-lr 0.05 --batch-size 8 --eval-every 20 --max-new-tokens 10",
     "sft-lora": f"sft --model base --data chats.jsonl --lora-rank 2 --neftune-alpha 5 {TUNE}",
-    "rank": "rank --model sft --tasks tasks.jsonl --answers 3 --max-new-tokens 10",
+    "rank": "annotate --model sft --questions tasks.jsonl --answers 3 --max-new-tokens 10",
     "reward": f"reward --model sft --data rankings.jsonl --demonstrations chats.jsonl {TUNE}",
     "reward-lora": f"reward --model sft --data rankings.jsonl --lora-rank 2 {TUNE}",
     "dpo": f"dpo --model sft --data rankings.jsonl {TUNE}",
@@ -56,11 +56,11 @@ RUNS = {
 }
 # name → command whose --out is a JSON file of numbers
 MEASURED = {
-    "eval": "eval base sft ppo --text heldout.jsonl --tasks tasks.jsonl --reward reward --reference sft --max-new-tokens 10",
+    "eval": "eval base sft ppo --text heldout.jsonl --questions tasks.jsonl --reward reward --reference sft --max-new-tokens 10",
     "suite": "eval base --suite arithmetic --limit 20",
-    "prompt": "prompt base --tasks tasks.jsonl --examples tasks.jsonl --shots 0,2 --max-new-tokens 6",
+    "prompt": "prompt base --questions tasks.jsonl --examples tasks.jsonl --shots 0,2 --max-new-tokens 6",
     "prompt-task": "prompt base --task arithmetic --shots 0,1 --limit 20 --seeds 2",
-    "winrate": "winrate sft ppo --tasks tasks.jsonl --max-new-tokens 10",
+    "winrate": "winrate sft ppo --questions tasks.jsonl --max-new-tokens 10",
 }
 THREADED = ("merged",)  # commands without --threads
 RENAMED: dict[str, str] = {}  # a part of a name before → after, for names that changed on purpose

@@ -36,7 +36,7 @@ TRAINED = ("pretrain", "sft", "reward", "ppo", "grpo", "dpo")
 PARENTS = {
     "pretrain": (),
     "sft": ("base",),
-    "rank": ("base", "tuned"),
+    "annotate": ("base", "tuned"),
     "reward": ("base", "tuned"),
     "ppo": ("base", "tuned", "judge"),
     "grpo": ("base", "tuned"),
@@ -99,9 +99,9 @@ class World:
                 "num_kv_heads": 1, "head_dim": 16, "intermediate_size": 48,
             }),
             "sft": (SFTConfig, {
-                **common, **asking, "model": self.path("base"), "data": (self.path("chats.jsonl"),), "tasks": (self.path("tasks.jsonl"),),
+                **common, **asking, "model": self.path("base"), "data": (self.path("chats.jsonl"),), "questions": (self.path("tasks.jsonl"),),
             }),
-            "rank": (AnnotateConfig, {**asking, "model": self.path("tuned"), "tasks": (self.path("tasks.jsonl"),), "answers": 3}),
+            "annotate": (AnnotateConfig, {**asking, "model": self.path("tuned"), "questions": (self.path("tasks.jsonl"),), "answers": 3}),
             "reward": (RewardConfig, {
                 **common, "model": self.path("tuned"), "data": (self.path("rankings.jsonl"),), "demonstrations": (self.path("chats.jsonl"),),
             }),

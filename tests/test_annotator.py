@@ -8,10 +8,10 @@ import random
 
 import pytest
 
-from tercet.data.types import Message, Task
+from tercet.data.types import Message, Question
 from tercet.microworld.annotator import ranked
 
-TASK = Task((Message("user", "What is 5 + 7?"),), ("12", "The answer is 12."), "arithmetic", "t1")
+TASK = Question((Message("user", "What is 5 + 7?"),), ("12", "The answer is 12."), "arithmetic", "t1")
 ANSWERS = [
     ("The answer is 12.", True),  # all of it: 1.0
     ("12", True),  # no sentence: .8

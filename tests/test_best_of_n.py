@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 import tercet
 from tercet import best_of_n
 from tercet.data.formats.conversations import conversations, to_messages
-from tercet.data.formats.prompts import tasks
+from tercet.data.formats.prompts import read_questions
 from tercet.data.readers import BadRows
-from tercet.data.types import Message, Task
+from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError
 from tercet.microworld.rubric import rubric_score
 from tercet.model.config import ModelConfig
@@ -234,7 +234,7 @@ def test_a_run_keeps_what_its_scores_say(run: Run, folder: Path) -> None:
 
 def test_a_run_reports_the_best_of_every_k_by_proxy_and_gold(run: Run, folder: Path) -> None:
     scores = lines_of(run.path / "scores.jsonl")
-    asked: list[Task] = [task for _, task in tasks([str(folder / "prompts.jsonl")], BadRows(skip=True))]
+    asked: list[Question] = [task for _, task in read_questions([str(folder / "prompts.jsonl")], BadRows(skip=True))]
     assert len(asked) == 9
     assert "scores" not in scores[9]
     for task, row in zip(asked, scores):

@@ -34,13 +34,13 @@ MADE = {
     "tokenizer": "tokenizer train --data text.jsonl --vocab-size 320 --out new/tok.json",
     "pretrain": f"pretrain --data text.jsonl --tokenizer new/tok.json {SHAPE} {QUICK} --sample-prompts 'Anna <|im_end|>' --out runs/base",
     "prompt": "prompt runs/base --text 'Anna has' --max-new-tokens 12",
-    "ask": "prompt runs/base --tasks tasks.jsonl --shots 0,1 --examples tasks.jsonl --max-new-tokens 4 --threads 1 --out asking.json --figure asking.svg",
-    "sft": f"sft --model runs/base --data chats.jsonl --tasks tasks.jsonl --max-new-tokens 8 {QUICK} --out runs/sft",
-    "rank": "rank --model runs/sft --tasks tasks.jsonl --max-new-tokens 8 --threads 1 --out runs/rank",
+    "ask": "prompt runs/base --questions tasks.jsonl --shots 0,1 --examples tasks.jsonl --max-new-tokens 4 --threads 1 --out asking.json --figure asking.svg",
+    "sft": f"sft --model runs/base --data chats.jsonl --questions tasks.jsonl --max-new-tokens 8 {QUICK} --out runs/sft",
+    "annotate": "annotate --model runs/sft --questions tasks.jsonl --max-new-tokens 8 --threads 1 --out runs/rank",
     "reward": f"reward --model runs/sft --data pairs.jsonl --demonstrations chats.jsonl {QUICK} --out runs/reward",
     "ppo": "ppo --model runs/sft --reward runs/reward --prompts tasks.jsonl --pretrain-data text.jsonl --heldout-text heldout.jsonl "
     "--max-new-tokens 8 --steps 3 --batch-size 8 --threads 1 --out runs/rlhf",
-    "eval": "eval runs/base runs/sft runs/rlhf --text heldout.jsonl --tasks tasks.jsonl --reward runs/reward --reference runs/sft "
+    "eval": "eval runs/base runs/sft runs/rlhf --text heldout.jsonl --questions tasks.jsonl --reward runs/reward --reference runs/sft "
     "--max-new-tokens 8 --threads 1 --out scores.json",
     "report": "report runs/rlhf runs/rank --scores scores.json --asking asking.json --out report.html",
     "show": "show runs/sft",
@@ -159,7 +159,7 @@ def chain(home: Path) -> dict[str, Result]:
 def test_every_command_of_the_chain_succeeds_and_says_so(chain: dict[str, Result]) -> None:
     assert {name: (result.code, result.err) for name, result in chain.items()} == dict.fromkeys(MADE, (0, ""))
     assert re.fullmatch(r"new/tok\.json: \d+ ids\n", chain["tokenizer"].out)
-    for verb, run in {"pretrain": "base", "sft": "sft", "rank": "rank", "reward": "reward", "ppo": "rlhf"}.items():
+    for verb, run in {"pretrain": "base", "sft": "sft", "annotate": "rank", "reward": "reward", "ppo": "rlhf"}.items():
         assert re.search(rf"^done in \d+ s: runs/{run}$", chain[verb].out, re.MULTILINE)
     assert re.search(
         r"^pretrain  step 20/20  loss \d+\.\d+  tokens_per_s [\d,]+  0:00 left$", chain["pretrain"].out, re.MULTILINE
@@ -306,7 +306,7 @@ def test_the_commands_are_those_that_the_documents_name() -> None:
     names = {
         "pretrain",
         "sft",
-        "rank",
+        "annotate",
         "reward",
         "ppo",
         "grpo",
@@ -406,8 +406,8 @@ WRONG = [
     (f"{SFT} --data longer-chat.jsonl --heldout longer-chat.jsonl", 2, r"none of 1 conversations fits into the context"),
     (f"{SFT} --data chats.jsonl --model runs/reward", 2, r"runs/reward is a reward (run|model); wanted a language model, as made by .*`tercet pretrain`"),
     (f"{SFT} --data chats.jsonl --model runs/nowhere", 2, r"runs/nowhere: not a run directory"),
-    (f"{SFT} --data chats.jsonl --tasks long-task.jsonl", 2, r"long-task\.jsonl:2: .*context"),
-    ("rank --model runs/sft --tasks long-task.jsonl --max-new-tokens 8 --threads 1 --out runs/new", 2, r"long-task\.jsonl:2: .*context"),
+    (f"{SFT} --data chats.jsonl --questions long-task.jsonl", 2, r"long-task\.jsonl:2: .*context"),
+    ("annotate --model runs/sft --questions long-task.jsonl --max-new-tokens 8 --threads 1 --out runs/new", 2, r"long-task\.jsonl:2: .*context"),
     ("reward --model runs/sft --data tasks.jsonl --out runs/new", 2, r"tasks\.jsonl:1: no comparison"),
     ("reward --model runs/reward --data pairs.jsonl --out runs/new", 2, r"runs/reward is a reward (run|model); wanted"),
     ("reward --model runs/sft --data pairs.jsonl --demonstrations longer-chat.jsonl --steps 2 --threads 1 --out runs/new", 2, r"demonstration"),
@@ -417,14 +417,14 @@ WRONG = [
     (f"{PPO} --gamma 0 --prompts long-task.jsonl", 2, r"long-task\.jsonl:2: .*context"),
     (f"{PPO} --gamma 0 --prompts tasks.jsonl --max-new-tokens 100", 2, r"max.new.tokens"),
     (f"{PPO} --gamma 0 --prompts tasks.jsonl --minibatches 3", 2, r"batch_size \(4\) must be a multiple of minibatches \(3\)"),
-    ("prompt runs/base", 2, r"give either --text to continue, or --tasks"),
+    ("prompt runs/base", 2, r"give either --text to continue, or --questions"),
     (f"prompt runs/base --text '{'What? ' * 60}'", 2, r"the context of 64 leaves room for prompts of 1 to 63"),
-    ("prompt runs/base --tasks tasks.jsonl --shots 4 --examples tasks.jsonl", 2, r"the context of 64 leaves room"),
-    ("prompt runs/base --tasks tasks.jsonl --shots 99 --examples tasks.jsonl", 2, r"99 shots for 'tasks', but there are only 28 examples"),
+    ("prompt runs/base --questions tasks.jsonl --shots 4 --examples tasks.jsonl", 2, r"the context of 64 leaves room"),
+    ("prompt runs/base --questions tasks.jsonl --shots 99 --examples tasks.jsonl", 2, r"99 shots for 'tasks', but there are only 28 examples"),
     ("eval runs/base", 2, r"nothing to measure: name held-out --text"),
     ("eval runs/base runs/base --text heldout.jsonl", 2, r"runs/base is named twice"),
     ("eval runs/reward --text heldout.jsonl", 2, r"runs/reward is a reward (run|model); wanted"),
-    ("eval runs/base --tasks long-task.jsonl --max-new-tokens 8", 2, r"long-task\.jsonl:2: .*context"),
+    ("eval runs/base --questions long-task.jsonl --max-new-tokens 8", 2, r"long-task\.jsonl:2: .*context"),
     ("eval runs/base --text heldout.jsonl --out no-data", 2, r"no-data: cannot be written"),
     ("chat runs/reward", 2, r"runs/reward is a reward (run|model); wanted"),
     ("chat runs/base --top-p 0", 2, r"top_p 0\.0: wanted"),
@@ -522,7 +522,7 @@ def test_bad_rows_are_skipped_and_counted_where_that_is_asked_for(chain: dict[st
     "line",
     [
         "eval runs/base --text wrong.jsonl --skip-bad-rows --threads 1",
-        "prompt runs/base --tasks wrong-tasks.jsonl --shots 0 --skip-bad-rows --max-new-tokens 4 --threads 1",
+        "prompt runs/base --questions wrong-tasks.jsonl --shots 0 --skip-bad-rows --max-new-tokens 4 --threads 1",
     ],
 )
 def test_commands_that_measure_say_how_many_rows_they_skipped(chain: dict[str, Result], here: Path, line: str) -> None:
@@ -542,7 +542,7 @@ def test_long_conversations_are_cut_or_left_out_and_counted(chain: dict[str, Res
 def test_names_in_square_brackets_are_shown_as_they_are(chain: dict[str, Result], here: Path) -> None:
     shown = type_in("eval runs/base --text brackets.jsonl --threads 1").out
     assert all(name in shown for name in ("[/b]", "[red]apples", ":apple:"))
-    asked = type_in("prompt runs/base --tasks bracket-tasks.jsonl --shots 0 --max-new-tokens 4 --threads 1").out
+    asked = type_in("prompt runs/base --questions bracket-tasks.jsonl --shots 0 --max-new-tokens 4 --threads 1").out
     assert all(name in asked for name in ("[/b]", "[red]apples"))
     shutil.copytree("runs/base", "runs/[i]m[/b]")
     assert "[i]m[/b]" in type_in("eval 'runs/[i]m[/b]' --text heldout.jsonl --threads 1").out

@@ -87,7 +87,7 @@ def test_the_probes_measure_what_they_say(world: World) -> None:
 
 
 def test_a_run_that_makes_no_model_is_examined_too(world: World) -> None:
-    world.run("rank", "k")
+    world.run("annotate", "k")
     assert verdicts(world.path("k"), probe=True) == {"status": "ok"}
 
 

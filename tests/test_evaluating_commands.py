@@ -38,7 +38,7 @@ def put(self, results):
 
 RequestCache.put = put
 """
-QUESTIONS = "--tasks tasks.jsonl --limit 12 --max-new-tokens 6 --threads 1"
+QUESTIONS = "--questions tasks.jsonl --limit 12 --max-new-tokens 6 --threads 1"
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_what_training_holds_of_questions_and_of_held_out_text_stands_beside_the
     questions = [(said, "It is a cat"), (said.replace("not", "no"), "It is no dog"), ("How many?", "6")]
     write_rows(Path("asked.jsonl"), ({"prompt": q, "answers": [a], "ability": "x"} for q, a in questions))
     write_rows(Path("leak.jsonl"), [{"text": held_out[0]}, {"text": "NOT so? It is a cat, they say"}])
-    done = type_in("eval runs/base --text heldout.jsonl --tasks asked.jsonl --max-new-tokens 2 --training-text leak.jsonl --threads 1 --out leak.json")  # fmt: skip
+    done = type_in("eval runs/base --text heldout.jsonl --questions asked.jsonl --max-new-tokens 2 --training-text leak.jsonl --threads 1 --out leak.json")  # fmt: skip
     assert (done.code, done.err) == (0, "")
     assert done.out.count("in the training text") == 2
     row = models("leak.json")["runs/base"]
@@ -140,7 +140,7 @@ def test_what_training_holds_of_questions_and_of_held_out_text_stands_beside_the
     assert text["told"] + text["too_short"] == len(held_out)
     write_rows(Path("leak.jsonl"), [{"text": "Is it NOT so? It is a cat, they say"}])
     done = type_in(
-        "eval runs/base --tasks asked.jsonl --max-new-tokens 2 --training-text leak.jsonl --threads 1 --out leak.json"
+        "eval runs/base --questions asked.jsonl --max-new-tokens 2 --training-text leak.jsonl --threads 1 --out leak.json"
     )
     found = models("leak.json")["runs/base"]["contamination"]
     assert (found["found"], found["told"], found["clean"]["n"]) == (1, 2, 2)
@@ -152,9 +152,7 @@ def test_a_task_in_python_may_make_its_items_one_by_one(here: Path) -> None:
     assert models("generated.json")["runs/base"]["suite"]["tasks"]["generated"]["items"] == 3
 
 
-ALL_PARTS = (
-    "--text heldout.jsonl --tasks tasks.jsonl --limit 12 --max-new-tokens 6 --reference runs/base --reward runs/reward"
-)
+ALL_PARTS = "--text heldout.jsonl --questions tasks.jsonl --limit 12 --max-new-tokens 6 --reference runs/base --reward runs/reward"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +207,7 @@ def test_a_command_that_was_killed_ends_with_the_same_numbers_and_asks_nothing_a
 
 
 def test_a_cache_serves_the_same_requests_to_the_same_weights_only(here: Path, tmp_path: Path) -> None:
-    line = "--text heldout.jsonl --tasks tasks.jsonl --limit 4 --max-new-tokens 6 --threads 1"
+    line = "--text heldout.jsonl --questions tasks.jsonl --limit 4 --max-new-tokens 6 --threads 1"
     cache, size = tmp_path / "shared.jsonl", 0
     for number, settings in enumerate(("", "--seed 1", "--max-new-tokens 5", "--heldout-bytes 99")):
         for run in ("base", "sft"):
@@ -253,7 +251,7 @@ def files_here() -> list[str]:
         ("eval runs/base --suite sums.json --import nowhere.py", r"--import nowhere\.py: cannot be imported"),
         ("eval runs/base --suite sums.json --training-text nowhere.txt", r"nowhere\.txt: there is no such file"),
         ("eval runs/base --text heldout.jsonl --cache sums.jsonl", r"request cache sums\.jsonl: is another file, not a request cache"),
-        ("eval runs/base --tasks tasks.jsonl --cache scores.json", r"request cache scores\.json: is another file, not a request cache"),
+        ("eval runs/base --questions tasks.jsonl --cache scores.json", r"request cache scores\.json: is another file, not a request cache"),
         ("prompt runs/base --text Hi --cache j.jsonl", r"--cache: a --text is continued as it stands"),
         ("eval runs/base --suite sums.json --reward runs/reward", r"reward is 'runs/reward', but no tasks is named"),
         ("eval runs/base --suite sums.json --cache runs", r"request cache runs: cannot be read or written"),
@@ -282,7 +280,7 @@ def files_here() -> list[str]:
         (f"winrate runs/base runs/sft {QUESTIONS} --judge http://127.0.0.1:9/v1 --judge-model m --retries 0", r"error: judge: http://127.0.0.1:9/v1/chat"),
         (f"winrate runs/base runs/sft {QUESTIONS} --judge person", r"the input ended after 0 of 12 judgements"),
         (f"winrate runs/base runs/sft {QUESTIONS} --out nowhere/w.json", r"--out nowhere/w\.json: cannot be written"),
-        ("winrate runs/base runs/sft --tasks empty.jsonl", r"empty\.jsonl: empty, no rows at all"),
+        ("winrate runs/base runs/sft --questions empty.jsonl", r"empty\.jsonl: empty, no rows at all"),
         ("prompt runs/nowhere --text Hi", r"runs/nowhere: not a run directory"),
         ("prompt runs/base --text Hi --shots 0 --vary labels --metric f1", r"--shots, --vary, --metric: a --text is continued"),
         ("prompt runs/base --task sums.json --shots 0 --vary labels", r"--vary labels: changes nothing here; it needs --shots above 0"),

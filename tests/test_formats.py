@@ -13,7 +13,7 @@ from tercet.data.formats import conversations as conversing
 from tercet.data.formats import preferences as comparing
 from tercet.data.formats import prompts as asking
 from tercet.data.readers import BadRows
-from tercet.data.types import Comparison, Message, Task
+from tercet.data.types import Comparison, Message, Question
 from tercet.errors import DataError
 
 HI = {"role": "user", "content": "Hi"}
@@ -300,8 +300,8 @@ def test_task_fields_and_defaults(tmp_path):
         {"prompt": [SYSTEM, HI], "answers": ["5", "five"], "ability": "x", "id": 9, "held_out": "template"},
     )
     first, second = (task for _, task in asking.tasks([path], BadRows()))
-    assert first == Task((Message("user", "1+1"),), ("2",), "sums", "sets/sums.jsonl:1")
-    assert second == Task((Message("system", "Be brief."), *ASK), ("5", "five"), "x", "9", "template")
+    assert first == Question((Message("user", "1+1"),), ("2",), "sums", "sets/sums.jsonl:1")
+    assert second == Question((Message("system", "Be brief."), *ASK), ("5", "five"), "x", "9", "template")
 
 
 @pytest.mark.parametrize(
@@ -331,7 +331,7 @@ def test_each_wrong_task_is_named(row, words):
     st.sampled_from(["", "entity"]),
 )
 def test_tasks_round_trip(prompt, answers, ability, id, held_out):
-    task = Task(prompt, tuple(answers), ability, id, held_out)
+    task = Question(prompt, tuple(answers), ability, id, held_out)
     assert asking.parse_task(_through_json(asking.to_row(task)), "a:1") == task
 
 

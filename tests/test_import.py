@@ -157,7 +157,19 @@ def test_every_command_takes_an_imported_run(run: Run, files: Path, tmp_path: Pa
     for command, said in [
         (["show", str(run.path)], "tercet import"),
         (["prompt", str(run.path), "--text", "ab", "--max-new-tokens", "4"], "ab"),
-        (["prompt", str(run.path), "--tasks", str(tmp_path / "t.jsonl"), "--shots", "0", "--max-new-tokens", "2"], "0"),
+        (
+            [
+                "prompt",
+                str(run.path),
+                "--questions",
+                str(tmp_path / "t.jsonl"),
+                "--shots",
+                "0",
+                "--max-new-tokens",
+                "2",
+            ],
+            "0",
+        ),
         (["eval", str(run.path), "--text", str(tmp_path / "text.txt")], "bits per byte"),
         (["tokenizer", "show", str(run.path), "--text", "abc"], "tokens"),
         (["report", str(run.path), "--out", str(tmp_path / "report.html")], "report"),

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from tercet.data.types import Message, Task
+from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, ContextError, DataError
 from tercet.evaluation.config import WinRateConfig
 from tercet.evaluation.judges import (
@@ -28,7 +28,7 @@ from tercet.evaluation.scoring.scorers import scorer_of
 from tercet.inference.http import ChatEndpoint
 from tercet.inference.language_model import TransformerLM
 
-FROG = Task((Message("user", "What colour is the frog?"),), ("green", "The frog is green."), "facts", "1")
+FROG = Question((Message("user", "What colour is the frog?"),), ("green", "The frog is green."), "facts", "1")
 GOOD, BAD = "The frog is green.", "It is red."
 PAIRS = [
     Pair(FROG, (GOOD, BAD), (True, True)),
@@ -45,7 +45,7 @@ def test_a_scorer_judges(name):
 
 
 def test_no_judge_is_named_so_the_answers_are_compared_by_exact_match():
-    judge, both = open_judge(WinRateConfig(models=("a", "b"), tasks=("t",)))
+    judge, both = open_judge(WinRateConfig(models=("a", "b"), questions=("t",)))
     long = "It is green, the colour of grass, of leaves in spring and of this small frog, as anybody can see"
     task = replace(FROG, answers=(long,))
     assert (judge([Pair(task, (long, "It is green."), (True, True))]), both) == ([1.0], False)
@@ -187,6 +187,6 @@ def test_judges_that_cannot_be_had():
         ("exactmatch", "did you mean 'exact_match'"),
     ):
         with pytest.raises(ConfigError, match=message):
-            open_judge(WinRateConfig(models=("a", "b"), tasks=("t",), judge=judge))
+            open_judge(WinRateConfig(models=("a", "b"), questions=("t",), judge=judge))
     with pytest.raises(ConfigError, match="two runs or more"):
-        WinRateConfig(models=("a",), tasks=("t",))
+        WinRateConfig(models=("a",), questions=("t",))

@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tercet.data.text_matching import exact_match
-from tercet.data.types import Message, Task
+from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError
 from tercet.microworld import tasks as tasks_module
 from tercet.microworld.documents import documents
@@ -46,7 +46,7 @@ def drawn():
 
 
 def user_task(*answers, prompt="?"):
-    return Task((Message("user", prompt),), answers, "mine", "mine/1")
+    return Question((Message("user", prompt),), answers, "mine", "mine/1")
 
 
 def last(task):

@@ -12,10 +12,10 @@ import typer
 from typer.testing import CliRunner
 
 from tercet.cli import gym
-from tercet.data.formats.prompts import tasks
+from tercet.data.formats.prompts import read_questions
 from tercet.data.formats.reasoning_gym import GymId, gym_tasks, parse_id, verify, write_gym_tasks
 from tercet.data.readers import BadRows
-from tercet.data.types import Message, Task
+from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError
 
 needs_package = pytest.mark.skipif(
@@ -86,9 +86,9 @@ def test_the_command_writes_rows_whose_gold_answers_score_1(tmp_path: Path) -> N
     app = typer.Typer()
     gym.register(app)
     words = [
-        "--tasks",
+        "--questions",
         "chain_sum:max_terms=2,max_digits=1",
-        "--tasks",
+        "--questions",
         "prime_factorization",
         "--size",
         "30",
@@ -97,7 +97,9 @@ def test_the_command_writes_rows_whose_gold_answers_score_1(tmp_path: Path) -> N
     ]
     done = CliRunner().invoke(app, [*words, "--seed", "1", "--out", str(tmp_path / "gym")])
     assert done.exit_code == 0, done.output
-    sides = [list(tasks([str(tmp_path / "gym" / f"{name}.jsonl")], BadRows())) for name in ("train", "heldout")]
+    sides = [
+        list(read_questions([str(tmp_path / "gym" / f"{name}.jsonl")], BadRows())) for name in ("train", "heldout")
+    ]
     rows = [row for side in sides for row in side]
     assert (
         f"{len(sides[0])} tasks to train on, {len(sides[1])} held out; {100 - len(rows)} questions that came twice"
@@ -162,8 +164,8 @@ def test_tasks_without_a_gold_answer_or_without_a_held_out_part_are_refused() ->
 def test_a_row_that_was_changed_is_not_judged() -> None:
     (task,), _, _ = gym_tasks(["gcd"], 1, 0, 5)
     for changed in (
-        Task(task.prompt, ("12345",), task.ability, task.id),
-        Task((Message("user", "What?"),), task.answers, task.ability, task.id),
+        Question(task.prompt, ("12345",), task.ability, task.id),
+        Question((Message("user", "What?"),), task.answers, task.ability, task.id),
     ):
         with pytest.raises(
             DataError, match=r"tasks\.jsonl:1: reasoning-gym/gcd/5/1/0 makes another question or answer"

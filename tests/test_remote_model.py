@@ -15,7 +15,7 @@ import pytest
 
 from helpers import World, write_world
 from tercet.data.formats.conversations import to_messages
-from tercet.data.types import Conversation, Document, Message, Task
+from tercet.data.types import Conversation, Document, Message, Question
 from tercet.errors import ConfigError, ContextError, DataError
 from tercet.evaluation import evaluate as scores
 from tercet.evaluation import judges as judging
@@ -24,15 +24,14 @@ from tercet.evaluation.config import EvalConfig, PromptConfig, WinRateConfig
 from tercet.evaluation.judges import Pair, judged, model_judge, spoken_judge
 from tercet.evaluation.prompt_study import prompt_study
 from tercet.evaluation.suites import measure
-from tercet.evaluation.task import Item, find
-from tercet.evaluation.task import Task as SuiteTask
+from tercet.evaluation.task import Item, Task, find
 from tercet.inference.http import ChatEndpoint, HttpClient
 from tercet.inference.language_model import ChatAnswer, LanguageModel, Loglikelihood, TransformerLM, local
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 
 TASKS = {"mapping": "choice", "translation": "free"}
-FROG = Task((Message("user", "What colour is the frog?"),), ("green",), "facts", "1")
+FROG = Question((Message("user", "What colour is the frog?"),), ("green",), "facts", "1")
 PAIRS = [Pair(FROG, (a, b), (True, True)) for a, b in (("green", "red"), ("It is green.", "red"), ("red", "red"))]
 
 
@@ -118,9 +117,7 @@ def test_registered_tasks_of_every_kind_have_the_numbers_of_the_local_model(
 ) -> None:
     tasks = [find(name).limited(6) for name in TASKS]
     assert {t.name: t.kind for t in tasks} == TASKS
-    tasks.append(
-        SuiteTask("target", "target", lambda: [Item(str(n), "The cat sat on", ("the mat",)) for n in range(3)])
-    )
+    tasks.append(Task("target", "target", lambda: [Item(str(n), "The cat sat on", ("the mat",)) for n in range(3)]))
     assert measure(remote, tasks) == measure(here, tasks)
     config = PromptConfig(model="m", task=tuple(TASKS), shots=(0, 2), limit=6, threads=1, max_new_tokens=8)
     assert prompt_study(config, lm=remote) == prompt_study(config, lm=here)
@@ -169,7 +166,7 @@ def all_remote() -> Iterator[None]:
 
 
 def config_of(world: World, **changes: Any) -> EvalConfig:
-    paths: dict[str, Any] = {"text": (world.path("heldout.jsonl"),), "tasks": (world.path("tasks.jsonl"),)}
+    paths: dict[str, Any] = {"text": (world.path("heldout.jsonl"),), "questions": (world.path("tasks.jsonl"),)}
     values: dict[str, Any] = {"suite": ("translation",), "limit": 6, "max_new_tokens": 8, "threads": 1}
     return EvalConfig(models=(world.path("base"), world.path("tuned")), **{**paths, **values, **changes})
 
@@ -177,7 +174,7 @@ def config_of(world: World, **changes: Any) -> EvalConfig:
 def test_eval_and_winrate_of_remote_models_are_those_of_the_runs(world: World, request: pytest.FixtureRequest) -> None:
     config = config_of(world)
     rates = WinRateConfig(
-        models=config.models, tasks=config.tasks, judge=f"reward:{world.path('judge')}", limit=6, max_new_tokens=8,
+        models=config.models, questions=config.questions, judge=f"reward:{world.path('judge')}", limit=6, max_new_tokens=8,
         threads=1,
     )  # fmt: skip
     expected = scores.evaluate(config), judging.win_rates(rates)

@@ -57,7 +57,7 @@ def _run(path: Path, config: Any, metrics: list[dict[str, Any]], *, parents: dic
     verb = {
         PretrainConfig: "pretrain",
         SFTConfig: "sft",
-        AnnotateConfig: "rank",
+        AnnotateConfig: "annotate",
         RewardConfig: "reward",
         PPOConfig: "ppo",
     }[type(config)]
@@ -129,15 +129,15 @@ def _sft(root: Path, base: Path) -> Path:
         for s in (0, 100)
         for i in range(8)
     ]
-    config = SFTConfig(model=str(base), data=("chat.jsonl",), tasks=("tasks.jsonl",), steps=100)
+    config = SFTConfig(model=str(base), data=("chat.jsonl",), questions=("tasks.jsonl",), steps=100)
     return _run(root / "sft", config, metrics, parents={"model": base}, samples=samples, heldout_loss=0.9)
 
 
 def _rank(root: Path, sft: Path) -> Path:
     found = {"labeler": "simulated", "prompts": 600, "answers": 4, "pairs": 3600, "ties": 1200}
     run = _run(
-        root / "rank",
-        AnnotateConfig(model=str(sft), tasks=("tasks.jsonl",)),
+        root / "annotate",
+        AnnotateConfig(model=str(sft), questions=("tasks.jsonl",)),
         [],
         parents={"model": sft},
         rankings=found,
@@ -250,7 +250,7 @@ def tree(root: Path) -> dict[str, Path]:
     rank = _rank(root, sft)
     reward = _reward(root, sft, rank)
     return {
-        "base": base, "sft": sft, "rank": rank, "reward": reward,
+        "base": base, "sft": sft, "annotate": rank, "reward": reward,
         "plain": _ppo(root, sft, reward, 0.0, "rlhf-plain"), "ptx": _ppo(root, sft, reward, 2.0, "rlhf"),
     }  # fmt: skip
 
@@ -320,7 +320,7 @@ def test_stages_stand_in_the_order_of_the_lecture(page: str) -> None:
         "pretrain",
         "prompting",
         "sft",
-        "rank",
+        "annotate",
         "reward",
         "ppo",
         "scores",

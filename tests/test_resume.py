@@ -130,12 +130,12 @@ def test_a_run_killed_before_it_has_begun_can_be_started_again_at_the_same_place
 
 
 def test_rankings_that_were_killed_are_the_same_when_done_again(world: World, tmp_path: Path) -> None:
-    world.make_parents("rank")
-    config, out, expected = world.config("rank"), tmp_path / "killed", tmp_path / "never-killed"
-    with process("rank", config, out, stall=("before a replace", 3)) as child:
+    world.make_parents("annotate")
+    config, out, expected = world.config("annotate"), tmp_path / "killed", tmp_path / "never-killed"
+    with process("annotate", config, out, stall=("before a replace", 3)) as child:
         child.kill()
-    in_process("rank", config, out)
-    in_process("rank", config, expected)
+    in_process("annotate", config, out)
+    in_process("annotate", config, expected)
     for name in ("train.jsonl", "heldout.jsonl", "README.txt"):
         assert (out / "rankings" / name).read_bytes() == (expected / "rankings" / name).read_bytes()
     assert Run(out).manifest["rankings"] == Run(expected).manifest["rankings"]
@@ -262,8 +262,8 @@ def test_a_run_that_cannot_be_resumed_now_is_not_deleted(world: World, tmp_path:
     with pytest.raises(Interrupted):
         world.run("pretrain", "trained", progress=At(4, press_ctrl_c))
     (tmp_path / "trained" / "metrics.jsonl").unlink()
-    world.make_parents("rank")
-    with process("rank", world.config("rank"), tmp_path / "ranked", stall=("before a replace", 3)) as child:
+    world.make_parents("annotate")
+    with process("annotate", world.config("annotate"), tmp_path / "ranked", stall=("before a replace", 3)) as child:
         child.kill()
     (tmp_path / "text.jsonl").rename(tmp_path / "elsewhere.jsonl")
     (tmp_path / "tasks.jsonl").rename(tmp_path / "elsewhere-too.jsonl")

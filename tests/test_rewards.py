@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from tercet.data.formats.reasoning_gym import gym_tasks
-from tercet.data.types import Message, Task
+from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError, TercetError
 from tercet.inference import http
 from tercet.inference.http import within
@@ -38,7 +38,7 @@ def answered(
     text: str, gold: str | None = "7", number: int = 1, finished: bool = True, tokens: Any = (5, 6)
 ) -> Answered:
     prompt = (Message("user", "How much is 3 + 4?"),)
-    task = None if gold is None else Task(prompt, (gold,), "sums", f"sum/{number}")
+    task = None if gold is None else Question(prompt, (gold,), "sums", f"sum/{number}")
     return Answered(f"tasks.jsonl:{number}", prompt, text, finished, tuple(tokens), task)
 
 

@@ -376,7 +376,7 @@ def test_another_seed_gives_another_result(world: World, verb: str) -> None:
 
 
 SKIPPED = [
-    ("pretrain", "text.jsonl"), ("pretrain", "heldout.jsonl"), ("sft", "chats.jsonl"), ("sft", "tasks.jsonl"), ("rank", "tasks.jsonl"),
+    ("pretrain", "text.jsonl"), ("pretrain", "heldout.jsonl"), ("sft", "chats.jsonl"), ("sft", "tasks.jsonl"), ("annotate", "tasks.jsonl"),
     ("reward", "rankings.jsonl"), ("reward", "chats.jsonl"), ("ppo", "tasks.jsonl"), ("ppo", "text.jsonl"), ("ppo", "heldout.jsonl"),
 ]  # fmt: skip
 

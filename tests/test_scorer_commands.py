@@ -46,7 +46,7 @@ def test_a_long_right_answer_is_right_and_nobody_speaks_of_a_rubric(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scores_module, "answer_text", lambda tokenizer, ids: (f"{LONG}.", True))
-    done = type_in(f"eval runs/sft --tasks own.jsonl {FEW} --reference runs/base --out own.json")
+    done = type_in(f"eval runs/sft --questions own.jsonl {FEW} --reference runs/base --out own.json")
     assert (done.code, done.err) == (0, "")
     row = json.loads(Path("own.json").read_text())["models"]["runs/sft"]
     assert list(row["scores"]) == list(row["each"]) == list(row["against"]) == ["exact_match"]
@@ -66,7 +66,7 @@ def test_several_scorers_stand_side_by_side(here: Path) -> None:
     names = ["exact_match", "f1", "numeric:0.5", r"regex:\d", "python:mine.py:short", "rubric", "rubric:direct"]
     options = " ".join(f"--scorer '{name}'" for name in names)
     done = type_in(
-        f"eval runs/base runs/sft --tasks tasks.jsonl --limit 8 {FEW} --reference runs/sft {options} --out side.json"
+        f"eval runs/base runs/sft --questions tasks.jsonl --limit 8 {FEW} --reference runs/sft {options} --out side.json"
     )
     assert (done.code, done.err) == (0, "")
     found = json.loads(Path("side.json").read_text())
@@ -99,7 +99,7 @@ def test_scores_from_before_are_compared_with_todays(here: Path) -> None:
     """Exact match is the same measure; the rubric's was of other answers, and is not taken for today's."""
     assert (
         type_in(
-            f"eval runs/sft --tasks tasks.jsonl --limit 8 {FEW} --scorer exact_match --scorer rubric --out new.json"
+            f"eval runs/sft --questions tasks.jsonl --limit 8 {FEW} --scorer exact_match --scorer rubric --out new.json"
         ).code
         == 0
     )
@@ -157,13 +157,13 @@ def test_prompts_without_answers_are_scored_by_what_needs_none(here: Path) -> No
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("eval runs/sft --tasks own.jsonl --scorer exactmatch", "there is no scorer 'exactmatch'; did you mean 'exact_match'"),
-        ("eval runs/sft --tasks own.jsonl --scorer f1 --scorer f1", "the scorer f1 is named twice"),
-        ("eval runs/sft --text heldout.jsonl --scorer f1", "--scorer f1: scores the answers to --tasks; name --tasks"),
-        ("eval runs/sft --tasks own.jsonl --scorer code", "own.jsonl:1: the scorer code needs \"test\""),
-        ("eval runs/sft --tasks own.jsonl --scorer judge:runs/none", "--scorer judge:runs/none: runs/none: not a run directory"),
-        ("eval runs/sft --tasks own.jsonl --scorer python:none.py:f", "there is no file none.py"),
-        ("winrate runs/base runs/sft --tasks own.jsonl --judge numeric:x", "--judge numeric:x: the tolerance is 'x'"),
+        ("eval runs/sft --questions own.jsonl --scorer exactmatch", "there is no scorer 'exactmatch'; did you mean 'exact_match'"),
+        ("eval runs/sft --questions own.jsonl --scorer f1 --scorer f1", "the scorer f1 is named twice"),
+        ("eval runs/sft --text heldout.jsonl --scorer f1", "--scorer f1: scores the answers to --questions; name --questions"),
+        ("eval runs/sft --questions own.jsonl --scorer code", "own.jsonl:1: the scorer code needs \"test\""),
+        ("eval runs/sft --questions own.jsonl --scorer judge:runs/none", "--scorer judge:runs/none: runs/none: not a run directory"),
+        ("eval runs/sft --questions own.jsonl --scorer python:none.py:f", "there is no file none.py"),
+        ("winrate runs/base runs/sft --questions own.jsonl --judge numeric:x", "--judge numeric:x: the tolerance is 'x'"),
         ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward 2*exactmatch", "did you mean 'exact_match'"),
         ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward numeric:x", "--reward numeric:x: the tolerance is 'x'"),
         ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward judge:runs/sft", "is neither known nor a folder"),
@@ -194,6 +194,6 @@ def test_code_in_rows_of_ones_own(here: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         scores_module, "answer_text", lambda tokenizer, ids: ("```python\ndef two():\n    return 1 + 1\n```", True)
     )
-    done = type_in(f"eval runs/sft --tasks code.jsonl --scorer code {FEW} --out code.json")
+    done = type_in(f"eval runs/sft --questions code.jsonl --scorer code {FEW} --out code.json")
     assert (done.code, done.err) == (0, "")
     assert json.loads(Path("code.json").read_text())["models"]["runs/sft"]["each"] == {"code": [1.0, 1.0]}

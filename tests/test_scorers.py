@@ -17,7 +17,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tercet.data.types import Message, Task
+from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.scoring import scorers
 from tercet.evaluation.scoring.judge_scorer import GRADES, grader, prompt_of, verdict
@@ -32,15 +32,15 @@ from tercet.evaluation.scoring.scorers import (
 )
 from tercet.evaluation.task import Item, find, item_of, question_of
 
-PARIS = Task((Message("user", "Paris"),), ("in Paris", "Paris, France"), "places", "1")
+PARIS = Question((Message("user", "Paris"),), ("in Paris", "Paris, France"), "places", "1")
 LONG = (
     "Sugar dissolves faster in hot water because its molecules move more quickly there and so hit the crystal more often "
     "than they would in a cold glass"
 )
 
 
-def question(*answers: str, prompt: str = "Why?", test: str = "") -> Task:
-    return Task((Message("user", prompt),), answers, "own", "q/1", where="own.jsonl:1", test=test)
+def question(*answers: str, prompt: str = "Why?", test: str = "") -> Question:
+    return Question((Message("user", prompt),), answers, "own", "q/1", where="own.jsonl:1", test=test)
 
 
 # -- texts -----------------------------------------------------------------------------------------------------------
@@ -332,8 +332,8 @@ from tercet.evaluation.config import EvalConfig, WinRateConfig
 from tercet.posttraining.rl.stage import GRPOConfig
 import tercet.evaluation.evaluate, tercet.posttraining.rl.group_methods, tercet.posttraining.rewards.best_of_n, tercet.evaluation.judges
 from tercet.evaluation.scoring.scorers import scorer_of
-EvalConfig(models=("a",), tasks=("t",), scorer=("exact_match", "f1", "code", "regex:x"))
-WinRateConfig(models=("a", "b"), tasks=("t",))
+EvalConfig(models=("a",), questions=("t",), scorer=("exact_match", "f1", "code", "regex:x"))
+WinRateConfig(models=("a", "b"), questions=("t",))
 print("tercet.microworld" in sys.modules)
 scorer_of("rubric")
 print("tercet.microworld" in sys.modules)

@@ -24,12 +24,12 @@ from tercet.training.settings import Settings, TrainSettings, from_json, shares
 REQUIRED: dict[type[Settings], dict[str, Any]] = {
     PretrainConfig: {"data": ("a.txt", "b/*.jsonl"), "tokenizer": "tok"},
     SFTConfig: {"model": "runs/base", "data": ("c.jsonl",)},
-    AnnotateConfig: {"model": "runs/sft", "tasks": ("t.jsonl",)},
+    AnnotateConfig: {"model": "runs/sft", "questions": ("t.jsonl",)},
     RewardConfig: {"model": "runs/sft", "data": ("r.jsonl",)},
     PPOConfig: {"model": "runs/sft", "reward": ("runs/rm",), "prompts": ("p.jsonl",), "pretrain_data": ("a.txt",)},
     EvalConfig: {"models": ("runs/a", "runs/b")},
-    WinRateConfig: {"models": ("runs/a", "runs/b"), "tasks": ("t.jsonl",)},
-    PromptConfig: {"model": "runs/base", "tasks": ("t.jsonl",), "examples": ("e.jsonl",)},
+    WinRateConfig: {"models": ("runs/a", "runs/b"), "questions": ("t.jsonl",)},
+    PromptConfig: {"model": "runs/base", "questions": ("t.jsonl",), "examples": ("e.jsonl",)},
 }
 CASES = list(REQUIRED.items())
 
@@ -134,7 +134,7 @@ def test_an_unknown_setting_is_named_with_the_nearest() -> None:
         ({"model": 3}, "model is 3; wanted str"),
         ({"data": (1, 2)}, r"data is \(1, 2\); wanted tuple"),
         ({"data": ["c.jsonl"]}, "data is .*; wanted tuple"),
-        ({"decay": 1.5}, r"decay is 1\.5; it must be at most 1"),
+        ({"cooldown": 1.5}, r"cooldown is 1\.5; it must be at most 1"),
     ],
 )
 def test_types_are_checked(settings: dict[str, Any], wanted: str) -> None:
@@ -143,7 +143,7 @@ def test_types_are_checked(settings: dict[str, Any], wanted: str) -> None:
 
 
 def test_whole_numbers_are_fine_where_a_float_is_wanted() -> None:
-    assert SFTConfig(**REQUIRED[SFTConfig], lr=1, decay=0).lr == 1
+    assert SFTConfig(**REQUIRED[SFTConfig], lr=1, cooldown=0).lr == 1
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_settings_that_contradict_each_other(kind: type[Settings], settings: dic
     with pytest.raises(ConfigError, match=message):
         kind(**{**REQUIRED[kind], **settings})
     assert PPOConfig(model="m", reward=("r",), prompts=("p",), gamma=0.0).pretrain_data == ()
-    assert PromptConfig(model="m", tasks=("t",), shots=(0,)).examples == ()
+    assert PromptConfig(model="m", questions=("t",), shots=(0,)).examples == ()
 
 
 def test_one_name_may_stand_without_its_list() -> None:

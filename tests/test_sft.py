@@ -312,7 +312,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return write_world(tmp_path_factory.mktemp("world"))
 
 
-STILL = {"lr": 0.0, "muon_lr": 0.0, "tasks": (), "steps": 6, "eval_every": 2}
+STILL = {"lr": 0.0, "muon_lr": 0.0, "questions": (), "steps": 6, "eval_every": 2}
 
 
 def test_noise_is_for_training_only(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,7 +326,7 @@ def test_noise_is_for_training_only(world: World, monkeypatch: pytest.MonkeyPatc
 
     quiet = world.run("sft", "quiet", **STILL)
     monkeypatch.setattr(Transformer, "hidden", spy)
-    noisy = world.run("sft", "noisy", neftune_alpha=15.0, **{**STILL, "tasks": (world.path("tasks.jsonl"),)})
+    noisy = world.run("sft", "noisy", neftune_alpha=15.0, **{**STILL, "questions": (world.path("tasks.jsonl"),)})
     assert seen.count((True, True)) == 6
     assert set(seen) == {(True, True), (False, False)}
     heldout = [[row["heldout"] for row in run.metrics("heldout")] for run in (quiet, noisy)]

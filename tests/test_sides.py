@@ -16,7 +16,7 @@ from tercet.posttraining.held_out import question
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     made = write_world(tmp_path_factory.mktemp("sides"))
-    made.make_parents("rank")
+    made.make_parents("annotate")
     return made
 
 
@@ -37,7 +37,7 @@ def test_the_annotator_keeps_a_prompt_on_one_side(world: World) -> None:
         file,
         ({"prompt": f"How much is {i % 5} + 1?", "answers": ["1"], "id": f"row/{i}"} for i in range(40)),
     )
-    run = world.run("rank", "twice", tasks=(str(file),), heldout_share=0.5)
+    run = world.run("annotate", "twice", tasks=(str(file),), heldout_share=0.5)
     train, heldout = (
         {str(r["prompt"]) for r in rows(run.path / "rankings" / f"{n}.jsonl")} for n in ("train", "heldout")
     )

@@ -204,8 +204,7 @@ def test_limits_keep_items_of_the_task():
 
 
 def test_questions_of_a_file_become_a_task():
-    from tercet.data.types import Message
-    from tercet.data.types import Task as Question
+    from tercet.data.types import Message, Question
 
     one = Question((Message("user", "What is 2 + 2?"),), ("4", "four"), "sums", "a")
     other = Question((Message("user", "What is 3 + 3?"),), ("6",), "sums", "b")

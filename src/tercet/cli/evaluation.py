@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tercet.cli.options import add_command, option
+from tercet.cli.options import MANY, add_command, option, split_list
 from tercet.errors import ConfigError
 from tercet.evaluation.config import LONGEST, EvalConfig, PromptConfig, WinRateConfig
 
@@ -26,26 +26,26 @@ OF_TEXT = (
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     extra = {
-        "text": option(str, "--text", "a text to continue, instead of --tasks (\\n is a new line)", ""),
+        "text": option(str, "--text", "a text to continue, instead of --questions (\\n is a new line)", ""),
         "out": option(Path | None, "--out", "also write the rows here, as JSON"),
         "figure": option(Path | None, "--figure", "also draw accuracy against shots here, as SVG"),
     }
     add_command(app, "prompt", PromptConfig, _prompt, extra=extra, positional="model",
-                example="tercet prompt runs/base --tasks questions.jsonl --examples more.jsonl --shots 0,1,4")  # fmt: skip
+                example="tercet prompt runs/base --questions questions.jsonl --examples more.jsonl --shots 0,1,4")  # fmt: skip
     out = option(Path | None, "--out", "also write the scores here, as JSON")
-    add_command(app, "eval", EvalConfig, _eval, example="tercet eval runs/base runs/sft --text heldout/ --tasks questions.jsonl",
+    add_command(app, "eval", EvalConfig, _eval, example="tercet eval runs/base runs/sft --text heldout/ --questions questions.jsonl",
                 extra={"out": out}, positional="models")  # fmt: skip
     add_command(app, "winrate", WinRateConfig, _winrate, positional="models", extra={"out": out},
-                example="tercet winrate runs/sft runs/rlhf --tasks questions.jsonl --judge reward:runs/reward")  # fmt: skip
+                example="tercet winrate runs/sft runs/rlhf --questions questions.jsonl --judge reward:runs/reward")  # fmt: skip
     app.command("compare", no_args_is_help=True)(compare)
     app.command("report", no_args_is_help=True)(report)
     app.command("show", no_args_is_help=True)(show)
 
 
 def _prompt(config: PromptConfig, text: str, out: Path | None, figure: Path | None) -> None:
-    if bool(text) == bool(config.tasks or config.task):
+    if bool(text) == bool(config.questions or config.task):
         raise ConfigError(
-            "tercet prompt: give either --text to continue, or --tasks or --task to ask (with --shots; --tasks with --examples)"
+            "tercet prompt: give either --text to continue, or --questions or --task to ask (with --shots; --questions with --examples)"
         )
     # a shell's double quotes keep \\n as two characters; nobody means those here
     texts = {name: getattr(config, name).replace("\\n", "\n") for name in ("description", "template", "separator")}
@@ -133,7 +133,7 @@ def _eval(config: EvalConfig, out: Path | None) -> None:
 
     scores = evaluate(config, out, Requests())
     _say_skipped(scores["skipped_rows"])
-    if config.text or config.tasks:
+    if config.text or config.questions:
         console.print(score_table(scores))
     if (suites := suite_table(scores)) is not None:
         console.print(suites)
@@ -163,7 +163,7 @@ def compare(
     ],
     b: Annotated[str, typer.Argument(help="the same, of what may be better")],
     scores: Annotated[
-        list[str] | None, typer.Option(help="JSON that `tercet eval --out` wrote, where A and B are runs")
+        list[str] | None, typer.Option(help="JSON that `tercet eval --out` wrote, where A and B are runs" + MANY)
     ] = None,
     out: Annotated[Path | None, typer.Option(help="also write the comparison here, as JSON")] = None,
 ) -> None:
@@ -172,14 +172,13 @@ def compare(
     Example: tercet compare runs/base runs/sft --scores scores.json
     """
     check_writable(out, "--out")
-    if out is not None and out.resolve() in {
-        Path(p).resolve() for p in (*a.split(","), *b.split(","), *(scores or []))
-    }:
+    files = split_list(scores or [])
+    if out is not None and out.resolve() in {Path(p).resolve() for p in (*a.split(","), *b.split(","), *files)}:
         raise ConfigError(f"--out {out}: is what is compared, and would be written over; choose another --out")
     from tercet.cli.show import comparison_table, console
     from tercet.evaluation.compare import compare as compared
 
-    found = compared(a, b, scores or [])
+    found = compared(a, b, files)
     if len(found["measures"]) > 1:
         console.print(comparison_table(found))
     typer.echo(found["sentence"])

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from tercet.cli.options import MANY
 
 
 def register(app: typer.Typer) -> None:
@@ -15,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 def data_gym(
     tasks: Annotated[
-        list[str], typer.Option(help="reasoning-gym's name of a task, or NAME:key=value,key=value (may be repeated)")
+        list[str], typer.Option(help="reasoning-gym's name of a task, or NAME:key=value,key=value" + MANY)
     ],
     out: Annotated[Path, typer.Option(help="new folder for train.jsonl and heldout.jsonl")],
     size: Annotated[int, typer.Option(help="training tasks of each kind")] = 500,
@@ -30,7 +33,7 @@ def data_gym(
     """
     from tercet.data.formats.reasoning_gym import write_gym_tasks
 
-    counts = write_gym_tasks(tasks, size, heldout, seed, out)
+    counts = write_gym_tasks([t for text in tasks for t in re.split(r",(?!\w+=)", text)], size, heldout, seed, out)
     typer.echo(
         f"{out}: {counts['train']:,} tasks to train on, {counts['heldout']:,} held out; "
         f"{counts['left_out']:,} questions that came twice were left out"

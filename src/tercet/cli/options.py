@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from tercet.errors import ConfigError
-from tercet.training.settings import Settings, from_json
+from tercet.training.settings import Settings, from_json, option_name
+
+MANY, REPEATED = "  (several: with commas, or repeat it)", "  (may be repeated)"
+_SEPARATOR = re.compile(r",(?![^()\[\]{}]*[)\]}])")  # a comma that is not within brackets
 
 
 def _option(field: dataclasses.Field[Any], kind: Any, flag: str) -> tuple[Any, Any]:
@@ -22,11 +26,15 @@ def _option(field: dataclasses.Field[Any], kind: Any, flag: str) -> tuple[Any, A
     required = field.default is dataclasses.MISSING
     value: Any = field.default
     default = "" if required or value in ((), "") else f"  [default: {' '.join(map(str, value)) if many else value}]"
-    text = field.metadata["help"] + ("  [required]" if required else default) + ("  (may be repeated)" if many else "")
+    text = (
+        field.metadata["help"]
+        + ("  [required]" if required else default)
+        + (MANY if many and not field.metadata.get("whole") else REPEATED if many else "")
+    )
     if kind is bool and value is True:
         flag += "/--no-" + flag.removeprefix("--")
     inner = typing.get_args(kind)[0] if many else kind
-    inner = str if many and inner is int else inner  # "0,1,4" is three of them
+    inner = str if many else inner  # "0,1,4" is three of them
     annotation = list[inner] | None if many else kind | None  # type: ignore[valid-type]
     return annotation, typer.Option(None, flag, help=text, show_default=False)
 
@@ -42,7 +50,8 @@ class SettingsParser:
         """(settings, values of the extra parameters) of what typer gives a command. Raises ConfigError."""
         own = {key: given.pop(key) for key in self.extra}
         values = _from_file(given.pop("config"))
-        values |= {k: _whole(k, v, self.kinds[k]) for k, v in given.items() if v is not None and v != []}
+        fields = {f.name: f for f in dataclasses.fields(self.cls)}
+        values |= {k: _values(fields[k], v, self.kinds[k]) for k, v in given.items() if v is not None and v != []}
         return from_json(self.cls, values, f"tercet {self.name}"), own
 
     def install(self, app: typer.Typer, command: Callable[..., None], example: str, positional: str = "") -> None:
@@ -66,7 +75,7 @@ class SettingsParser:
         app.command(self.name, help=f"{doc}\n\nExample: {example}", no_args_is_help=True)(command)
 
     def _parameter(self, field: dataclasses.Field[Any], positional: str) -> inspect.Parameter:
-        flag = field.metadata.get("flag") or "--" + field.name.replace("_", "-")
+        flag = option_name(field)
         annotation, default = _option(field, self.kinds[field.name], flag)
         if field.name == positional:
             default = typer.Argument(None, help=field.metadata["help"], show_default=False)
@@ -88,16 +97,27 @@ def add_command(app: typer.Typer, name: str, cls: type[Settings], action: Callab
     parser.install(app, command, example, positional)
 
 
-def _whole(name: str, value: Any, kind: Any) -> Any:
-    """Whole numbers from "0,1,4" and the like, for an option that takes several; any other value as it is."""
-    if kind != tuple[int, ...]:
+def split_list(texts: Sequence[str]) -> list[str]:
+    """The values of a list option, which may be repeated and may hold several values with commas between them.
+
+    Commas within brackets belong to a value, as in mean(runs/a,runs/b), and so do those of a file that is there.
+    """
+    out: list[str] = []
+    for text in texts:
+        out += [text] if Path(text).exists() else _SEPARATOR.split(text)
+    return [part.strip() for part in out if part.strip()]
+
+
+def _values(field: dataclasses.Field[Any], value: Any, kind: Any) -> Any:
+    """What was typed for a setting; of a list option its values. Raises ConfigError where one is no number."""
+    if typing.get_origin(kind) is not tuple or field.metadata.get("whole"):
         return value
+    parts, inner = split_list(value), typing.get_args(kind)[0]
     try:
-        return [int(part) for text in value for part in text.split(",")]
+        return [inner(part) for part in parts]
     except ValueError as error:
-        raise ConfigError(
-            f"--{name.replace('_', '-')} {','.join(value)}: wanted whole numbers, for example 0,1,4"
-        ) from error
+        numbers = "whole numbers, for example 0,1,4" if inner is int else "numbers, for example 1e10,2e10"
+        raise ConfigError(f"{option_name(field)} {','.join(value)}: wanted {numbers}") from error
 
 
 def _from_file(path: Path | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tercet.cli.options import SettingsParser, option
+from tercet.cli.options import MANY, SettingsParser, option, split_list
 from tercet.errors import ConfigError
 from tercet.training.progress import for_terminal
 from tercet.training.stage import Stage, stages
@@ -123,7 +123,7 @@ def demo(
 
 
 def tokenizer_train(
-    data: Annotated[list[str], typer.Option(help="training text: files, folders or globs (may be repeated)")],
+    data: Annotated[list[str], typer.Option(help="training text: files, folders or globs" + MANY)],
     out: Annotated[Path, typer.Option(help="where tokenizer.json goes")],
     vocab_size: Annotated[int, typer.Option(help="ids in all: 256 bytes, 5 special tokens, merges")] = 2048,
     skip_bad_rows: Annotated[bool, typer.Option(help="skip and count wrong rows instead of stopping")] = False,
@@ -138,7 +138,7 @@ def tokenizer_train(
     if out.exists():
         raise ConfigError(f"{out} exists; choose another --out")
     bad = BadRows(skip=skip_bad_rows)
-    trained = train_tokenizer((d.text for d in documents(data, bad)), vocab_size)
+    trained = train_tokenizer((d.text for d in documents(split_list(data), bad)), vocab_size)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         trained.save(out)
@@ -151,7 +151,9 @@ def tokenizer_train(
 def tokenizer_show(
     source: Annotated[Path, typer.Argument(help="tokenizer.json, or a run")],
     text: Annotated[str, typer.Option(help="text to cut into tokens")] = "",
-    data: Annotated[list[str] | None, typer.Option(help="conversations, to see which tokens are trained on")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="conversations, to see which tokens are trained on" + MANY)
+    ] = None,
     limit: Annotated[int, typer.Option(help="conversations shown")] = 3,
 ) -> None:
     """Show how text becomes tokens, and which tokens of a conversation are trained on (in colour).
@@ -167,4 +169,4 @@ def tokenizer_show(
     if text:
         show_tokens(tokenizer, text)
     if data:
-        show_conversations(tokenizer, data, limit)
+        show_conversations(tokenizer, split_list(data), limit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 
-from tercet.data.types import Task
+from tercet.data.types import Question
 from tercet.errors import DataError
 
 # Signs such as - + % $ # belong to an answer ("-3"), so only these are folded away around it.
@@ -21,7 +21,7 @@ def normalise(text: str) -> str:
     return folded.lstrip(_OPENING).rstrip(_CLOSING) or folded
 
 
-def exact_match(task: Task, answer: str) -> bool:
+def exact_match(task: Question, answer: str) -> bool:
     """Return whether `answer` equals one of `task.answers`, both normalised; an empty answer never does.
 
     Raises:

@@ -52,7 +52,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class Question:
     """A question with its gold answers: `answers` are all texts that count as right, the shortest form first.
 
     `ability` groups scores ("arithmetic"), `held_out` says in what way the item is unseen ("combination", "template",

@@ -114,8 +114,8 @@ def check_schedule(r: Records) -> list[Finding]:
     c = r.config
     if not r.done or "warmup" not in c:
         return []
-    now, finished = schedule(r.done - 1, c["steps"], c["warmup"], c["decay"]), r.done >= c["steps"]
-    advice = "the rate was high to the end, and the last steps' noise stays in the weights: set --decay above 0"
+    now, finished = schedule(r.done - 1, c["steps"], c["warmup"], c["cooldown"]), r.done >= c["steps"]
+    advice = "the rate was high to the end, and the last steps' noise stays in the weights: set --cooldown above 0"
     if c["warmup"] >= c["steps"]:
         now, advice = 1.0, "the warm-up is as long as the run: lower --warmup"
     normal = "near 0 at the end" if finished else "anything before the end"

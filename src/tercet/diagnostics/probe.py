@@ -13,7 +13,7 @@ import torch
 from tercet.data.formats.conversations import conversations
 from tercet.data.formats.feedback import feedback, labels
 from tercet.data.formats.preferences import comparisons
-from tercet.data.formats.prompts import questions
+from tercet.data.formats.prompts import read_prompts
 from tercet.data.readers import BadRows, documents
 from tercet.data.types import Comparison, Conversation
 from tercet.diagnostics.findings import INF, Finding, judged, judged_kl
@@ -149,7 +149,7 @@ def _count(rendered: Rendered, conversation: Conversation, end: int) -> dict[str
 
 def probe_policy(run: Run, model: Transformer, tokenizer: Tokenizer) -> Iterator[Finding]:
     """What the policy samples on its prompts, beside the reference."""
-    asked = [(w, p) for w, p, _ in islice(questions(run.config["prompts"], BadRows(skip=True)), PROMPTS)]
+    asked = [(w, p) for w, p, _ in islice(read_prompts(run.config["prompts"], BadRows(skip=True)), PROMPTS)]
     yield from sampling(run, model, _parent(run), tokenizer, asked)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tercet.data.text_matching import exact_match
-from tercet.data.types import Task
+from tercet.data.types import Question
 from tercet.evaluation.scoring.scorers import Answer
 from tercet.inference.chat import answer_all
 from tercet.inference.generate import SamplingParams
@@ -24,13 +24,13 @@ class AnswerScores:
 
 
 def ask_all(
-    model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], params: SamplingParams, seed: int
+    model: Transformer, tokenizer: Tokenizer, questions: Sequence[Question], params: SamplingParams, seed: int
 ) -> list[Answer]:
     """The model's answer to every task, in chat form."""
     return answer_all(model, tokenizer, [(t.where or t.id, t.prompt) for t in questions], params, seed)
 
 
-def score_answers(questions: Sequence[Task], answers: Sequence[Answer]) -> AnswerScores:
+def score_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> AnswerScores:
     """Exact match and share of finished answers, each with its 95 % interval."""
     hits = sum(exact_match(task, text) for task, (text, _) in zip(questions, answers))
     return AnswerScores(proportion(hits, len(questions)), proportion(sum(f for _, f in answers), len(answers)))

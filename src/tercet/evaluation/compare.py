@@ -87,7 +87,7 @@ def compare(a: str, b: str, files: Sequence[str]) -> dict[str, Any]:
     common = [m for m in sides[0][0] if all(m in model for side in sides for model in side)]
     if not common:
         raise ConfigError(
-            f"{a} and {b} share no measure with a score for each item; evaluate both with the same --suite or --tasks, and --out"
+            f"{a} and {b} share no measure with a score for each item; evaluate both with the same --suite or --questions, and --out"
         )
     for measure in common:
         if len({model[measure].ids for side in sides for model in side}) > 1:

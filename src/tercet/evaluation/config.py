@@ -18,9 +18,9 @@ class PromptConfig(Settings):
 
     model: str = setting(..., "run to ask")
     task: tuple[str, ...] = setting((), "registered task, or task.json of your own")
-    tasks: tuple[str, ...] = setting((), "questions with gold answers, as JSONL")
+    questions: tuple[str, ...] = setting((), "questions with gold answers, as JSONL")
     examples: tuple[str, ...] = setting(
-        (), "questions with gold answers from which the shots are drawn (with --tasks, needed above 0 shots)"
+        (), "questions with gold answers from which the shots are drawn (with --questions, needed above 0 shots)"
     )
     imports: tuple[str, ...] = setting((), "Python module or file that registers tasks of your own", flag="--import")
     shots: tuple[int, ...] = setting((0, 1, 4), "numbers of examples in the prompt, such as 0,1,2,4")
@@ -41,9 +41,9 @@ class PromptConfig(Settings):
         "", "text before the examples, such as 'Translate English to French:\\n' (of --task: its own)"
     )
     template: str = setting(
-        "", "one example; must end with {output}  [default: the task's own, of --tasks 'Q: {input}\\nA: {output}']"
+        "", "one example; must end with {output}  [default: the task's own, of --questions 'Q: {input}\\nA: {output}']"
     )
-    separator: str = setting("", "between examples  [default: the task's own, of --tasks an empty line]")
+    separator: str = setting("", "between examples  [default: the task's own, of --questions an empty line]")
     limit: int = setting(0, "at most so many items of a task (0: all)", minimum=0)
     max_new_tokens: int = setting(0, "longest answer (0: the task's own, else 24)", minimum=0)
     cache: str = setting("", "request cache: a file of finished requests, from which a killed command continues")
@@ -62,7 +62,7 @@ class PromptConfig(Settings):
         for name in ("shots", "task"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
                 raise ConfigError(f"AskConfig.{name} is {getattr(self, name)}; wanted each once")
-        if self.tasks and any(self.shots) and not self.examples:
+        if self.questions and any(self.shots) and not self.examples:
             raise ConfigError(
                 f"AskConfig.shots is {self.shots}, but no examples are named to draw them from; name them with --examples, or ask with --shots 0"
             )
@@ -78,7 +78,7 @@ class EvalConfig(Settings):
 
     models: tuple[str, ...] = setting(..., "runs to measure")
     text: tuple[str, ...] = setting((), "held-out text for bits per byte")
-    tasks: tuple[str, ...] = setting((), "questions with gold answers")
+    questions: tuple[str, ...] = setting((), "questions with gold answers")
     scorer: tuple[str, ...] = setting(
         DEFAULT,
         f"{help_text()} A judge is a language model that is asked, a run or NAME@http(s)://…/v1.",
@@ -113,9 +113,9 @@ class EvalConfig(Settings):
                 raise ConfigError(
                     f"EvalConfig.{given[0]} is {getattr(self, given[0])!r}, but no {needed} is named, which it is for; name --{needed}"
                 )
-        if self.scorer != DEFAULT and not self.tasks:
+        if self.scorer != DEFAULT and not self.questions:
             raise ConfigError(
-                f"--scorer {' '.join(self.scorer)}: scores the answers to --tasks; name --tasks, or leave it out"
+                f"--scorer {' '.join(self.scorer)}: scores the answers to --questions; name --questions, or leave it out"
             )
 
 
@@ -124,7 +124,7 @@ class WinRateConfig(Settings):
     """Models against one another: a judge says which of two answers to the same prompt is better."""
 
     models: tuple[str, ...] = setting(..., "runs; the first is what the others are compared with")
-    tasks: tuple[str, ...] = setting(..., "questions (with accepted answers for a scorer) as JSONL")
+    questions: tuple[str, ...] = setting(..., "questions (with accepted answers for a scorer) as JSONL")
     judge: str = setting(
         "exact_match",
         "Which of two answers is better is said by a scorer (the answer with the higher score; see tercet eval "

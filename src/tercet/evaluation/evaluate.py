@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tercet.data.formats.prompts import tasks
+from tercet.data.formats.prompts import read_questions
 from tercet.data.readers import BadRows, documents
-from tercet.data.types import Document, Task
+from tercet.data.types import Document, Question
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, limit_bytes
 from tercet.evaluation.config import EvalConfig
 from tercet.evaluation.contamination import Contamination, contamination
 from tercet.evaluation.scoring.scorers import Answer, Scorer, scorer_of
 from tercet.evaluation.suites import measure, open_suites, text_of
-from tercet.evaluation.task import Task as SuiteTask
-from tercet.inference.language_model import ChatAnswer, LanguageModel, Progress, local, open_model
+from tercet.evaluation.task import Task
+from tercet.inference.language_model import ChatAnswer, LanguageModel, RequestProgress, local, open_model
 from tercet.inference.reward_scores import check_contexts, score_texts
 from tercet.model.heads import ValueHeadModel
 from tercet.statistics.intervals import Estimate, mean, paired_difference, proportion, win_rate
@@ -40,7 +40,7 @@ class _Judged:
 def _answers(
     config: EvalConfig,
     lm: LanguageModel,
-    questions: Sequence[Task],
+    questions: Sequence[Question],
     scorers: Sequence[Scorer],
     judge: ValueHeadModel | None,
 ) -> tuple[dict[str, Any], _Judged]:
@@ -83,7 +83,7 @@ def _grouped(values: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _example(number: int, task: Task, answer: Answer, each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+def _example(number: int, task: Question, answer: Answer, each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
     """A question with its greedy answer; "right" says that the first scorer gives it full marks."""
     prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
     scores = {name: values[number] for name, values in each.items()}
@@ -116,12 +116,12 @@ def _against(reference: _Judged, lm: LanguageModel, ours: _Judged, reference_lm:
     }
 
 
-def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Task], int]:
+def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Question], int]:
     bad = BadRows(skip=config.skip_bad_rows)
     text = limit_bytes(list(documents(config.text, bad)), config.heldout_bytes) if config.text else []
-    questions = [t for _, t in tasks(config.tasks, bad)] if config.tasks else []
+    questions = [t for _, t in read_questions(config.questions, bad)] if config.questions else []
     if not text and not questions and not config.suite:
-        raise ConfigError("nothing to measure: name held-out --text, --tasks with gold answers, or a --suite")
+        raise ConfigError("nothing to measure: name held-out --text, --questions with gold answers, or a --suite")
     return text, questions[: config.limit or None], bad.count
 
 
@@ -130,13 +130,13 @@ def _numbers(of: Sequence[object]) -> list[str]:
     return [str(n) for n in range(len(of))]
 
 
-def _overlaps(config: EvalConfig, suite: Sequence[SuiteTask], questions: Sequence[Task], text: Sequence[Document],
+def _overlaps(config: EvalConfig, suite: Sequence[Task], questions: Sequence[Question], text: Sequence[Document],
               bad: BadRows) -> dict[str, Contamination]:  # fmt: skip
-    """Contamination of all that is measured: suites by their tasks' names, --tasks, and --text by its sources."""
+    """Contamination of all that is measured: suites by their tasks' names, --questions, and --text by its sources."""
     sets: dict[str, Mapping[str, str]] = {task.name: text_of(task) for task in suite}
     if questions:
         asked = [f"{t.prompt[-1].content} {t.answers[0]}" for t in questions]
-        sets["--tasks"] = dict(zip(_numbers(questions), asked))
+        sets["--questions"] = dict(zip(_numbers(questions), asked))
     if text:
         sets |= {
             f"--text {source}": dict(zip(_numbers(group), [d.text for d in group]))
@@ -145,7 +145,9 @@ def _overlaps(config: EvalConfig, suite: Sequence[SuiteTask], questions: Sequenc
     return contamination(sets, (d.text for d in documents(config.training_text, bad)))
 
 
-def evaluate(config: EvalConfig, out: str | Path | None = None, progress: Progress | None = None) -> dict[str, Any]:
+def evaluate(
+    config: EvalConfig, out: str | Path | None = None, progress: RequestProgress | None = None
+) -> dict[str, Any]:
     """Measure every model of `config.models`; returns the scores and, with `out`, writes them there as JSON.
 
     Raises ConfigError where there is nothing to measure or a reference has another tokenizer.
@@ -203,7 +205,7 @@ def evaluate(config: EvalConfig, out: str | Path | None = None, progress: Progre
                     scores, judged = _answers(config, lm, questions, scorers, judge)
                 row |= scores
                 if dirty:
-                    row["contamination"] = dirty["--tasks"].split(_numbers(questions), row["each"][scorers[0].name])
+                    row["contamination"] = dirty["--questions"].split(_numbers(questions), row["each"][scorers[0].name])
                 if reference_lm and reference:
                     row |= _against(reference, lm, judged, reference_lm)
             if suite:

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from tercet.data.formats.prompts import tasks
+from tercet.data.formats.prompts import read_questions
 from tercet.data.readers import BadRows
-from tercet.data.types import Conversation, Message, Task
+from tercet.data.types import Conversation, Message, Question
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.config import WinRateConfig
 from tercet.evaluation.scoring.judge_scorer import logprobs_of, verdict
 from tercet.evaluation.scoring.scorers import KINDS, Scorer, scorer_of
 from tercet.inference.http import ChatEndpoint
-from tercet.inference.language_model import LanguageModel, Progress, open_model
+from tercet.inference.language_model import LanguageModel, RequestProgress, open_model
 from tercet.inference.request_cache import RequestCache
 from tercet.inference.reward_scores import score_texts
 from tercet.statistics.intervals import win_rate
@@ -50,7 +50,7 @@ VERDICTS = {"A": 1.0, "B": 0.0, "TIE": 0.5}
 class Pair:
     """Two answers to one question; `finished` says which of them the model ended itself."""
 
-    task: Task
+    task: Question
     answers: tuple[str, str]
     finished: tuple[bool, bool]
 
@@ -165,7 +165,7 @@ def kept(judge: Judge, cache: RequestCache, name: str) -> Judge:
     return judged_once
 
 
-def open_judge(config: WinRateConfig, progress: Progress | None = None) -> tuple[Judge, bool]:
+def open_judge(config: WinRateConfig, progress: RequestProgress | None = None) -> tuple[Judge, bool]:
     """(the judge that the settings name, whether it judges both orders). Raises ConfigError."""
     name, _, rest = config.judge.partition(":")
     if config.cache and (name in KINDS or name == "reward"):
@@ -203,14 +203,16 @@ def judged(judge: Judge, pairs: Sequence[Pair], both: bool) -> tuple[list[float]
 def win_rates(
     config: WinRateConfig,
     judge: tuple[Judge, bool] | None = None,
-    progress: Progress | None = None,
+    progress: RequestProgress | None = None,
 ) -> dict[str, Any]:
     """Every model's win rate against the first, plain and length-controlled, and the strengths of all.
 
     Raises ConfigError for a run or judge that cannot be had, DataError for questions that are not what they must be,
     ContextError for what does not fit a model or judge.
     """
-    questions = [q for _, q in tasks(config.tasks, BadRows(skip=config.skip_bad_rows))][: config.limit or None]
+    questions = [q for _, q in read_questions(config.questions, BadRows(skip=config.skip_bad_rows))][
+        : config.limit or None
+    ]
     prompts = [(q.where or q.id, q.prompt) for q in questions]
     runs = [language_model_run(path) for path in config.models]
     if len({run.path.resolve() for run in runs}) < len(runs):

@@ -19,14 +19,14 @@ from typing import Any
 
 import numpy as np
 
-from tercet.data.formats.prompts import tasks
+from tercet.data.formats.prompts import read_questions
 from tercet.data.readers import BadRows
 from tercet.errors import ConfigError
 from tercet.evaluation.config import LONGEST, PromptConfig
 from tercet.evaluation.few_shot import FewShotSetting, Reply, answer, check_room
 from tercet.evaluation.loaders import import_tasks, open_task
 from tercet.evaluation.task import PromptTemplate, Task, from_questions
-from tercet.inference.language_model import LanguageModel, Progress, open_model
+from tercet.inference.language_model import LanguageModel, RequestProgress, open_model
 from tercet.statistics.intervals import Estimate, proportion
 from tercet.statistics.significance import crossed, score
 from tercet.training.run import threads
@@ -47,7 +47,7 @@ def prompt_study(
     config: PromptConfig,
     bad: BadRows | None = None,
     lm: LanguageModel | None = None,
-    progress: Progress | None = None,
+    progress: RequestProgress | None = None,
 ) -> list[dict[str, Any]]:
     """One row for each task, condition, number of shots and ability (and "all"): accuracy with its interval, the worst and
     best of its draws, orders or formats, and a sample prompt with its answer.
@@ -75,13 +75,13 @@ def prompt_study(
 def _tasks(config: PromptConfig, bad: BadRows) -> list[Task]:
     import_tasks(config.imports)
     found = [open_task(name, bad) for name in config.task]
-    if config.tasks:
-        questions = [q for _, q in tasks(config.tasks, bad)]
-        examples = [q for _, q in tasks(config.examples, bad)] if config.examples else []
-        name = "+".join(Path(p).name.replace(" ", "_").replace(",", "_") for p in config.tasks)
+    if config.questions:
+        questions = [q for _, q in read_questions(config.questions, bad)]
+        examples = [q for _, q in read_questions(config.examples, bad)] if config.examples else []
+        name = "+".join(Path(p).name.replace(" ", "_").replace(",", "_") for p in config.questions)
         found.append(from_questions(name, questions[: config.limit or None], examples, PromptTemplate(), LONGEST))
     if not found:
-        raise ConfigError("nothing to ask: name --task or --tasks")
+        raise ConfigError("nothing to ask: name --task or --questions")
     out = []
     for task in found:
         own = task.form

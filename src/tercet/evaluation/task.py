@@ -18,8 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
-from tercet.data.types import Message
-from tercet.data.types import Task as Question
+from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError, TercetError
 from tercet.evaluation.scoring.scorers import canonical
 from tercet.training.settings import suggest

@@ -33,7 +33,7 @@ PASS_TOKENS = 4096  # tokens of a forward pass; a prefix that several sequences 
 READ = 8  # attention may read this many times as many tokens; there a shared prefix counts for each sequence
 ROWS = 64  # texts that are generated at once
 
-Progress = Callable[[int, int], None]  # (requests done, of how many)
+RequestProgress = Callable[[int, int], None]  # (requests done, of how many)
 T = TypeVar("T")
 
 
@@ -152,14 +152,14 @@ class TransformerLM:
     """
 
     def __init__(self, model: Transformer, tokenizer: Tokenizer, *, cache: str | Path | None = None,
-                 progress: Progress | None = None, name: str = "the model") -> None:  # fmt: skip
+                 progress: RequestProgress | None = None, name: str = "the model") -> None:  # fmt: skip
         self.model, self.tokenizer = model, tokenizer
         self.cache = RequestCache(cache, fingerprint(model, tokenizer) if cache is not None else "")
         self.progress, self.name = progress, name
 
     @classmethod
     def of_run(
-        cls, run: str | Path, *, cache: str | Path | None = None, progress: Progress | None = None
+        cls, run: str | Path, *, cache: str | Path | None = None, progress: RequestProgress | None = None
     ) -> TransformerLM:
         """The language model of a run. Raises ConfigError where the run has none."""
         opened = language_model_run(str(run))
@@ -359,7 +359,9 @@ class TransformerLM:
         return [found[i] for i in range(len(work))]
 
 
-def open_model(run: str | Path, *, cache: str | Path | None = None, progress: Progress | None = None) -> LanguageModel:
+def open_model(
+    run: str | Path, *, cache: str | Path | None = None, progress: RequestProgress | None = None
+) -> LanguageModel:
     """The language model that a user names: a run. Raises ConfigError where the run has none."""
     return TransformerLM.of_run(run, cache=cache, progress=progress)
 

@@ -9,10 +9,10 @@ import random
 from collections.abc import Sequence
 
 from tercet.data.formats.preferences import to_row
-from tercet.data.formats.prompts import tasks
+from tercet.data.formats.prompts import read_questions
 from tercet.data.readers import BadRows, write_jsonl
 from tercet.data.splits import in_split
-from tercet.data.types import Comparison, Task
+from tercet.data.types import Comparison, Question
 from tercet.errors import DataError
 from tercet.evaluation.scoring.scorers import Answer
 from tercet.inference.chat import answer_all, answer_params
@@ -26,7 +26,7 @@ from tercet.training.run import Run
 LABELER = "simulated"
 
 
-def ranked(task: Task, answers: Sequence[Answer], noise: float, tie_width: float, rng: random.Random) -> Comparison:
+def ranked(task: Question, answers: Sequence[Answer], noise: float, tie_width: float, rng: random.Random) -> Comparison:
     """Rank answers, best first: rubric score plus Normal(0, noise), rounded to steps of `tie_width`; equal steps tie."""
     steps = [
         round((rubric_score(task, text, done).total + rng.gauss(0.0, noise)) / tie_width) for text, done in answers
@@ -40,7 +40,7 @@ def ranked(task: Task, answers: Sequence[Answer], noise: float, tie_width: float
 def annotate(config: AnnotateConfig, run: Run) -> None:
     """Sample K answers to each task and rank them; writes RUN/rankings/{train,heldout}.jsonl."""
     bad = BadRows(skip=config.skip_bad_rows)
-    questions = [t for _, t in tasks(config.tasks, bad)]
+    questions = [t for _, t in read_questions(config.questions, bad)]
     run.log_skipped(bad.count, bad.messages)
     parent = run.parents["model"]
     model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)

@@ -18,7 +18,7 @@ from itertools import pairwise
 from random import Random
 from typing import Literal
 
-from tercet.data.types import Document, Message, Task
+from tercet.data.types import Document, Message, Question
 from tercet.errors import ConfigError
 
 Family = Literal["pairs", "copy"]
@@ -147,11 +147,11 @@ class World:
         pairs = self.mapping(ASKED, True, rng)
         return pairs, [rng.choice(list(pairs.items())) for _ in range(shots)]
 
-    def tasks(self, count: int, shots: int) -> Iterator[Task]:
-        """Held-out questions whose examples stand in the prompt, for `tercet prompt --tasks … --shots 0`."""
+    def tasks(self, count: int, shots: int) -> Iterator[Question]:
+        """Held-out questions whose examples stand in the prompt, for `tercet prompt --questions … --shots 0`."""
         for number, prompt in enumerate(self.prompts(count, shots)):
             asked = (Message("user", prompt.text.removeprefix(" ")),)
-            yield Task(asked, (prompt.answer,), f"{shots} examples", f"pairs/{shots}/{number}", "combination")
+            yield Question(asked, (prompt.answer,), f"{shots} examples", f"pairs/{shots}/{number}", "combination")
 
 
 def neighbours(text: str) -> set[tuple[str, str]]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from tercet.data.text_matching import exact_match
-from tercet.data.types import Task
+from tercet.data.types import Question
 
 WEIGHTS = {"right": 0.5, "sentence": 0.2, "direct": 0.2, "finished": 0.1}
 MOST_WORDS = 12
@@ -56,7 +56,7 @@ def _is_sentence(text: str) -> bool:
     return starts and text.endswith((".", "!", "?")) and len(text.split()) >= FEWEST_WORDS
 
 
-def rubric_score(task: Task, answer: str, finished: bool) -> RubricScore:
+def rubric_score(task: Question, answer: str, finished: bool) -> RubricScore:
     """Score `answer` to `task` by `RUBRIC_TEXT`; `finished` says that the model ended its answer itself.
 
     Raises:
@@ -76,6 +76,6 @@ def rubric_score(task: Task, answer: str, finished: bool) -> RubricScore:
     return RubricScore(**parts, total=round(sum(WEIGHTS[name] * part for name, part in parts.items()), 6))
 
 
-def part_score(task: Task, answer: str, finished: bool, part: str = "total") -> float:
+def part_score(task: Question, answer: str, finished: bool, part: str = "total") -> float:
     """One part of the rubric for an answer, from 0 to 1; "total" is the weighted sum (the scorers `rubric[:PART]`)."""
     return float(getattr(rubric_score(task, answer, finished), part))

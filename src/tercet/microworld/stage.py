@@ -13,7 +13,7 @@ class AnnotateConfig(Settings):
     """Rankings by a SIMULATED annotator: K sampled answers to each task, scored by the stated rubric with noise."""
 
     model: str = setting(..., "run that answers: an instruction-tuned model", reads=LANGUAGE_MODEL)
-    tasks: tuple[str, ...] = setting(..., "questions with gold answers", reads=FILES)
+    questions: tuple[str, ...] = setting(..., "questions with gold answers", reads=FILES)
     answers: int = setting(4, "answers to each prompt (K)", minimum=2)
     noise: float = setting(0.05, "standard deviation of the annotator's error on the 0-to-1 rubric score", minimum=0)
     tie_width: float = setting(0.1, "scores in the same step of this width are a tie", minimum=1e-6)
@@ -25,9 +25,9 @@ class AnnotateConfig(Settings):
     seed: int = setting(0, "seed of samples and noise", minimum=0, maximum=2**31 - 1)
 
 
-RANK = Stage(
-    "rank", AnnotateConfig, "tercet.microworld.annotator:rank", order=40, label="rankings",
+ANNOTATE = Stage(
+    "annotate", AnnotateConfig, "tercet.microworld.annotator:annotate", order=40, label="rankings",
     deed="ranked by a simulated annotator",
-    example="tercet rank --model runs/sft --tasks questions.jsonl --out runs/rank",
+    example="tercet annotate --model runs/sft --questions questions.jsonl --out runs/rankings",
     section="tercet.reporting.story:ranking",
 )  # fmt: skip

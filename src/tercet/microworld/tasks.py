@@ -13,7 +13,7 @@ from functools import lru_cache
 from itertools import chain
 from random import Random
 
-from tercet.data.types import Conversation, Message, Task
+from tercet.data.types import Conversation, Message, Question
 from tercet.errors import ConfigError
 from tercet.microworld.arithmetic import arithmetic_items, python_items
 from tercet.microworld.facts import category_items, fact_items, translation_items, unknown_items
@@ -144,7 +144,7 @@ def _with_earlier_turn(item: Item, rng: Random) -> Conversation:
     return (*earlier, Message("user", question))
 
 
-def tasks(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILITIES) -> list[Task]:
+def tasks(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILITIES) -> list[Question]:
     """Draw `count` different tasks of a split, in random order, as equally over the abilities as they have items.
 
     About 15 % of the preference and held-out tasks ask after an earlier turn ("And the snake?"); the others, and all of
@@ -154,7 +154,7 @@ def tasks(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILIT
         ConfigError: unknown split or ability, a negative count, or more tasks than there are (`sizes` says how many).
     """
     rng = Random(f"microworld/tasks/{split}/{seed}")
-    made: dict[Conversation, Task] = {}
+    made: dict[Conversation, Question] = {}
     for item in _draw(split, count, abilities, rng):
         prompt: Conversation = (Message("user", item.question),)
         if split != "sft" and rng.random() < _LATER_TURN:
@@ -162,7 +162,7 @@ def tasks(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILIT
             # Two wordings of one item are the same short question; the rare second one is asked in full.
             prompt = prompt if later in made else later
         name = digest("\n".join(f"{message.role}: {message.content}" for message in prompt))
-        made[prompt] = Task(
+        made[prompt] = Question(
             prompt, item.answers(), item.ability, f"microworld/{item.ability}/{name:016x}", item.held_out
         )
     return list(made.values())

@@ -41,13 +41,13 @@ class PretrainConfig(TrainSettings):
         0.02, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0, maximum=1e37
     )
     warmup: int = setting(20, "steps of linear warm-up", minimum=0)
-    decay: float = setting(
+    cooldown: float = setting(
         0.6, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0, maximum=1
     )
     minutes: float = setting(
         0.0, "wall time to fill: as many steps as fit, whatever --steps says (0: --steps)", minimum=0, maximum=1e6
     )
-    sample_prompts: tuple[str, ...] = setting((), "texts to continue at every measurement")
+    sample_prompts: tuple[str, ...] = setting((), "texts to continue at every measurement", whole=True)
     precision: str = PRECISION
 
     def __post_init__(self) -> None:

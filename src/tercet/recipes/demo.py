@@ -97,14 +97,14 @@ class Demo:
         """The lecture's prompts: questions with 0, 1 and 4 examples, and word translation."""
         self.progress.say(f"\n[{self.plan.clock()}] asking the base model with 0, 1 and 4 examples in the prompt")
         forms = [("Q: … A:", PromptConfig(
-            model=self.path("base"), tasks=(self.path("data", "tasks", "heldout.jsonl"),), examples=(self.path("data", "tasks", "examples.jsonl"),),
+            model=self.path("base"), questions=(self.path("data", "tasks", "heldout.jsonl"),), examples=(self.path("data", "tasks", "examples.jsonl"),),
             limit=self.questions, **self.common,
         ))]  # fmt: skip
         for language in ("French", "German", "Spanish"):
             words = (self.path("data", "words", f"english-to-{language.lower()}.jsonl"),)
             description = f"Translate English to {language}:\n"
             forms.append(("word => … (the pairs stand in the pretraining text)", PromptConfig(
-                model=self.path("base"), tasks=words, examples=words, description=description, template="{input} => {output}", separator="\n",
+                model=self.path("base"), questions=words, examples=words, description=description, template="{input} => {output}", separator="\n",
                 **self.common,
             )))  # fmt: skip
         # a form with one ability needs no sum over abilities
@@ -122,7 +122,7 @@ class Demo:
         """Instruction tuning."""
         config = SFTConfig(
             model=self.path("base"), data=(self.path("data", "chat", "train.jsonl"),), heldout=(self.path("data", "chat", "heldout.jsonl"),),
-            tasks=(self.path("data", "tasks", "heldout.jsonl"),), steps=(steps := self.plan.steps("sft")), eval_every=-(-steps // 4),
+            questions=(self.path("data", "tasks", "heldout.jsonl"),), steps=(steps := self.plan.steps("sft")), eval_every=-(-steps // 4),
             lr=2e-3, muon_lr=0.02, **self.trained,
         )  # fmt: skip
         return self.stage("sft", "sft", config)
@@ -130,9 +130,9 @@ class Demo:
     def compare(self) -> tuple[Run, Run]:
         """Simulated rankings, and the reward model that learns from them."""
         rank_config = AnnotateConfig(
-            model=self.path("sft"), tasks=(self.path("data", "tasks", "preference.jsonl"),), **self.common
+            model=self.path("sft"), questions=(self.path("data", "tasks", "preference.jsonl"),), **self.common
         )
-        ranked = self.stage("rankings", "rank", rank_config)
+        ranked = self.stage("rankings", "annotate", rank_config)
         config = RewardConfig(
             model=self.path("sft"), data=(self.path("rankings", "rankings", "train.jsonl"),),
             heldout=(self.path("rankings", "rankings", "heldout.jsonl"),), demonstrations=(self.path("data", "chat", "train.jsonl"),),
@@ -167,7 +167,7 @@ class Demo:
         self.progress.say(f"\n[{self.plan.clock()}] scores: base, SFT and RLHF side by side")
         config = EvalConfig(
             models=tuple(self.path(n) for n in ("base", "sft", "rlhf", "rlhf-gamma0")), text=(self.path("data", "text", "heldout"),),
-            tasks=(self.path("data", "tasks", "heldout.jsonl"),), reward=self.path("reward"), reference=self.path("sft"),
+            questions=(self.path("data", "tasks", "heldout.jsonl"),), reward=self.path("reward"), reference=self.path("sft"),
             scorer=("exact_match", "rubric", "rubric:sentence", "rubric:direct"),
             heldout_bytes=self.heldout_bytes, limit=self.questions, **self.common,
         )  # fmt: skip
@@ -217,7 +217,7 @@ def run_demo(out: Path, *, minutes: float, seed: int, threads: int, progress: Pr
         heldout = limit_bytes(list(documents([demo.path("data", "text", "heldout")], BadRows())), demo.heldout_bytes)
         below = baselines(tokenizer, train, heldout, base.manifest["heldout"])
         write_text(out / "baselines.json", json.dumps(below, indent=1) + "\n")
-        rows = demo.ask()
+        rows = demo.prompt_study()
         tuned = demo.tune()
         ranked, judge = demo.compare()
         aligned = demo.align()

@@ -22,7 +22,7 @@ from tercet.data.formats import conversations
 from tercet.data.formats import prompts as tasks
 from tercet.data.readers import write_jsonl
 from tercet.data.splits import check_overlap, drop_overlap, in_split
-from tercet.data.types import Conversation, Document, Message, Task
+from tercet.data.types import Conversation, Document, Message, Question
 from tercet.microworld import documents as microworld
 from tercet.microworld import tasks as microtasks
 from tercet.microworld.items import Split
@@ -69,7 +69,7 @@ def _some(texts: list[Document], limit: int) -> list[Document]:
 def _write_words(out: Path) -> None:
     for language in LANGUAGES:
         pairs = [
-            Task((Message("user", word),), (to[language],), f"English to {language}", word)
+            Question((Message("user", word),), (to[language],), f"English to {language}", word)
             for word, to in WORDS.items()
         ]
         write_jsonl(out / "words" / f"english-to-{language.lower()}.jsonl", (tasks.to_row(t) for t in pairs))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tercet.training.run import Run
+from tercet.training.settings import option_name
 from tercet.training.stage import settings_of, stage_of, stages
 
 
@@ -55,7 +56,7 @@ def command(run: Run) -> str:
     words = ["tercet", stage.verb]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        flag = field.metadata["flag"] or "--" + field.name.replace("_", "-")
+        flag = option_name(field)
         if value is None or value == field.default:
             continue
         if field.name == stage.positional:

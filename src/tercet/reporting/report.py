@@ -169,7 +169,7 @@ def _limits(members: Sequence[Member], scores: Mapping[str, Any] | None) -> list
         f"{once}The intervals say how far the choice of test texts and questions matters, not how much another seed would change; in reinforcement learning that "
         "can be more than the differences shown."
     )
-    if verbs & {"rank", "reward", "ppo", "grpo"}:
+    if verbs & {"annotate", "reward", "ppo", "grpo"}:
         out.append(_feedback(members))
     if scores and main_scorer(rows_of(scores)):
         out.append("The questions are short and of a few kinds. A model that answers them well need not answer yours.")
@@ -186,7 +186,7 @@ def _limits(members: Sequence[Member], scores: Mapping[str, Any] | None) -> list
 
 def _feedback(members: Sequence[Member]) -> str:
     """Whose preferences these are, as far as the runs say."""
-    if any(m.verb == "rank" for m in members):
+    if any(m.verb == "annotate" for m in members):
         return (
             "The annotator is simulated: a rubric with noise, no people. A score by that same rubric shows that the method "
             "reaches what it was asked to reach, not that a person would like the answers."

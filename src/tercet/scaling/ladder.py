@@ -94,7 +94,7 @@ def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, backend:
     if backend == "ray":
         from tercet.scaling.ray import on_ray
 
-        on_ray(climb, left, out, address, report)
+        on_ray(run_point, left, out, address, report)
     elif jobs == 1:
         for path, rung in left.items():
             report(path, run_point(rung, path))
@@ -106,7 +106,7 @@ def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, backend:
 def _side_by_side(left: Mapping[str, PretrainConfig], jobs: int, report: Callable[[str, float], None]) -> None:
     # new interpreters: torch's threads do not survive a fork
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(climb, rung, path): path for path, rung in left.items()}
+        waiting = {pool.submit(run_point, rung, path): path for path, rung in left.items()}
         try:
             for done in as_completed(waiting):
                 report(waiting[done], done.result())

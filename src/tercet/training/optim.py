@@ -154,9 +154,9 @@ def total_norm(tensors: Iterable[Tensor]) -> float:
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
 
 
-def schedule(step: int, steps: int, warmup: int, decay: float) -> float:
-    """Learning-rate multiplier: linear over `warmup` steps, constant, linear to 0 over the last `decay` share."""
-    start = steps - round(decay * steps)
+def schedule(step: int, steps: int, warmup: int, cooldown: float) -> float:
+    """Learning-rate multiplier: linear over `warmup` steps, constant, linear to 0 over the last `cooldown` fraction (WSD)."""
+    start = steps - round(cooldown * steps)
     up = min(1.0, (step + 1) / warmup) if warmup else 1.0
     down = 1.0 if step < start else (steps - step) / (steps - start + 1)
     return up * down

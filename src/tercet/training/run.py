@@ -35,9 +35,10 @@ from tercet.training.checkpoints import RunCheckpoints
 from tercet.training.progress import Progress, silent
 from tercet.training.provenance import library_versions, now, source_version
 from tercet.training.records import RunRecords, write_text
-from tercet.training.settings import Settings, from_json
+from tercet.training.settings import OLD_NAMES, Settings, from_json
 
 FORMAT = 1
+OLD_VERBS = {"rank": "annotate"}  # of stages in older runs' run.json
 _UNBORN = {"config.json", ".config.json.tmp", ".run.json.tmp"}  # what a run killed at its very start leaves
 _MANIFEST = {"verb", "parents", "status", "seconds", "resumed", "versions"}  # without these a run.json is damaged
 
@@ -99,6 +100,10 @@ class Run(RunRecords, RunCheckpoints):
         whole = isinstance(self.manifest, dict) and self.manifest.keys() >= _MANIFEST and isinstance(self.config, dict)
         if not whole:
             raise CheckpointError(f"{self.path}: damaged run directory: run.json or config.json is incomplete")
+        # older versions had other names for some settings and a verb
+        self.config = {OLD_NAMES.get(name, name): value for name, value in self.config.items()}
+        for key in self.manifest.keys() & {"verb", "merges"}:
+            self.manifest[key] = OLD_VERBS.get(self.manifest[key], self.manifest[key])
         self.progress: Progress = silent()
         self.parents: dict[str, Run] = {}
         self.step: int | None = None

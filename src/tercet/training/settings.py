@@ -17,6 +17,7 @@ from tercet.errors import ConfigError
 from tercet.model.config import LORA_TARGETS, LoRAConfig
 
 C = TypeVar("C")
+OLD_NAMES = {"tasks": "questions", "decay": "cooldown", "journal": "cache"}  # of settings in older runs' config.json
 # what a setting may read: see `setting`
 FILES, TOKENIZER = "files", "tokenizer"
 ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL = "model", "language model", "reward model"
@@ -31,17 +32,18 @@ def setting(
     choices: tuple[str, ...] | None = None,
     flag: str = "",
     reads: str = "",
+    whole: bool = False,
     check: Callable[[Any], None] | None = None,
 ) -> Any:
     """Make a dataclass field with its explanation and its bounds; `...` as default makes it required.
 
     `flag` is the option's name where it is not the field's. `reads` says what the setting names on disk: FILES,
     TOKENIZER, or a run by what it must hold (ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL). `check` raises ConfigError for
-    any other wrong value.
+    any other wrong value. `whole` keeps the commas of a list option's texts; else they separate its values.
     """
     metadata = {
         "help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag, "reads": reads,
-        "check": check,
+        "check": check, "whole": whole,
     }  # fmt: skip
     if default is ...:
         return dataclasses.field(metadata=metadata)
@@ -71,7 +73,7 @@ class Settings:
             if isinstance(value, str) and typing.get_origin(kind) is tuple:  # one name may stand without its list
                 value = (value,)
                 object.__setattr__(self, field.name, value)
-            where = f"{type(self).__name__}.{field.name}"
+            where = option_name(field)
             if not _fits(value, kind):
                 raise ConfigError(f"{where} is {value!r}; wanted {getattr(kind, '__name__', kind)}")
             if isinstance(value, float) and not math.isfinite(value):
@@ -107,6 +109,11 @@ class Settings:
         return tuple(path for value in named for path in ((value,) if isinstance(value, str) else value))
 
 
+def option_name(field: dataclasses.Field[Any]) -> str:
+    """The option of a setting, as it is typed: --lr."""
+    return str(field.metadata.get("flag") or "--" + field.name.replace("_", "-"))
+
+
 def suggest(name: str, known: typing.Iterable[str]) -> str:
     """ "; did you mean X?" where a known name is close, else nothing."""
     close = difflib.get_close_matches(name, list(known), n=1)
@@ -120,8 +127,8 @@ def from_json(cls: type[C], values: Mapping[str, Any], where: str) -> C:
         if name not in names:
             raise ConfigError(f"{where}: unknown setting {name!r}{suggest(name, names)}; known are {', '.join(names)}")
     kwargs = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
-    if missing := [f"--{name.replace('_', '-')}" for name in required if name not in kwargs]:
+    required = [f for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]  # type: ignore[arg-type]
+    if missing := [option_name(f) for f in required if f.name not in kwargs]:
         raise ConfigError(f"{where}: {', '.join(missing)} must be given")
     return cls(**kwargs)
 
@@ -139,7 +146,7 @@ class TrainSettings(Settings):
     weight_decay: float = setting(0.0, "decoupled weight decay", minimum=0)
     clip_norm: float = setting(1.0, "gradient norm above which gradients are scaled down (0: never)", minimum=0)
     warmup: int = setting(10, "steps of linear warm-up", minimum=0)
-    decay: float = setting(
+    cooldown: float = setting(
         1.0, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0, maximum=1
     )
     eval_every: int = setting(0, "steps between held-out measurements (0: before and after only)", minimum=0)

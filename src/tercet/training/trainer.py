@@ -96,7 +96,7 @@ def training_steps(run: Run, config: TrainSettings, trained: Trained, evaluate: 
         steps = max(steps, done + 1)  # a resumed run may be beyond the first guess
     began, tokens = time.monotonic(), 0
     while done < steps:
-        step = Step(done, schedule(done, steps, config.warmup, config.decay))
+        step = Step(done, schedule(done, steps, config.warmup, config.cooldown))
         yield step
         done = run.step = done + 1
         if deadline:

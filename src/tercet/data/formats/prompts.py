@@ -12,33 +12,33 @@ from typing import Any
 
 from tercet.data.formats.conversations import parse_messages, parse_prompt, to_messages
 from tercet.data.readers import BadRows, kind, name_field, parsed_rows, row_id, stem, text_field
-from tercet.data.types import Conversation, Task
+from tercet.data.types import Conversation, Question
 from tercet.errors import DataError
 
 
-def tasks(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Task]]:
+def read_questions(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Question]]:
     """Yield ("file:line", task) for each row of the JSONL files `paths` (files, folders, globs).
 
     Raises DataError as `parse_task` does (unless `bad.skip`), for a damaged file, and if there is no good row.
     """
-    return parsed_rows(paths, bad, parse_task)
+    return parsed_rows(paths, bad, parse_question)
 
 
-def questions(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversation, Task | None]]:
+def read_prompts(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversation, Question | None]]:
     """Yield (where, prompt, the task where the row has gold answers) of rows in either format above."""
 
-    def parse(row: Mapping[str, Any], where: str) -> tuple[Conversation, Task | None]:
+    def parse(row: Mapping[str, Any], where: str) -> tuple[Conversation, Question | None]:
         if "answers" in row or "answer" in row:
-            task = parse_task(row, where)
+            task = parse_question(row, where)
             return task.prompt, task
         return parse_prompt_row(row, where), None
 
     return ((where, prompt, task) for where, (prompt, task) in parsed_rows(paths, bad, parse))
 
 
-def parse_task(row: Mapping[str, Any], where: str) -> Task:
+def parse_question(row: Mapping[str, Any], where: str) -> Question:
     """Make a task of one row; "ability" is the file's stem and "id" the row's place where missing. Raises DataError."""
-    return Task(
+    return Question(
         parse_prompt(row.get("prompt"), where),
         _answers(row, where),
         text_field(row, "ability", where, stem(Path(where.rpartition(":")[0]))),
@@ -57,7 +57,7 @@ def parse_prompt_row(row: Mapping[str, Any], where: str) -> Conversation:
     return turns[:-1] if turns[-1].role == "assistant" else turns
 
 
-def to_row(task: Task) -> dict[str, Any]:
+def to_row(task: Question) -> dict[str, Any]:
     """The row that `parse_task` reads back."""
     row: dict[str, Any] = {
         "prompt": to_messages(task.prompt),

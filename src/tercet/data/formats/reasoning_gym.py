@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.data.readers import write_jsonl
-from tercet.data.types import Message, Task
+from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError
 
 SPACING = 1_000_000  # also the most tasks of one kind
@@ -98,7 +98,7 @@ def _entry(task: GymId) -> dict[str, Any]:
     return entry
 
 
-def verify(task: Task, answer: str, where: str) -> float:
+def verify(task: Question, answer: str, where: str) -> float:
     """reasoning-gym's score of `answer`, 0 to 1 (many tasks give a little for the right answer among other words).
 
     Some of its verifiers raise an exception of any kind where they cannot read an answer: that is 0. (That they can read
@@ -118,7 +118,7 @@ def verify(task: Task, answer: str, where: str) -> float:
         return 0.0
 
 
-def gym_tasks(kinds: Sequence[str], size: int, heldout: int, seed: int) -> tuple[list[Task], list[Task], int]:
+def gym_tasks(kinds: Sequence[str], size: int, heldout: int, seed: int) -> tuple[list[Question], list[Question], int]:
     """(training tasks, held-out tasks, how many repeated ones were left out): `size` and `heldout` of each kind.
 
     Raises ConfigError for a wrong kind, seed or size, DataError where a kind has no gold answers or nothing is left.
@@ -131,7 +131,7 @@ def gym_tasks(kinds: Sequence[str], size: int, heldout: int, seed: int) -> tuple
         raise ConfigError(f"size {size}, heldout {heldout}: wanted at least 1 and 0, and at most {SPACING:,} together")
     if not kinds or len(set(kinds)) < len(kinds):
         raise ConfigError(f"tasks {', '.join(kinds) or '(none)'}: wanted at least one, each once")
-    sides: tuple[list[Task], list[Task]] = ([], [])
+    sides: tuple[list[Question], list[Question]] = ([], [])
     seen: set[str] = set()
     for kind in kinds:
         if not re.fullmatch(_NAME, kind):
@@ -152,7 +152,7 @@ def gym_tasks(kinds: Sequence[str], size: int, heldout: int, seed: int) -> tuple
     return *sides, total * len(kinds) - len(seen)
 
 
-def _task(made: GymId, entry: dict[str, Any]) -> Task:
+def _task(made: GymId, entry: dict[str, Any]) -> Question:
     answer = entry["answer"]
     if not isinstance(answer, str) or not answer.strip():
         raise DataError(
@@ -162,7 +162,7 @@ def _task(made: GymId, entry: dict[str, Any]) -> Task:
         raise DataError(
             f"{made}: reasoning-gym's verifier gives its own answer {answer!r} {score}; leave this kind out"
         )
-    return Task((Message("user", entry["question"]),), (answer,), made.kind.partition(":")[0], str(made))
+    return Question((Message("user", entry["question"]),), (answer,), made.kind.partition(":")[0], str(made))
 
 
 def write_gym_tasks(kinds: Sequence[str], size: int, heldout: int, seed: int, out: Path) -> dict[str, int]:
@@ -176,5 +176,5 @@ def write_gym_tasks(kinds: Sequence[str], size: int, heldout: int, seed: int, ou
     return {"train": len(train), "heldout": len(test), "left_out": left_out}
 
 
-def _row(task: Task) -> dict[str, Any]:
+def _row(task: Question) -> dict[str, Any]:
     return {"prompt": task.prompt[0].content, "answers": list(task.answers), "ability": task.ability, "id": task.id}

@@ -8,8 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from tercet.data.types import Message
-from tercet.data.types import Task as Question
+from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, ContextError, DataError
 from tercet.evaluation.scoring.scorers import Answer, Batch
 from tercet.inference.http import ChatEndpoint

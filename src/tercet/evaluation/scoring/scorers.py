@@ -22,7 +22,7 @@ from typing import Any
 from tercet.data.formats.conversations import to_messages
 from tercet.data.text_matching import exact_match as matches
 from tercet.data.text_matching import normalise
-from tercet.data.types import Task as Question
+from tercet.data.types import Question
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.scoring.functions import load_function, said, source_of
 from tercet.training.settings import suggest

@@ -1,6 +1,6 @@
 """Dialogue: a question that is understood only after the turns before it ("And the snake?")."""
 
-from tercet.data.types import Task as Question
+from tercet.data.types import Question
 from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.tasks import tasks
 

@@ -12,7 +12,7 @@ from itertools import groupby
 from typing import Any
 
 from tercet.data.formats.conversations import to_messages, to_row
-from tercet.data.formats.prompts import questions
+from tercet.data.formats.prompts import read_prompts
 from tercet.data.readers import BadRows, write_jsonl
 from tercet.data.types import Message
 from tercet.errors import ConfigError
@@ -115,7 +115,7 @@ def kept(judged: Sequence[Judged], minimum_score: float | None) -> tuple[list[An
 def _judge(config: BestOfNConfig, parent: Run, bad: BadRows) -> Iterator[Judged]:
     """Sample and score, prompt by prompt; the samples depend on the seed and the number of the prompt and the answer."""
     model, tokenizer = load_language_model(parent), Tokenizer.load(parent.path)
-    found = list(questions(config.prompts, bad))
+    found = list(read_prompts(config.prompts, bad))
     prompts = fit_prompts(tokenizer, [(w, p) for w, p, _ in found], model.config.context_length, config.max_new_tokens)
     params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
     with Rewards(config.reward, tokenizer, model.config, config.reward_timeout, config.reward_retries) as rewards:

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from tercet.data.formats.conversations import to_messages
-from tercet.data.types import Conversation, Task
+from tercet.data.types import Conversation, Question
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.scoring.functions import load_function, said, source_of
 from tercet.evaluation.scoring.scorers import KINDS, Scorer, scorer_of
@@ -53,7 +53,7 @@ class Answered:
     text: str  # the decoded answer
     finished: bool  # the model ended it itself
     tokens: tuple[int, ...]  # prompt and answer as sampled: nothing is decoded and encoded again
-    task: Task | None = None  # gold answers, where the row has them
+    task: Question | None = None  # gold answers, where the row has them
 
 
 Reward = Callable[[Sequence[Answered]], list[float]]
@@ -193,7 +193,7 @@ class Rewards:
                 self._closing.append(scorer.close)
                 self._parts[spec.name] = partial(_send, scorer)
 
-    def check(self, rows: Iterable[tuple[str, Task | None]]) -> None:
+    def check(self, rows: Iterable[tuple[str, Question | None]]) -> None:
         """Raises DataError, naming the row, where a scorer cannot score answers to a (where, task)."""
         for where, task in rows:
             for scorer in self._scorers:
@@ -277,9 +277,9 @@ def _model_scores(
 # -- scorers and functions -------------------------------------------------------------------------------------------
 
 
-def question_of(where: str, prompt: Conversation, task: Task | None) -> Task:
+def question_of(where: str, prompt: Conversation, task: Question | None) -> Question:
     """The question of a prompt for a scorer: its row's task, or one without accepted answers."""
-    return task or Task(prompt, (), "", "", where=where)
+    return task or Question(prompt, (), "", "", where=where)
 
 
 def scored(scorer: Scorer, answered: Sequence[Answered]) -> list[float]:
@@ -288,7 +288,7 @@ def scored(scorer: Scorer, answered: Sequence[Answered]) -> list[float]:
     return scorer.scores([question_of(a.where, a.prompt, a.task) for a in kept], [(a.text, a.finished) for a in kept])
 
 
-def _need_task(scorer: Scorer, where: str, task: Task | None) -> None:
+def _need_task(scorer: Scorer, where: str, task: Question | None) -> None:
     """Raises DataError where a row has not what the scorer needs."""
     if scorer.needs and task is None:
         raise DataError(

@@ -8,7 +8,7 @@ from dataclasses import fields
 import torch
 import torch.nn.functional as F
 
-from tercet.data.formats.prompts import questions
+from tercet.data.formats.prompts import read_prompts
 from tercet.data.readers import BadRows
 from tercet.evaluation.scoring.score_files import LOGGED
 from tercet.evaluation.scoring.scorers import scorers_for
@@ -36,7 +36,7 @@ class Actor:
         shape = self.reference.config
         self.rewards = Rewards(config.reward, self.tokenizer, shape, config.reward_timeout, config.reward_retries)
         self.params = answer_params(self.tokenizer, config.max_new_tokens, config.temperature)
-        self.asked = list(questions(config.prompts, bad))
+        self.asked = list(read_prompts(config.prompts, bad))
         self.rewards.check((where, task) for where, _, task in self.asked)
         self.scorers = scorers_for(
             config.scorer, [question_of(where, prompt, task) for where, prompt, task in self.asked]

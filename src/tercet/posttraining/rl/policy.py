@@ -114,7 +114,7 @@ class Policy:
 
     def scale(self, step: int) -> float:
         """The learning-rate multiplier of this step."""
-        return schedule(step, self.config.steps, self.config.warmup, self.config.decay)
+        return schedule(step, self.config.steps, self.config.warmup, self.config.cooldown)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
         """What a checkpoint holds; "model" is what the run's children load: the average where there is one."""

@@ -20,7 +20,7 @@ class SFTConfig(TuneSettings):
         (), "held-out conversations; where none are named, heldout_share is kept aside", reads=FILES
     )
     heldout_share: float = setting(0.05, "share of conversations kept aside, by a hash", minimum=0)
-    tasks: tuple[str, ...] = setting((), "questions with gold answers, asked before and after", reads=FILES)
+    questions: tuple[str, ...] = setting((), "questions with gold answers, asked before and after", reads=FILES)
     long_conversations: str = setting(
         "truncate", "longer than the context: cut on a message border, or refuse", choices=("truncate", "refuse")
     )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from tercet.data.formats.conversations import conversations
-from tercet.data.formats.prompts import tasks
+from tercet.data.formats.prompts import read_questions
 from tercet.data.readers import BadRows
 from tercet.data.splits import fold
-from tercet.data.types import Conversation, Task
+from tercet.data.types import Conversation, Question
 from tercet.errors import ContextError, DataError
 from tercet.evaluation.chat_answers import ask_all, score_answers
 from tercet.inference.chat import answer_params
@@ -87,7 +87,7 @@ def sft(config: SFTConfig, run: Run) -> None:
     length, refuse = model.config.context_length, config.long_conversations == "refuse"
     train, heldout = load_conversations(config, run)
     bad = BadRows(skip=config.skip_bad_rows)
-    questions = [t for _, t in tasks(config.tasks, bad)] if config.tasks else []
+    questions = [t for _, t in read_questions(config.questions, bad)] if config.questions else []
     run.log_skipped(bad.count, bad.messages)
 
     def pack(found: Sequence[tuple[str, Conversation]]) -> PackedSequences:
@@ -120,7 +120,7 @@ def sft(config: SFTConfig, run: Run) -> None:
 
 
 def measure_answers(
-    run: Run, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Task], config: SFTConfig, done: int
+    run: Run, model: Transformer, tokenizer: Tokenizer, questions: Sequence[Question], config: SFTConfig, done: int
 ) -> dict[str, float]:
     """Exact match (greedy) and the share of answers that the model ends itself; a few answers go to samples.jsonl."""
     params = answer_params(tokenizer, config.max_new_tokens, temperature=0.0)

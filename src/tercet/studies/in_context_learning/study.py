@@ -82,7 +82,7 @@ def run_in_context_learning(config: InContextLearningConfig, out: Path, progress
     best = out / f"seed-{config.seed}" / slug(SIZES[-1])
     progress.say(
         f"\n{clock(time.monotonic() - began)} minutes; numbers: {out / 'icl.json'}; figures: {', '.join(map(str, figures))}\n"
-        f"ask it: tercet prompt {best} --tasks {best.parent / 'tasks.jsonl'} --shots 0 --template ' {{input}} {{output}}' --max-new-tokens 1"
+        f"ask it: tercet prompt {best} --questions {best.parent / 'tasks.jsonl'} --shots 0 --template ' {{input}} {{output}}' --max-new-tokens 1"
     )
     return summary
 
@@ -151,7 +151,7 @@ def _trained(
     """The run of a size and a seed: an ordinary pretraining that keeps all its checkpoints."""
     settings = PretrainConfig(
         data=(str(folder / "text" / "train"),), heldout=(str(folder / "text" / "heldout"),), tokenizer=str(folder / "tokenizer.json"),
-        steps=steps, batch_size=config.batch_size, lr=config.lr, muon_lr=config.muon_lr, decay=0.3, heldout_bytes=16_000,
+        steps=steps, batch_size=config.batch_size, lr=config.lr, muon_lr=config.muon_lr, cooldown=0.3, heldout_bytes=16_000,
         checkpoint_every=steps // config.checkpoints, keep=steps, threads=config.threads, seed=seed, **size.shape(),
     )  # fmt: skip
     path = folder / slug(size)
