@@ -32,7 +32,7 @@ SHAPE = (
     "--intermediate-size 48 --batch-size 8 --eval-every 10"
 )
 TUNE = "--steps 12 --batch-size 8 --eval-every 5"
-RL = "--prompts tasks.jsonl --steps 6 --max-new-tokens 10"
+RL = "--prompts tasks.jsonl --scorer rubric --steps 6 --max-new-tokens 10"
 # run folder → command; later ones start from earlier ones
 RUNS = {
     "base": f"pretrain --data text.jsonl --tokenizer tokenizer.json --steps 60 --sample-prompts Anna --lr 0.01 {SHAPE}",
@@ -46,7 +46,7 @@ RUNS = {
     "dpo": f"dpo --model sft --data rankings.jsonl {TUNE}",
     "dpo-kto": f"dpo --model sft --data rankings.jsonl --loss kto {TUNE}",
     "dpo-simpo": f"dpo --model sft --data rankings.jsonl --loss simpo {TUNE}",
-    "best": "best-of-n --model sft --reward reward --prompts tasks.jsonl --answers 4 --max-new-tokens 10",
+    "best": "best-of-n --model sft --reward reward --prompts tasks.jsonl --scorer rubric --answers 4 --max-new-tokens 10",
     "ppo": f"ppo --model sft --reward reward --pretrain-data text.jsonl --heldout-text heldout.jsonl --batch-size 8 --minibatches 2 {RL}",
     "ppo-shared": f"ppo --model sft --reward rubric --gamma 0 --critic shared --batch-size 8 --epochs 2 --ema 0.9 {RL}",
     "grpo": f"grpo --model sft --reward rubric --reward 0.5*exact_match --batch-size 2 --group-size 4 --sync-every 3 --target-kl 1 {RL}",
@@ -56,14 +56,24 @@ RUNS = {
 }
 # name → command whose --out is a JSON file of numbers
 MEASURED = {
-    "eval": "eval base sft ppo --text heldout.jsonl --questions tasks.jsonl --reward reward --reference sft --max-new-tokens 10",
+    "eval": "eval base sft ppo --text heldout.jsonl --questions tasks.jsonl --reward reward --reference sft --scorer exact_match,rubric --max-new-tokens 10",
     "suite": "eval base --suite arithmetic --limit 20",
     "prompt": "prompt base --questions tasks.jsonl --examples tasks.jsonl --shots 0,2 --max-new-tokens 6",
     "prompt-task": "prompt base --task arithmetic --shots 0,1 --limit 20 --seeds 2",
-    "winrate": "winrate sft ppo --questions tasks.jsonl --max-new-tokens 10",
+    "winrate": "winrate sft ppo --questions tasks.jsonl --judge rubric --max-new-tokens 10",
 }
 THREADED = ("merged",)  # commands without --threads
-RENAMED: dict[str, str] = {}  # a part of a name before → after, for names that changed on purpose
+# names that changed on purpose: scorers have names, and the microworld's rubric is one of them
+RENAMED = {
+    r"metrics.jsonl/gold": "metrics.jsonl/score/rubric",
+    r"^(eval/models/\w+)/exact_match/": r"\1/scores/exact_match/greedy/",
+    r"^(eval/models/\w+)/(abilities|held_out)/": r"\1/scores/exact_match/\2/",
+    r"^(eval/models/\w+)/rubric/": r"\1/scores/rubric/sampled/",
+    r"^(eval/models/\w+)/win_rate/": r"\1/against/rubric/win_rate/",
+    r"^(eval/models/\w+)/rubric_difference/": r"\1/against/rubric/difference/",
+    r"^(eval/models/\w+/examples/\d+)/rubric": r"\1/scores/rubric",
+    r"^eval/tasks": "eval/tasks",
+}
 TIMES = re.compile(r"tokens_per_s|seconds")
 
 
@@ -136,7 +146,7 @@ def compare(before: Path, after: Path) -> int:
     """Print what differs; 1 where anything does."""
     old, new = (json.loads(path.read_text(encoding="utf-8")) for path in (before, after))
     for a, b in RENAMED.items():
-        old = {key.replace(a, b): value for key, value in old.items()}
+        old = {re.sub(a, b, key): value for key, value in old.items()}
     different = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     for key in different:
         print(f"{key}: {str(old.get(key, 'missing'))[:100]}  →  {str(new.get(key, 'missing'))[:100]}")

@@ -151,8 +151,8 @@ def test_whole_numbers_are_fine_where_a_float_is_wanted() -> None:
     [
         (PPOConfig, {"pretrain_data": ()}, "gamma is 1.0, but no pretrain_data"),
         (PPOConfig, {"batch_size": 10, "minibatches": 4}, r"batch_size \(10\) must be a multiple of minibatches \(4\)"),
-        (PPOConfig, {"pretrain_mixture": ("code",)}, "PPOConfig.pretrain_mixture has 'code'"),
-        (PretrainConfig, {"mixture": ("code=lots",)}, "PretrainConfig.mixture has 'code=lots'; wanted name=share"),
+        (PPOConfig, {"pretrain_mixture": ("code",)}, "--pretrain-mixture has 'code'"),
+        (PretrainConfig, {"mixture": ("code=lots",)}, "--mixture has 'code=lots'; wanted name=share"),
         (PromptConfig, {"template": "{output} is what {input} says"}, "template"),
         (PromptConfig, {"template": "Q: {output}"}, "template"),
         (PromptConfig, {"shots": ()}, "shots"),

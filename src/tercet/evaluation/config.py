@@ -54,22 +54,18 @@ class PromptConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.template and ("{input}" not in self.template or not self.template.endswith("{output}")):
-            raise ConfigError(
-                f"AskConfig.template is {self.template!r}; it must hold {{input}} and end with {{output}}"
-            )
+            raise ConfigError(f"--template is {self.template!r}; it must hold {{input}} and end with {{output}}")
         if not self.shots or min(self.shots) < 0:
-            raise ConfigError(f"AskConfig.shots is {self.shots}; wanted numbers of examples, each 0 or more")
+            raise ConfigError(f"--shots is {self.shots}; wanted numbers of examples, each 0 or more")
         for name in ("shots", "task"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ConfigError(f"AskConfig.{name} is {getattr(self, name)}; wanted each once")
+                raise ConfigError(f"--{name} is {getattr(self, name)}; wanted each once")
         if self.questions and any(self.shots) and not self.examples:
             raise ConfigError(
-                f"AskConfig.shots is {self.shots}, but no examples are named to draw them from; name them with --examples, or ask with --shots 0"
+                f"--shots is {self.shots}, but no examples are named to draw them from; name them with --examples, or ask with --shots 0"
             )
         if unknown := [v for v in self.vary if v not in VARY]:
-            raise ConfigError(
-                f"AskConfig.vary is {unknown[0]!r}; wanted some of {', '.join(VARY)}{suggest(unknown[0], VARY)}"
-            )
+            raise ConfigError(f"--vary is {unknown[0]!r}; wanted some of {', '.join(VARY)}{suggest(unknown[0], VARY)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,12 +102,12 @@ class EvalConfig(Settings):
         super().__post_init__()
         for needed, names in {
             "suite": ("imports",),
-            "tasks": ("reward", "reference"),
+            "questions": ("reward", "reference"),
         }.items():
             given = [name for name in names if getattr(self, name)]
             if given and not getattr(self, needed):
                 raise ConfigError(
-                    f"EvalConfig.{given[0]} is {getattr(self, given[0])!r}, but no {needed} is named, which it is for; name --{needed}"
+                    f"--{given[0].removesuffix('s') if given[0] == 'imports' else given[0]} is {getattr(self, given[0])!r}, but no {needed} is named, which it is for; name --{needed}"
                 )
         if self.scorer != DEFAULT and not self.questions:
             raise ConfigError(
@@ -146,4 +142,4 @@ class WinRateConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.models) < 2:
-            raise ConfigError(f"WinRateConfig.models is {self.models}; wanted two runs or more")
+            raise ConfigError(f"--models is {self.models}; wanted two runs or more")

@@ -52,7 +52,7 @@ class PretrainConfig(TrainSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        shares(self.mixture, "PretrainConfig.mixture")
+        shares(self.mixture, "--mixture")
 
 
 PRETRAIN = Stage(

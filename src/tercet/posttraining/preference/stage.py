@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from tercet.errors import ConfigError
-from tercet.training.settings import FILES, LANGUAGE_MODEL, PRECISION, TuneSettings, setting
+from tercet.training.settings import FILES, LANGUAGE_MODEL, PRECISION, TuneSettings, option_name, setting
 from tercet.training.stage import Stage
 
 LOSSES = ("dpo", "ipo", "kto", "simpo", "orpo")
@@ -69,12 +69,12 @@ class DPOConfig(TuneSettings):
             losses, value = BELONGS.get(field.name, LOSSES), getattr(self, field.name)
             if self.loss not in losses and value != field.default:
                 raise ConfigError(
-                    f"DPOConfig.{field.name} is {value!r}, but it belongs to the loss {' or '.join(losses)}, and loss is "
+                    f"{option_name(field)} is {value!r}, but it belongs to the loss {' or '.join(losses)}, and loss is "
                     f"{self.loss!r}; leave it out"
                 )
         if self.label_smoothing >= 0.5:
             raise ConfigError(
-                f"DPOConfig.label_smoothing is {self.label_smoothing}; wanted less than 0.5, where comparisons say nothing"
+                f"--label-smoothing is {self.label_smoothing}; wanted less than 0.5, where comparisons say nothing"
             )
 
     @property

@@ -145,7 +145,7 @@ def check_scores(config: RewardConfig, prompts: Sequence[Ranked]) -> None:
     """Raises DataError where a margin is wanted and answers have no scores to make it from."""
     if config.margin and (without := sum(not p.scores for p in prompts)):
         raise DataError(
-            f'RewardConfig.margin is {config.margin:g}, but {without} of {len(prompts)} training prompts have no "scores" or '
+            f'--margin is {config.margin:g}, but {without} of {len(prompts)} training prompts have no "scores" or '
             '"margin"; add them to the comparisons, or leave the margin at 0'
         )
 

@@ -79,20 +79,19 @@ class PolicyConfig(RewardedSettings, TuneSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        name = type(self).__name__
-        shares(self.pretrain_mixture, f"{name}.pretrain_mixture")
+        shares(self.pretrain_mixture, "--pretrain-mixture")
         if self.gamma > 0 and not self.pretrain_data:
             raise ConfigError(
-                f"{name}.gamma is {self.gamma}, but no pretrain_data is named; name text, or set gamma to 0"
+                f"--gamma is {self.gamma}, but no text is named; name it with --pretrain-data, or set --gamma 0"
             )
         if self.batch_size % self.minibatches:
             raise ConfigError(
-                f"{name}.batch_size ({self.batch_size}) must be a multiple of minibatches ({self.minibatches})"
+                f"--batch-size ({self.batch_size}) must be a multiple of --minibatches ({self.minibatches})"
             )
         if self.ema >= 1:
-            raise ConfigError(f"{name}.ema is {self.ema}; wanted a decay below 1, for example 0.99")
+            raise ConfigError(f"--ema is {self.ema}; wanted a decay below 1, for example 0.99")
         if self.target_kl > 0 and self.beta == 0:
-            raise ConfigError(f"{name}.target_kl needs a beta above 0 to begin with")
+            raise ConfigError("--target-kl needs a beta above 0 to begin with")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +138,12 @@ class GRPOConfig(PolicyConfig):
     def __post_init__(self) -> None:
         if self.kl in REFUSED:
             raise ConfigError(
-                f"GRPOConfig.kl is {self.kl!r}: refused, because {REFUSED[self.kl]}; wanted one of {', '.join(KL_PLACES)}"
+                f"--kl is {self.kl!r}: refused, because {REFUSED[self.kl]}; wanted one of {', '.join(KL_PLACES)}"
             )
         super().__post_init__()
         if self.method != "reinforce++" and self.group_size < 2:
             raise ConfigError(
-                f"GRPOConfig.group_size is {self.group_size}; {self.method} compares answers to one prompt: at least 2"
+                f"--group-size is {self.group_size}; {self.method} compares answers to one prompt: at least 2"
             )
         imitates = self.method in ("online_dpo", "expert_iteration")
         fields = {f.name: f.default for f in dataclasses.fields(self)}
@@ -159,23 +158,19 @@ class GRPOConfig(PolicyConfig):
         for name, without in useless.items():
             if without and getattr(self, name) not in (fields[name], 0):
                 raise ConfigError(
-                    f"GRPOConfig.{name} is {getattr(self, name)!r}, but {self.method} has no use for it; leave it out"
+                    f"--{name.replace('_', '-')} is {getattr(self, name)!r}, but {self.method} has no use for it; leave it out"
                 )
         if self.method == "online_dpo" and self.dpo_beta == 0:
-            raise ConfigError(
-                "GRPOConfig.dpo_beta is 0, with which the loss is constant; wanted above 0, for example 0.1"
-            )
+            raise ConfigError("--dpo-beta is 0, with which the loss is constant; wanted above 0, for example 0.1")
         if imitates and self.kl != "reward":
-            raise ConfigError(
-                f"GRPOConfig.kl is {self.kl!r}; {self.method} has no policy loss that it could be added to"
-            )
+            raise ConfigError(f"--kl is {self.kl!r}; {self.method} has no policy loss that it could be added to")
         if self.method == "online_dpo" and self.micro_batch % self.group_size:
             raise ConfigError(
-                f"GRPOConfig.micro_batch ({self.micro_batch}) must be a multiple of group_size ({self.group_size}): "
+                f"--micro-batch ({self.micro_batch}) must be a multiple of --group-size ({self.group_size}): "
                 "online_dpo compares answers of one group"
             )
         if self.method == "online_dpo" and not (self.log_kl or self.beta > 0):
-            raise ConfigError("GRPOConfig.log_kl is off, but online_dpo compares with the reference; leave log_kl on")
+            raise ConfigError("--log-kl is off, but online_dpo compares with the reference; leave it on")
 
 
 _SHARED: dict[str, Any] = {

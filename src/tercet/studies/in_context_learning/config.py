@@ -62,5 +62,5 @@ class InContextLearningConfig(Settings):
         super().__post_init__()
         if 0 < self.steps < self.checkpoints:
             raise ConfigError(
-                f"ICLConfig.steps is {self.steps}; wanted at least one for each of {self.checkpoints} checkpoints"
+                f"--steps is {self.steps}; wanted at least one for each of {self.checkpoints} checkpoints"
             )
