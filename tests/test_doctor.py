@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from tercet.cli.main import main
 from tercet.errors import ConfigError, NonFiniteError
 from tercet.posttraining import doctor_probe, policy
 from tercet.posttraining.doctor import examine
-from tercet.posttraining.findings import Finding, judged
+from tercet.posttraining.findings import Finding, Records, judged
 from tercet.posttraining.rollouts import Rollouts, logprobs
 from tercet.tokenizer.chat import Rendered, render_fitting
 from tercet.training.run import Interrupted
@@ -319,6 +320,18 @@ def test_a_score_that_depends_on_the_batch(world: World, monkeypatch: pytest.Mon
     assert verdicts(world.path("r"), probe=True)["filling and packing change a score by"] == "wrong"
 
 
+@pytest.mark.parametrize(("accuracy", "verdict"), [(0.7, "ok"), (0.4, "look")])
+def test_the_order_of_a_run_that_is_not_done_is_that_of_its_last_measurement(
+    world: World, accuracy: float, verdict: str
+) -> None:
+    """`run.json` gets the accuracy with its interval at the end only."""
+    sick(world, "r", lambda row: row | ({"heldout_accuracy": accuracy} if "heldout_accuracy" in row else {}))
+    manifest = json.loads((world.folder / "copy" / "run.json").read_text())
+    del manifest["accuracy"]
+    (world.folder / "copy" / "run.json").write_text(json.dumps(manifest))
+    assert verdicts(world.folder / "copy")["held-out accuracy"] == verdict
+
+
 def test_labels_that_are_swapped(world: World) -> None:
     rows = [json.loads(line) for line in Path(world.path("rankings.jsonl")).read_text().splitlines()]
     swapped = write_rows(world.folder / "swapped.jsonl", ({**row, "ranks": row["ranks"][::-1]} for row in rows))
@@ -341,6 +354,14 @@ def test_the_command(world: World, run: str, code: int, monkeypatch: pytest.Monk
     assert (end.value.code or 0) == code
     assert f"{code} wrong" in said
     assert ("its sign is wrong, or the reference is another model" in said) == bool(code)
+
+
+def test_the_trend_is_of_the_first_and_the_last_fifth() -> None:
+    """Means and standard errors by hand: what lies between the two does not count."""
+    losses = [1.0, 2.0, 3.0, *[50.0, -50.0] * 5, 8.0, 8.0, 11.0]
+    rows = [{"step": n, "loss": loss} for n, loss in enumerate(losses, 1)]
+    records = Records(SimpleNamespace(config={}, read_lines=lambda name: rows))  # type: ignore[arg-type]
+    assert records.trend("loss") == (2, 9, pytest.approx(((2 / 3 + 2) / 3) ** 0.5))
 
 
 def test_bands() -> None:

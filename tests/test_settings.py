@@ -15,7 +15,8 @@ from tercet.errors import ConfigError
 from tercet.evaluation.config import AskConfig
 from tercet.model.config import ModelConfig
 from tercet.posttraining.config import EvalConfig, RankConfig, RewardConfig, SFTConfig, WinRateConfig
-from tercet.posttraining.rl_config import PPOConfig
+from tercet.posttraining.preference_config import DPOConfig
+from tercet.posttraining.rl_config import GRPOConfig, PPOConfig
 from tercet.pretraining.config import PretrainConfig
 from tercet.training.settings import Settings, TrainSettings, from_json, shares
 
@@ -102,6 +103,20 @@ def test_every_bound_and_choice_is_checked(kind: type[Settings], required: dict[
         if choices is not None:
             with pytest.raises(ConfigError, match=rf"{kind.__name__}\.{field.name} is 'x'; wanted one of {choices[0]}"):
                 kind(**{**required, field.name: "x"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (PretrainConfig, "precision"), (SFTConfig, "long_conversations"), (PPOConfig, "critic"), (DPOConfig, "loss"),
+        (GRPOConfig, "method"), (GRPOConfig, "kl"),
+    ],
+)  # fmt: skip
+def test_a_word_that_is_none_of_the_list_is_refused(kind: type[Settings], name: str) -> None:
+    """The lists are named here, so that a setting cannot lose its own unnoticed."""
+    required = REQUIRED.get(kind, {"model": "m", "data": ("d",)} if kind is DPOConfig else REQUIRED[PPOConfig])
+    with pytest.raises(ConfigError, match=rf"{kind.__name__}\.{name} is 'x'; wanted one of"):
+        kind(**{**required, name: "x"})
 
 
 def test_an_unknown_setting_is_named_with_the_nearest() -> None:
