@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 WANTED = 0.9  # share of mutants that must be caught
 FIRST = 15.0  # seconds of tests in the first of the two runs of pytest
 PATIENCE = 60.0  # seconds for a run of pytest, beside three times what its tests took when they were recorded
-MOST = 300.0  # seconds of tests for one mutant; a survivor's row says how many tests are beyond
+MOST = 150.0  # seconds of tests for one mutant; a survivor's row says how many tests are beyond
 
 
 @dataclass(frozen=True)
