@@ -6,7 +6,8 @@
   arguments in `TEXT`, `__repr__`;
 * types: annotations, `if TYPE_CHECKING`, and bodies that are only `...`;
 * `assert`, which states what always holds, `import`, and `if __name__ == "__main__"`;
-* decorators (`@dataclass(frozen=True)`, `@lru_cache(maxsize=8)`) and keyword arguments in `SPEED`;
+* decorators (`@dataclass(frozen=True)`, `@lru_cache(maxsize=8)`), keyword arguments in `SPEED`, and powers of two from
+  1024 on, which are sizes of buffers and of what is done at a time;
 * keyword arguments in `LOOKS`, which only change how things look, and values of a dict under such a key
   ("grid.linewidth");
 * calls in `DURABLE`, whose absence only a crash of the machine would show.
@@ -96,6 +97,10 @@ def _is_text(node: ast.AST) -> bool:
 
 def _is_listed(node: ast.AST) -> bool:
     return _is_text(node) or isinstance(node, (ast.List, ast.Tuple, ast.ListComp))
+
+
+def _is_buffer(number: int) -> bool:
+    return number >= 1024 and number & (number - 1) == 0
 
 
 def _is_look(key: object) -> bool:
@@ -253,7 +258,7 @@ class _Finder:
         """A number plus and minus 1; True to False."""
         if isinstance(node.value, bool):
             self.replace("constant", node, str(not node.value))
-        elif isinstance(node.value, (int, float)):
+        elif isinstance(node.value, float) or (isinstance(node.value, int) and not _is_buffer(node.value)):
             for step in (1, -1):
                 self.replace("constant", node, f"({node.value + step})" if node.value < 1 else str(node.value + step))
 
