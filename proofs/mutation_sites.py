@@ -8,8 +8,9 @@
 * `assert`, which states what always holds, `import`, and `if __name__ == "__main__"`;
 * decorators (`@dataclass(frozen=True)`, `@lru_cache(maxsize=8)`), keyword arguments in `SPEED`, and powers of two from
   1024 on, which are sizes of buffers and of what is done at a time;
-* keyword arguments in `LOOKS`, which only change how things look, and values of a dict under such a key
-  ("grid.linewidth");
+* keyword arguments in `LOOKS`, which only change how things look or what is shown meanwhile, and values of a dict under
+  such a key ("grid.linewidth");
+* arguments of `SEEDED`: any other stream of random numbers serves as well;
 * calls in `DURABLE`, whose absence only a crash of the machine would show.
 """
 
@@ -24,8 +25,9 @@ TEXT = {"help", "metavar", "rich_help_panel", "description", "encoding", "stackl
 SPEED = {"maxsize", "max_workers", "chunksize", "non_blocking", "pin_memory"}
 LOOKS = {
     "alpha", "lw", "linewidth", "linestyle", "color", "fontsize", "figsize", "dpi", "zorder", "marker", "markersize",
-    "rotation", "ha", "va", "pad", "style", "justify", "bbox_inches", "indent",
+    "rotation", "ha", "va", "pad", "style", "justify", "bbox_inches", "indent", "progress",
 }  # fmt: skip
+SEEDED = {"default_rng", "Random", "manual_seed"}
 DURABLE = {"flush", "fsync"}
 COMPARISONS = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
@@ -227,7 +229,7 @@ class _Finder:
         hidden = {k.value for k in getattr(node, "keywords", ()) if k.arg in TEXT | SPEED | LOOKS}
         if isinstance(node, ast.Dict):
             hidden = {v for k, v in zip(node.keys, node.values) if isinstance(k, ast.Constant) and _is_look(k.value)}
-        for child in ast.iter_child_nodes(node):
+        for child in ast.iter_child_nodes(node) if _called(node) not in SEEDED else ():
             value = child.value if isinstance(child, ast.keyword) else child
             if value not in hidden and not isinstance(child, (ast.arguments, ast.expr_context)):
                 self.expression(child)

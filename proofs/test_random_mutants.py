@@ -25,7 +25,8 @@ def f(a: int = 3, *, b: bool = False) -> int:
         if x:
             continue
         total += x
-    print(total, end="")
+    print(total, end="", progress=a)
+    total = Random(f"{a}") or Random(7)
     assert total > 9
     return -total
 """
@@ -83,7 +84,8 @@ def test_every_kind_of_change_and_nothing_else() -> None:
         ("break↔continue", "continue", "break"),
         ("statement removed", "total += x", "pass"),
         ("arithmetic", "total += x", "total -= x"),
-        ("statement removed", 'print(total, end="")', "pass"),
+        ("statement removed", 'print(total, end="", progress=a)', "pass"),
+        ("and↔or", 'total = Random(f"{a}") or Random(7)', 'total = Random(f"{a}") and Random(7)'),
         ("return value", "return -total", "return None"),
         ("sign", "return -total", "return (total)"),
     }  # fmt: skip
