@@ -94,7 +94,7 @@ def record_file(snapshot: Path, test_file: str, work: Path) -> dict[str, Any]:
 
     copy = make_copy(snapshot, work / f"record-{test_file.replace('/', '-')}")
     (copy / "coveragerc").write_text(
-        f"[run]\ncore = ctrace\nparallel = true\ndata_file = {copy}/tmp/.coverage\ninclude = {copy}/src/*\n"
+        f"[run]\ncore = ctrace\nparallel = true\ndata_file = {copy / 'tmp' / '.coverage'}\ninclude = {copy}/src/*\n"
         "context = ${MUTATION_CONTEXT-}\ndisable_warnings = no-data-collected\n"
     )
     out = copy / "tmp" / "record.json"
@@ -213,7 +213,7 @@ class Recording:
         return [test for name in sorted(groups, key=lambda n: -worth[n]) for test in groups[name]]
 
     def neighbours(self, tests: list[str]) -> list[str]:
-        """The other tests of the same test files, fastest first: what a test has computed may be kept for those after it."""
+        """The other tests of the same files, fastest first: what a test has computed may be kept for those after it."""
         files = {test.split("::")[0] for test in tests}
         others = [t for t in self._fixtures if t.split("::")[0] in files and t not in set(tests)]
         return sorted(others, key=lambda test: (self.seconds[test], test))
