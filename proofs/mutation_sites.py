@@ -6,9 +6,11 @@
   arguments in `TEXT`, `__repr__`;
 * types: annotations, `if TYPE_CHECKING`, and bodies that are only `...`;
 * `assert`, which states what always holds, `import`, and `if __name__ == "__main__"`;
-* decorators (`@dataclass(frozen=True)`, `@lru_cache(maxsize=8)`) and keyword arguments in `SPEED`;
-* keyword arguments in `LOOKS`, which only change how things look, and values of a dict under such a key
-  ("grid.linewidth");
+* decorators (`@dataclass(frozen=True)`, `@lru_cache(maxsize=8)`), keyword arguments in `SPEED`, and powers of two from
+  1024 on, which are sizes of buffers and of what is done at a time;
+* keyword arguments in `LOOKS`, which only change how things look or what is shown meanwhile, and values of a dict under
+  such a key ("grid.linewidth");
+* arguments of `SEEDED`: any other stream of random numbers serves as well;
 * calls in `DURABLE`, whose absence only a crash of the machine would show.
 """
 
@@ -23,8 +25,9 @@ TEXT = {"help", "metavar", "rich_help_panel", "description", "encoding", "stackl
 SPEED = {"maxsize", "max_workers", "chunksize", "non_blocking", "pin_memory"}
 LOOKS = {
     "alpha", "lw", "linewidth", "linestyle", "color", "fontsize", "figsize", "dpi", "zorder", "marker", "markersize",
-    "rotation", "ha", "va", "pad", "style", "justify", "bbox_inches", "indent",
+    "rotation", "ha", "va", "pad", "style", "justify", "bbox_inches", "indent", "progress",
 }  # fmt: skip
+SEEDED = {"default_rng", "Random", "manual_seed"}
 DURABLE = {"flush", "fsync"}
 COMPARISONS = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
@@ -96,6 +99,10 @@ def _is_text(node: ast.AST) -> bool:
 
 def _is_listed(node: ast.AST) -> bool:
     return _is_text(node) or isinstance(node, (ast.List, ast.Tuple, ast.ListComp))
+
+
+def _is_buffer(number: int) -> bool:
+    return number >= 1024 and number & (number - 1) == 0
 
 
 def _is_look(key: object) -> bool:
@@ -222,7 +229,7 @@ class _Finder:
         hidden = {k.value for k in getattr(node, "keywords", ()) if k.arg in TEXT | SPEED | LOOKS}
         if isinstance(node, ast.Dict):
             hidden = {v for k, v in zip(node.keys, node.values) if isinstance(k, ast.Constant) and _is_look(k.value)}
-        for child in ast.iter_child_nodes(node):
+        for child in ast.iter_child_nodes(node) if _called(node) not in SEEDED else ():
             value = child.value if isinstance(child, ast.keyword) else child
             if value not in hidden and not isinstance(child, (ast.arguments, ast.expr_context)):
                 self.expression(child)
@@ -253,7 +260,7 @@ class _Finder:
         """A number plus and minus 1; True to False."""
         if isinstance(node.value, bool):
             self.replace("constant", node, str(not node.value))
-        elif isinstance(node.value, (int, float)):
+        elif isinstance(node.value, float) or (isinstance(node.value, int) and not _is_buffer(node.value)):
             for step in (1, -1):
                 self.replace("constant", node, f"({node.value + step})" if node.value < 1 else str(node.value + step))
 

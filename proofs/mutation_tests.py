@@ -94,7 +94,7 @@ def record_file(snapshot: Path, test_file: str, work: Path) -> dict[str, Any]:
 
     copy = make_copy(snapshot, work / f"record-{test_file.replace('/', '-')}")
     (copy / "coveragerc").write_text(
-        f"[run]\ncore = ctrace\nparallel = true\ndata_file = {copy / 'tmp'}/.coverage\ninclude = {copy}/src/*\n"
+        f"[run]\ncore = ctrace\nparallel = true\ndata_file = {copy / 'tmp' / '.coverage'}\ninclude = {copy}/src/*\n"
         "context = ${MUTATION_CONTEXT-}\ndisable_warnings = no-data-collected\n"
     )
     out = copy / "tmp" / "record.json"
@@ -212,13 +212,19 @@ class Recording:
         worth = {name: self._covered[file][name] / (2.0 + self.cost(group)) for name, group in groups.items()}
         return [test for name in sorted(groups, key=lambda n: -worth[n]) for test in groups[name]]
 
+    def neighbours(self, tests: list[str]) -> list[str]:
+        """The other tests of the same files, fastest first: what a test has computed may be kept for those after it."""
+        files = {test.split("::")[0] for test in tests}
+        others = [t for t in self._fixtures if t.split("::")[0] in files and t not in set(tests)]
+        return sorted(others, key=lambda test: (self.seconds[test], test))
+
     def until(self, tests: list[str], seconds: float) -> list[str]:
-        """As many of the first tests as take so long together; at least one."""
-        used, fixtures = 0.0, set[str]()
-        for number, test in enumerate(tests):
-            new = [f for f in self._fixtures[test] if f not in fixtures]
-            fixtures.update(new)
-            used += self.seconds[test] + sum(self.seconds[f] for f in new)
-            if used > seconds and number:
-                return tests[:number]
-        return tests
+        """Those of the tests, in their order, that fit into so much time together; at least one."""
+        used, fixtures, fitting = 0.0, set[str](), list[str]()
+        for test in tests:
+            cost = self.seconds[test] + sum(self.seconds[f] for f in self._fixtures[test] if f not in fixtures)
+            if used + cost <= seconds or not fitting:
+                used += cost
+                fixtures.update(self._fixtures[test])
+                fitting.append(test)
+        return fitting

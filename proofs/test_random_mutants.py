@@ -15,7 +15,7 @@ import pytest
 import random_mutants
 
 ALL = """
-LIMIT = 10
+LIMIT, BUFFER = 10, 4096
 def f(a: int = 3, *, b: bool = False) -> int:
     "Text 1."
     if not a and b or a < 5:
@@ -25,7 +25,8 @@ def f(a: int = 3, *, b: bool = False) -> int:
         if x:
             continue
         total += x
-    print(total, end="")
+    print(total, end="", progress=a)
+    total = Random(f"{a}") or Random(7)
     assert total > 9
     return -total
 """
@@ -62,8 +63,8 @@ def test_every_kind_of_change_and_nothing_else() -> None:
     head = "def f(a: int = 3, *, b: bool = False) -> int:"
     condition = "if not a and b or a < 5:"
     assert changed(ALL) == {
-        ("constant", "LIMIT = 10", "LIMIT = 11"),
-        ("constant", "LIMIT = 10", "LIMIT = 9"),
+        ("constant", "LIMIT, BUFFER = 10, 4096", "LIMIT, BUFFER = 11, 4096"),
+        ("constant", "LIMIT, BUFFER = 10, 4096", "LIMIT, BUFFER = 9, 4096"),
         ("constant", head, "def f(a: int = 4, *, b: bool = False) -> int:"),
         ("constant", head, "def f(a: int = 2, *, b: bool = False) -> int:"),
         ("constant", head, "def f(a: int = 3, *, b: bool = True) -> int:"),
@@ -83,7 +84,8 @@ def test_every_kind_of_change_and_nothing_else() -> None:
         ("break↔continue", "continue", "break"),
         ("statement removed", "total += x", "pass"),
         ("arithmetic", "total += x", "total -= x"),
-        ("statement removed", 'print(total, end="")', "pass"),
+        ("statement removed", 'print(total, end="", progress=a)', "pass"),
+        ("and↔or", 'total = Random(f"{a}") or Random(7)', 'total = Random(f"{a}") and Random(7)'),
         ("return value", "return -total", "return None"),
         ("sign", "return -total", "return (total)"),
     }  # fmt: skip
@@ -125,7 +127,7 @@ def test_what_is_tested_is_caught_and_what_is_not_survives(tmp_path: Path, capsy
         9: "tests/test_sums.py::test_size",
     }
     assert rows[7]["why"] == "no test runs this line"
-    assert rows[5]["why"] == "1 of the 1 tests that can see it pass"
+    assert rows[5]["why"] == "3 tests pass, of 3 that run the line or stand beside one that does"
     assert (rows[7]["before"], rows[7]["after"]) == ("    return a", "    return None")
     out = capsys.readouterr().out
     assert "3 of 5 mutants are caught" in out

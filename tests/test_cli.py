@@ -337,6 +337,13 @@ def test_the_commands_are_those_that_the_documents_name() -> None:
     assert {name for name, _ in commands()} == names
 
 
+@pytest.mark.parametrize("name", ["", "tokenizer", "scaling", *(name for name, _ in commands() if name != "demo")])
+def test_a_command_without_any_option_says_what_it_takes(name: str) -> None:
+    """Only `tercet demo` needs nothing."""
+    alone, asked = type_in(name), type_in(f"{name} --help")
+    assert (alone.out + alone.err).strip() == asked.out.strip()
+
+
 @pytest.mark.parametrize("name", [name for name, _ in commands()])
 def test_help_has_an_example_that_the_command_understands(name: str) -> None:
     shown = type_in(f"{name} --help")

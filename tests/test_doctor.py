@@ -8,6 +8,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from helpers import At, World, press_ctrl_c, write_rows, write_world
 from tercet.cli.main import main
 from tercet.diagnostics import probe as doctor_probe
 from tercet.diagnostics.doctor import examine
-from tercet.diagnostics.findings import Finding, judged
+from tercet.diagnostics.findings import Finding, Records, judged
 from tercet.errors import ConfigError, NonFiniteError
 from tercet.posttraining.rl import policy
 from tercet.posttraining.rl.rollouts import Rollouts, logprobs
@@ -291,12 +292,12 @@ def test_a_kl_of_the_wrong_sign(world: World, monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_random_numbers_that_a_group_shares(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    explore = doctor_probe.explore
+    explore = doctor_probe.generate_rollouts
 
     def shared(*args: Any, **rest: Any) -> Any:
         return explore(*args[:4], [0] * len(args[4]), *args[5:], **rest)
 
-    monkeypatch.setattr(doctor_probe, "explore", shared)
+    monkeypatch.setattr(doctor_probe, "generate_rollouts", shared)
     found = {f.name: f for f in examine(world.path("g"))}["groups whose first tokens differ"]
     assert (found.value, found.verdict) == (0.0, "wrong")
 
@@ -330,6 +331,18 @@ def test_a_score_that_depends_on_the_batch(world: World, monkeypatch: pytest.Mon
     assert verdicts(world.path("r"), probe=True)["filling and packing change a score by"] == "wrong"
 
 
+@pytest.mark.parametrize(("accuracy", "verdict"), [(0.7, "ok"), (0.4, "look")])
+def test_the_order_of_a_run_that_is_not_done_is_that_of_its_last_measurement(
+    world: World, accuracy: float, verdict: str
+) -> None:
+    """`run.json` gets the accuracy with its interval at the end only."""
+    sick(world, "r", lambda row: row | ({"heldout_accuracy": accuracy} if "heldout_accuracy" in row else {}))
+    manifest = json.loads((world.folder / "copy" / "run.json").read_text())
+    del manifest["accuracy"]
+    (world.folder / "copy" / "run.json").write_text(json.dumps(manifest))
+    assert verdicts(world.folder / "copy")["held-out accuracy"] == verdict
+
+
 def test_labels_that_are_swapped(world: World) -> None:
     rows = [json.loads(line) for line in Path(world.path("rankings.jsonl")).read_text().splitlines()]
     swapped = write_rows(world.folder / "swapped.jsonl", ({**row, "ranks": row["ranks"][::-1]} for row in rows))
@@ -352,6 +365,14 @@ def test_the_command(world: World, run: str, code: int, monkeypatch: pytest.Monk
     assert (end.value.code or 0) == code
     assert f"{code} wrong" in said
     assert ("its sign is wrong, or the reference is another model" in said) == bool(code)
+
+
+def test_the_trend_is_of_the_first_and_the_last_fifth() -> None:
+    """Means and standard errors by hand: what lies between the two does not count."""
+    losses = [1.0, 2.0, 3.0, *[50.0, -50.0] * 5, 8.0, 8.0, 11.0]
+    rows = [{"step": n, "loss": loss} for n, loss in enumerate(losses, 1)]
+    records = Records(SimpleNamespace(config={}, read_lines=lambda name: rows))  # type: ignore[arg-type]
+    assert records.trend("loss") == (2, 9, pytest.approx(((2 / 3 + 2) / 3) ** 0.5))
 
 
 def test_bands() -> None:

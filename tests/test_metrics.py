@@ -283,7 +283,8 @@ def test_bad_values_are_errors() -> None:
         paired_difference([1.0, 2.0], [1.0])
     with pytest.raises(ConfigError, match="2 values and 1 groups"):
         mean([1.0, 2.0], groups=["a"])
-    with pytest.raises(ConfigError, match=r"level = 95"):
-        mean([1.0, 2.0], level=95)
+    for level in (0, 1, 95):
+        with pytest.raises(ConfigError, match=rf"level = {level};"):
+            mean([1.0, 2.0], level=level)
     with pytest.raises(ConfigError, match="draws = 0"):
         ratio([1.0, 2.0], [1.0, 1.0], draws=0)

@@ -108,6 +108,20 @@ def test_every_bound_and_choice_is_checked(kind: type[Settings], required: dict[
                 kind(**{**required, field.name: "x"})
 
 
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (PretrainConfig, "precision"), (SFTConfig, "long_conversations"), (PPOConfig, "critic"), (DPOConfig, "loss"),
+        (GRPOConfig, "method"), (GRPOConfig, "kl"),
+    ],
+)  # fmt: skip
+def test_a_word_that_is_none_of_the_list_is_refused(kind: type[Settings], name: str) -> None:
+    """The lists are named here, so that a setting cannot lose its own unnoticed."""
+    required = REQUIRED.get(kind, {"model": "m", "data": ("d",)} if kind is DPOConfig else REQUIRED[PPOConfig])
+    with pytest.raises(ConfigError, match=rf"{kind.__name__}\.{name} is 'x'; wanted one of"):
+        kind(**{**required, name: "x"})
+
+
 def test_an_unknown_setting_is_named_with_the_nearest() -> None:
     with pytest.raises(
         ConfigError,
