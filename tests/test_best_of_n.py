@@ -312,7 +312,7 @@ def test_a_verifier_refuses_prompts_without_answers_before_anything_is_sampled(
     ("change", "message"),
     [
         ({"answers": 1}, "--answers is 1; it must be at least 2"),
-        ({"temperature": 0.0}, "BestOfNConfig.temperature"),
+        ({"temperature": 0.0}, "--temperature"),
         ({"minimum_score": "0"}, "--minimum-score is '0'"),
         ({"minimum_score": math.nan}, "wanted a finite number"),
     ],

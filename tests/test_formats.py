@@ -133,7 +133,7 @@ def test_conversations_mix_formats_and_skip_bad_rows(tmp_path):
 
 def test_files_without_rows_are_an_error_that_names_them(tmp_path):
     paths = [_write(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
-    for read in (conversing.conversations, comparing.comparisons, asking.tasks, asking.questions):
+    for read in (conversing.conversations, comparing.comparisons, asking.read_questions, asking.read_prompts):
         with pytest.raises(DataError, match=r"a\.jsonl, .*b\.jsonl: empty"):
             list(read(paths, BadRows()))
 
@@ -299,7 +299,7 @@ def test_task_fields_and_defaults(tmp_path):
         {"prompt": "1+1", "answer": "2"},
         {"prompt": [SYSTEM, HI], "answers": ["5", "five"], "ability": "x", "id": 9, "held_out": "template"},
     )
-    first, second = (task for _, task in asking.tasks([path], BadRows()))
+    first, second = (task for _, task in asking.read_questions([path], BadRows()))
     assert first == Question((Message("user", "1+1"),), ("2",), "sums", "sets/sums.jsonl:1")
     assert second == Question((Message("system", "Be brief."), *ASK), ("5", "five"), "x", "9", "template")
 
@@ -319,7 +319,7 @@ def test_task_fields_and_defaults(tmp_path):
     ],
 )
 def test_each_wrong_task_is_named(row, words):
-    assert words in _message(asking.parse_task, row)
+    assert words in _message(asking.parse_question, row)
 
 
 @settings(max_examples=60, deadline=None)
@@ -332,7 +332,7 @@ def test_each_wrong_task_is_named(row, words):
 )
 def test_tasks_round_trip(prompt, answers, ability, id, held_out):
     task = Question(prompt, tuple(answers), ability, id, held_out)
-    assert asking.parse_task(_through_json(asking.to_row(task)), "a:1") == task
+    assert asking.parse_question(_through_json(asking.to_row(task)), "a:1") == task
 
 
 def test_prompts_of_strings_and_messages(tmp_path):
@@ -343,7 +343,7 @@ def test_prompts_of_strings_and_messages(tmp_path):
         {"messages": [HI]},
         {"prompt": [HI, HELLO, HI]},
     )
-    assert [prompt for _, prompt, _ in asking.questions([path], BadRows())] == [ASK, ASK, ASK, (*PAIR, *ASK)]
+    assert [prompt for _, prompt, _ in asking.read_prompts([path], BadRows())] == [ASK, ASK, ASK, (*PAIR, *ASK)]
 
 
 @pytest.mark.parametrize(

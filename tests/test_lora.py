@@ -403,7 +403,7 @@ def test_a_run_with_adapters_that_was_stopped_ends_with_the_same_bits(world: Wor
 
 
 def test_a_child_starts_from_the_merged_model(world: World, tuned: Run) -> None:
-    child = world.run("sft", "child", model=str(tuned.path), steps=1, lr=0.0, muon_lr=0.0, tasks=())
+    child = world.run("sft", "child", model=str(tuned.path), steps=1, lr=0.0, muon_lr=0.0, questions=())
     merged = load_language_model(tuned).state_dict()
     assert all(torch.equal(t, merged[name]) for name, t in child.weights().items())
     assert child.weights().keys() == merged.keys()
@@ -461,7 +461,7 @@ def test_merge_makes_a_plain_run_with_its_lineage(
     assert run.last_checkpoint().name == tuned.last_checkpoint().name
     assert not any(".lora_" in name for name in tensors(out))
     assert torch.equal(logits(load_language_model(run)), logits(load_language_model(tuned)))
-    child = world.run("sft", "child-of-merged", model=str(out), steps=1, tasks=())
+    child = world.run("sft", "child-of-merged", model=str(out), steps=1, questions=())
     assert child.manifest["parents"]["model"]["sha256"] == run.weights_hash()
     assert type_in(monkeypatch, "show", str(child.path)) == 0
     assert type_in(monkeypatch, "show", str(out)) == 0

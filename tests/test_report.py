@@ -415,7 +415,7 @@ def test_models_are_named_by_stage(page: str) -> None:
 
 
 def test_simulated_rankings_always_say_so(page: str) -> None:
-    section = page[page.index('<section id="rank"') : page.index('<section id="reward"')]
+    section = page[page.index('<section id="annotate"') : page.index('<section id="reward"')]
     examples = re.findall(r"<article>.*?</article>", section, re.S)
     assert len(examples) == 1  # ties teach nothing and are not shown
     assert all("simulated" in e for e in examples)

@@ -181,13 +181,13 @@ def test_groups_that_teach_nothing_give_way_to_prompts_not_seen_yet(
     """Where every answer scores alike, each round of each step asks prompts that no round before it asked."""
     (tmp_path / "flat.py").write_text("def score(prompt, answer, answers):\n    return 1.0\n")
     asked: list[tuple[int, ...]] = []
-    explore = actor.explore
+    generate_rollouts = actor.generate_rollouts
 
     def watched(policy: Transformer, reference: Any, prompts: Any, *more: Any, **options: Any) -> Any:
         asked.extend(map(tuple, prompts))
-        return explore(policy, reference, prompts, *more, **options)
+        return generate_rollouts(policy, reference, prompts, *more, **options)
 
-    monkeypatch.setattr(actor, "explore", watched)
+    monkeypatch.setattr(actor, "generate_rollouts", watched)
     run = world.run(
         "grpo", "flat", method="dapo", reward=(f"python:{tmp_path}/flat.py:score",), missing_eos_score=1.0, steps=3, resample=3,
         batch_size=2, sync_every=1, target_kl=0.0, seed=0,

@@ -289,9 +289,9 @@ def test_a_loss_that_is_nan_names_the_last_good_checkpoint_from_which_the_run_go
     world: World, tmp_path: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = {
-        "pretrain": "pretraining.clm.next_token",
-        "sft": "posttraining.sft.next_token",
-        "reward": "posttraining.reward.ranking_loss",
+        "pretrain": "pretraining.causal.next_token",
+        "sft": "posttraining.sft.tune.next_token",
+        "reward": "posttraining.reward_model.train.ranking_loss",
     }[verb]
     out = tmp_path / "out"
     with monkeypatch.context() as patch:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from helpers import write_rows, write_world
-from tercet.evaluation import evaluate as scores_module
 from tercet.evaluation.scoring.score_files import current
+from tercet.inference import language_model
 from test_cli import MADE, type_in
 
 LONG = "Sugar dissolves faster in hot water because its molecules move more quickly there and so hit the crystal more often"
@@ -45,7 +45,7 @@ def rows(path: str) -> list[dict[str, Any]]:
 def test_a_long_right_answer_is_right_and_nobody_speaks_of_a_rubric(
     here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scores_module, "answer_text", lambda tokenizer, ids: (f"{LONG}.", True))
+    monkeypatch.setattr(language_model, "answer_text", lambda tokenizer, ids: (f"{LONG}.", True))
     done = type_in(f"eval runs/sft --questions own.jsonl {FEW} --reference runs/base --out own.json")
     assert (done.code, done.err) == (0, "")
     row = json.loads(Path("own.json").read_text())["models"]["runs/sft"]
@@ -192,7 +192,7 @@ def test_code_in_rows_of_ones_own(here: Path, monkeypatch: pytest.MonkeyPatch) -
         [{"prompt": "Write two().", "answers": ["def two(): return 2"], "test": "assert two() == 2"}] * 2,
     )
     monkeypatch.setattr(
-        scores_module, "answer_text", lambda tokenizer, ids: ("```python\ndef two():\n    return 1 + 1\n```", True)
+        language_model, "answer_text", lambda tokenizer, ids: ("```python\ndef two():\n    return 1 + 1\n```", True)
     )
     done = type_in(f"eval runs/sft --questions code.jsonl --scorer code {FEW} --out code.json")
     assert (done.code, done.err) == (0, "")

@@ -302,7 +302,7 @@ def test_every_scorer_has_a_line_that_says_what_it_does_and_is_in_the_help() -> 
 
 
 def test_a_page_names_every_scorer() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
     assert [kind.usage for kind in KINDS.values() if f"`{kind.usage}`" not in page] == []
 
 
@@ -415,7 +415,7 @@ def test_a_run_is_asked_which_word_is_likelier(
             return [found({"red": 0.0, "green": 1.0 if w == " YES" else 0.0, "blue": 1.0 if w == " NO" else 0.0}[
                 re.findall(r"^Answer: (.*)", text, re.M)[-1]]) for text, w in requests]  # fmt: skip
 
-    monkeypatch.setattr(TransformerLM, "of_run", lambda run: Knows(make_model(context_length=256), tokenizer))
+    monkeypatch.setattr(TransformerLM, "of_run", lambda run, **kept: Knows(make_model(context_length=256), tokenizer))
     answers = [("green", True), ("blue", True), ("red", True)]
     assert scorer_of("judge:runs/x").scores([FROG] * 3, answers) == [1.0, 0.0, 0.5]
     assert calls == [6]  # all at once

@@ -360,7 +360,9 @@ def test_a_weight_of_1_changes_nothing_and_one_of_0_does(world: World, tmp_path:
         ]  # fmt: skip
         keep = [r for r in changed if any(m["role"] == "assistant" and m.get("weight", 1) for m in r["messages"])]
         data = write_rows(tmp_path / f"{name}.jsonl", keep)
-        runs[name] = world.run("sft", f"weight-{name}", data=(data,), tasks=(), heldout=(world.path("chats.jsonl"),))
+        runs[name] = world.run(
+            "sft", f"weight-{name}", data=(data,), questions=(), heldout=(world.path("chats.jsonl"),)
+        )
     assert tensors(runs["plain"].path) == tensors(runs["one"].path)
     assert tensors(runs["plain"].path) != tensors(runs["zero"].path)
 
@@ -381,7 +383,7 @@ def test_conversations_of_which_nothing_is_left_to_learn_are_left_out_and_counte
     rows += [{"messages": [user(f"{n}?"), assistant("Yes."), user("Well? " * 60), HELLO]} for n in range(9)]
     data = write_rows(tmp_path / "long.jsonl", rows)
     world.make_parents("sft")
-    run = world.run("sft", "left-out", data=(data,), heldout=(world.path("chats.jsonl"),), tasks=(), steps=1)
+    run = world.run("sft", "left-out", data=(data,), heldout=(world.path("chats.jsonl"),), questions=(), steps=1)
     assert "9 of 11 conversations cut on a message border, 2 left out: nothing" in (run.path / "log.txt").read_text()
     with pytest.raises(ContextError, match=r"long\.jsonl:1: all that fits .* has weight 0"):
         world.run("sft", "refused", data=(data,), heldout=(world.path("chats.jsonl"),), long_conversations="refuse")
@@ -402,7 +404,7 @@ def test_the_log_says_what_was_cut_or_left_out_and_nothing_where_all_fit(
     world.make_parents("sft")
     data = write_rows(tmp_path / "rows.jsonl", [{"messages": [HI, HELLO]}, {"messages": row}])
     heldout = write_rows(tmp_path / "heldout.jsonl", [{"messages": [user("No?"), assistant("No.")]}] * 2)
-    run = world.run("sft", f"log-{said[:1]}", data=(data,), heldout=(heldout,), tasks=(), steps=1)
+    run = world.run("sft", f"log-{said[:1]}", data=(data,), heldout=(heldout,), questions=(), steps=1)
     log = (run.path / "log.txt").read_text()
     assert said in log
     assert ("conversations cut" in log) == bool(said)
@@ -410,6 +412,6 @@ def test_the_log_says_what_was_cut_or_left_out_and_nothing_where_all_fit(
 
 def test_noise_is_off_by_default_and_never_negative(world: World) -> None:
     assert SFTConfig(model="m", data=("d",)).neftune_alpha == 0
-    with pytest.raises(ConfigError, match="neftune_alpha"):
+    with pytest.raises(ConfigError, match="--neftune-alpha"):
         SFTConfig(model="m", data=("d",), neftune_alpha=-1.0)
     assert Run(world.run("sft", "default", steps=1).path).config["neftune_alpha"] == 0

