@@ -75,13 +75,13 @@ def reward_model_run(path: str) -> Run:
 
 
 def load_language_model(run: Run) -> Transformer:
-    """The language model of a run, on the run's device."""
-    return _load(Transformer(run.model_config()), run).to(run.device)
+    """The language model of a run, on the run's device and in its type."""
+    return _load(Transformer(run.model_config()), run).to(run.device, run.dtype)
 
 
 def load_reward_model(run: Run) -> ValueHeadModel:
-    """The reward model of a run, on the run's device."""
-    return _load(ValueHeadModel(Transformer(run.model_config())), run).to(run.device)
+    """The reward model of a run, on the run's device and in its type."""
+    return _load(ValueHeadModel(Transformer(run.model_config())), run).to(run.device, run.dtype)
 
 
 def adapt(model: M, config: TuneSettings) -> M:

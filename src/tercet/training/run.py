@@ -150,6 +150,7 @@ class Run(RunRecords, RunCheckpoints):
                 "format": FORMAT, "verb": verb, "argv": sys.argv, "parents": described, "status": "running",
                 "config_sha256": _config_hash(config), "git": source_version(), "versions": library_versions(),
                 "seed": config.to_json().get("seed"), "device": str(cls.device),
+                "dtype": str(cls.dtype).removeprefix("torch."),
                 "threads": config.to_json().get("threads"), "created": now(), "resumed": [], "seconds": 0.0,
             }  # fmt: skip
             write_text(path / "config.json", json.dumps(config.to_json(), indent=1) + "\n")
