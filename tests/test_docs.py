@@ -28,6 +28,7 @@ from tercet.posttraining.rl.stage import KL_PLACES, METHODS, REFUSED, GRPOConfig
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.training.settings import TuneSettings
 from tercet.training.stage import stages
+from test_structure import LEVEL
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -129,6 +130,12 @@ def test_pages_that_the_code_names_exist() -> None:
     ):
         for path in re.findall(r"\bdocs/[a-z/_-]+\.md", file.read_text(encoding="utf-8")):
             assert (ROOT / path).is_file() or ROOT / path in GENERATED, f"{name(file)}: {path}"
+
+
+def test_the_map_has_every_folder_in_the_order_of_imports() -> None:
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", read(DOCS / "architecture.md"), flags=re.M)
+    assert set(rows) == LEVEL.keys()
+    assert [LEVEL[row] for row in rows] == sorted(LEVEL[row] for row in rows)
 
 
 @each_present
