@@ -104,6 +104,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.is_file() or file in GENERATED, f"{name(page)}: {target} leads to no file"
+        in_the_site = file.suffix != ".md" or file.is_relative_to(DOCS) or not page.is_relative_to(DOCS)
+        assert in_the_site, f"{name(page)}: {target} is a page that the site does not have"
         if anchor:
             assert anchor in anchors(file), f"{name(page)}: {target}: there is no such heading"
 
