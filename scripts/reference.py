@@ -18,6 +18,7 @@ import typer
 
 import tercet
 from tercet.cli.main import app
+from tercet.training.stage import Stage
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "reference"
 NOTICE = "This page is generated from the code by `scripts/reference.py`."
@@ -92,7 +93,11 @@ def python() -> str:
     lines += ["".join(f"[`{name}`](#{_slug(name)}) " for name in names).rstrip()]
     for name in names:
         thing = getattr(tercet, name)
-        lines += ["", f"## {name}", "", f"From `{thing.__module__}`.", ""]
+        lines += ["", f"## {name}", ""]
+        if isinstance(thing, Stage):
+            lines += _stage(thing)
+            continue
+        lines += [f"From `{thing.__module__}`.", ""]
         if inspect.isclass(thing) and dataclasses.is_dataclass(thing) and any(_helps(thing)):
             lines += [
                 *_docstring(thing),
@@ -108,6 +113,22 @@ def python() -> str:
                 lines += ["", f"### {name}.{method}", "", "```python", _signature(method, function), "```", ""]
                 lines += _docstring(function)
     return "\n".join(lines) + "\n"
+
+
+def _stage(stage: Stage) -> list[str]:
+    """Return what a stage does, how it is called, and where its settings and its command are explained."""
+    settings = stage.settings.__name__
+    call = str(inspect.signature(stage)).replace("config: 'Settings'", f"config: {settings}")
+    return [
+        f"The stage [`tercet {stage.verb}`](command-line.md#tercet-{stage.verb}), from `{stage.body.partition(':')[0]}`. "
+        f"Its settings are [`{settings}`](#{_slug(settings)}).",
+        "",
+        "```python",
+        _plain(stage.name + call),
+        "```",
+        "",
+        *_docstring(stage.settings),
+    ]
 
 
 def _slug(name: str) -> str:
@@ -136,13 +157,19 @@ def _methods(cls: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _signature(name: str, thing: Any) -> str:
-    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", f"{name}{inspect.signature(thing)}")
-    return re.sub(r"\((?:self|cls)(?:, )?", "(", text, count=1)
+    if getattr(thing, "_is_protocol", False):
+        return f"class {name}(Protocol)"
+    return re.sub(r"\((?:self|cls)(?:, )?", "(", _plain(f"{name}{inspect.signature(thing)}"), count=1)
+
+
+def _plain(signature: str) -> str:
+    """Return a signature without the quotes of annotations that are texts."""
+    return re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)
 
 
 def _docstring(thing: Any) -> list[str]:
-    """Return a docstring as Markdown: indented lines are code, all else is prose."""
-    text = inspect.cleandoc(thing.__doc__ or "")
+    """Return a docstring as Markdown: indented lines and examples are code, all else is prose."""
+    text = re.sub(r"^(>>> .*?) *# doctest.*$", r"    \1", inspect.cleandoc(thing.__doc__ or ""), flags=re.M)
     return [line if line.startswith("    ") else _prose(line) for line in text.splitlines()]
 
 

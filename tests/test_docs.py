@@ -28,6 +28,7 @@ from tercet.posttraining.rl.stage import KL_PLACES, METHODS, REFUSED, GRPOConfig
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.training.settings import TuneSettings
 from tercet.training.stage import stages
+from test_structure import LEVEL
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -103,6 +104,8 @@ def test_links_lead_somewhere(page: Path) -> None:
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
         assert file.is_file() or file in GENERATED, f"{name(page)}: {target} leads to no file"
+        in_the_site = file.suffix != ".md" or file.is_relative_to(DOCS) or not page.is_relative_to(DOCS)
+        assert in_the_site, f"{name(page)}: {target} is a page that the site does not have"
         if anchor:
             assert anchor in anchors(file), f"{name(page)}: {target}: there is no such heading"
 
@@ -129,6 +132,12 @@ def test_pages_that_the_code_names_exist() -> None:
     ):
         for path in re.findall(r"\bdocs/[a-z/_-]+\.md", file.read_text(encoding="utf-8")):
             assert (ROOT / path).is_file() or ROOT / path in GENERATED, f"{name(file)}: {path}"
+
+
+def test_the_map_has_every_folder_in_the_order_of_imports() -> None:
+    rows = re.findall(r"^\| `(\w+)(?:/|\.py)` \|", read(DOCS / "architecture.md"), flags=re.M)
+    assert set(rows) == LEVEL.keys()
+    assert [LEVEL[row] for row in rows] == sorted(LEVEL[row] for row in rows)
 
 
 @each_present

@@ -95,4 +95,5 @@ def test_python_of_other_pages(capsys: pytest.CaptureFixture[str]) -> None:
     exec(compile(block, "errors.md", "exec"), {})
     assert "steps" in capsys.readouterr().out
     with_python = {page.stem for page in (ROOT / "docs").rglob("*.md") if blocks(page, "python")} - {"python"}
-    assert with_python == {"evaluation", "errors"}  # python.md is generated, with signatures only
+    # python.md is generated, with signatures only; extending.md has tests/test_extending.py
+    assert with_python == {"evaluation", "errors", "extending"}

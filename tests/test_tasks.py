@@ -116,7 +116,7 @@ def test_prompts_never_contain_the_answer(name):
 
 
 def test_the_page_says_truly_what_the_microworlds_text_holds():
-    """docs/measurements/evaluation.md: what the text states is asked by some tasks; what others ask stands nowhere in it."""
+    """docs/measurements/evaluation.md: some tasks ask what the text states, the others what it lacks."""
     text = "\n".join(d.text for d in documents(1, 300))  # not the documents that were counted
     line = {
         "translation": lambda i: f"{i.input} => {i.answers[0]}\n",
@@ -124,7 +124,7 @@ def test_the_page_says_truly_what_the_microworlds_text_holds():
         "fluency": lambda i: i.answers[0].removesuffix("."),
         "mapping": lambda i: f"{i.input} => {i.answers[0]}",
     }
-    page = (Path(__file__).parents[1] / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
+    page = (Path(__file__).parents[1] / "docs" / "measurements" / "evaluation.md").read_text(encoding="utf-8")
     table = page.split("known by construction")[1].split("\n\n")[1]
     held_out = {"arithmetic", "question_answering", "dialogue", "fluency", "instructions", "code", "mapping"}
     for name in NAMES:

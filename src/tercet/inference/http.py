@@ -135,7 +135,7 @@ class HttpClient:
 
 
 class HttpScorer:
-    """An address that scores answers, sent to it a batch at a time (docs/formats.md)."""
+    """An address that scores answers, sent to it a batch at a time (docs/reference/formats.md)."""
 
     def __init__(self, name: str, url: str, timeout: float, retries: int) -> None:
         self._name, self._http = name, HttpClient(name, url, timeout, retries, WANTED_SCORES)

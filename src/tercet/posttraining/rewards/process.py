@@ -1,6 +1,6 @@
 """Rewards that are a program of your own: a child process that stays alive (functions and endpoints: see `rewards`).
 
-It speaks the same JSON as an endpoint (docs/formats.md): `{"items": [...]}` in, `{"scores": [...]}` out. What may pass
+It speaks the same JSON as an endpoint (docs/reference/formats.md): `{"items": [...]}` in, `{"scores": [...]}` out. What may pass
 (no answer in time, a crash) is tried again; an answer that is wrong in itself is not.
 """
 
