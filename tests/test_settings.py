@@ -213,3 +213,12 @@ def test_settings_do_not_load_torch() -> None:
     modules = {kind.__module__ for kind in REQUIRED} | {"tercet", "tercet.model.config"}
     code = f"import sys, {', '.join(sorted(modules))}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_settings_of_older_versions_are_read_by_their_new_names() -> None:
+    """`tercet sft --config` of a run that was made before the names changed."""
+    old = {"model": "runs/base", "data": ["c.jsonl"], "tasks": ["q.jsonl"], "decay": 0.5}
+    config = from_json(SFTConfig, old, "config.json")
+    assert (config.questions, config.cooldown) == (("q.jsonl",), 0.5)
+    with pytest.raises(ConfigError, match="unknown setting 'tasks'"):
+        from_json(PretrainConfig, {"data": ["a"], "tokenizer": "t", "tasks": []}, "config.json")

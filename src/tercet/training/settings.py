@@ -123,6 +123,7 @@ def suggest(name: str, known: typing.Iterable[str]) -> str:
 def from_json(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     """The settings of class `cls` from JSON values. Unknown and missing settings raise ConfigError naming `where`."""
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
+    values = {OLD_NAMES[k] if k not in names and OLD_NAMES.get(k) in names else k: v for k, v in values.items()}
     for name in values:
         if name not in names:
             raise ConfigError(f"{where}: unknown setting {name!r}{suggest(name, names)}; known are {', '.join(names)}")
