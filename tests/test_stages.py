@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -148,3 +149,26 @@ def test_few_of_our_frames_lie_between_the_command_and_attention(
     assert len(learning) >= 1 + 2 * (verb == "ppo")
     deep = [way for way in learning if len(way) > most and "learn_values" not in way]
     assert deep == []
+
+
+# -- runs of older versions -----------------------------------------------------------------------------------------
+
+
+def test_runs_with_the_names_of_older_versions_are_read(world: World, tmp_path: Path) -> None:
+    """A ranking was made by `tercet rank`, its questions were --tasks, and the cooldown was --decay."""
+    ranked = world.run("annotate", "ranked")
+    for run, verb in ((ranked.path, "rank"), (world.folder / "tuned", "sft")):
+        shutil.copytree(run, tmp_path / verb)
+        config = json.loads((tmp_path / verb / "config.json").read_text())
+        old = {{"questions": "tasks", "cooldown": "decay"}.get(name, name): v for name, v in config.items()}
+        assert "tasks" in old
+        (tmp_path / verb / "config.json").write_text(json.dumps(old))
+        manifest = json.loads((tmp_path / verb / "run.json").read_text())
+        (tmp_path / verb / "run.json").write_text(json.dumps({**manifest, "verb": verb}))
+    found = Run(tmp_path / "rank")
+    assert (stage_of(found).verb, found.config["questions"]) == ("annotate", list(ranked.config["questions"]))
+    assert "cooldown" in Run(tmp_path / "sft").config
+    page = tercet.write_report([tmp_path / "rank", tmp_path / "sft"], tmp_path / "report.html").read_text()
+    assert "tercet annotate" in page
+    assert "--questions" in page
+    tercet.Chat(tmp_path / "sft")
