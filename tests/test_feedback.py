@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tercet.data.formats.feedback import Feedback, feedback, labels, parse_feedback
+from tercet.data.formats.feedback import Feedback, labels, parse_feedback, read_feedback
 from tercet.data.readers import BadRows
 from tercet.data.types import Comparison, Message
 from tercet.errors import DataError
@@ -88,9 +88,9 @@ def test_a_file_may_mix_both_and_bad_rows_are_skipped_on_request(tmp_path: Path)
     file = tmp_path / "f.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     bad = BadRows(skip=True)
-    found = list(feedback([str(file)], bad))
+    found = list(read_feedback([str(file)], bad))
     assert [where for where, _ in found] == [f"{file}:1", f"{file}:3"]
     assert [type(item) for _, item in found] == [Feedback, Comparison]
     assert bad.count == 1
     with pytest.raises(DataError, match=r"f\.jsonl:2"):
-        list(feedback([str(file)], BadRows()))
+        list(read_feedback([str(file)], BadRows()))

@@ -124,16 +124,16 @@ def test_conversations_mix_formats_and_skip_bad_rows(tmp_path):
         tmp_path / "a.jsonl", {"messages": [HI, HELLO]}, {"messages": [HI]}, {"prompt": "Hi", "response": "Hello."}
     )
     bad = BadRows(skip=True)
-    assert list(conversing.conversations([path], bad)) == [(f"{path}:1", PAIR), (f"{path}:3", PAIR)]
+    assert list(conversing.read_conversations([path], bad)) == [(f"{path}:1", PAIR), (f"{path}:3", PAIR)]
     assert bad.count == 1
     assert bad.messages[0].startswith(f"{path}:2: no assistant turn")
     with pytest.raises(DataError, match=r"a\.jsonl:2: "):
-        list(conversing.conversations([path], BadRows()))
+        list(conversing.read_conversations([path], BadRows()))
 
 
 def test_files_without_rows_are_an_error_that_names_them(tmp_path):
     paths = [_write(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
-    for read in (conversing.conversations, comparing.comparisons, asking.read_questions, asking.read_prompts):
+    for read in (conversing.read_conversations, comparing.read_comparisons, asking.read_questions, asking.read_prompts):
         with pytest.raises(DataError, match=r"a\.jsonl, .*b\.jsonl: empty"):
             list(read(paths, BadRows()))
 
@@ -273,7 +273,7 @@ def test_each_wrong_comparison_is_named(row, words):
 def test_comparisons_read_files(tmp_path):
     path = _write(tmp_path / "a.jsonl", RANKED, {**RANKED, "ranks": [1]})
     bad = BadRows(skip=True)
-    assert list(comparing.comparisons([path], bad)) == [(f"{path}:1", Comparison(ASK, ("a", "b"), (1, 2)))]
+    assert list(comparing.read_comparisons([path], bad)) == [(f"{path}:1", Comparison(ASK, ("a", "b"), (1, 2)))]
     assert bad.count == 1
 
 

@@ -18,10 +18,11 @@ from tercet.statistics.intervals import mean
 from tercet.statistics.significance import (
     Paired,
     advice,
-    check_scores,
     clustered,
     compare_seeds,
+    comparison_sentence,
     crossed,
+    finite_scores,
     holm,
     items_needed,
     macro_test,
@@ -31,7 +32,6 @@ from tercet.statistics.significance import (
     seeds_needed,
     sign_flips,
     t_power,
-    verdict,
 )
 
 
@@ -249,10 +249,14 @@ def test_the_power_of_no_difference_is_the_level():
 
 def test_the_sentence_says_who_is_better():
     better = paired_test([0.0] * 20, [1.0] * 20)
-    assert verdict("runs/a", "runs/b", better).startswith("runs/b is better than runs/a: 1.000 against 0.000")
-    assert verdict("b", "a", paired_test([1.0] * 20, [0.0] * 20)).startswith("a is worse than b")
-    assert verdict("a", "b", paired_test([0.0, 1.0], [1.0, 0.0])).startswith("No difference between b and a")
-    assert verdict("a", "b", better, p=0.3).startswith("No difference")
+    assert comparison_sentence("runs/a", "runs/b", better).startswith(
+        "runs/b is better than runs/a: 1.000 against 0.000"
+    )
+    assert comparison_sentence("b", "a", paired_test([1.0] * 20, [0.0] * 20)).startswith("a is worse than b")
+    assert comparison_sentence("a", "b", paired_test([0.0, 1.0], [1.0, 0.0])).startswith(
+        "No difference between b and a"
+    )
+    assert comparison_sentence("a", "b", better, p=0.3).startswith("No difference")
 
 
 def test_no_difference_on_a_few_items_is_not_certainty():
@@ -298,7 +302,7 @@ def test_the_advice_counts_documents_and_not_items():
 
 
 def test_scores_of_a_file_are_checked():
-    assert check_scores([1, 0.5], "f.json") == [1.0, 0.5]
+    assert finite_scores([1, 0.5], "f.json") == [1.0, 0.5]
     for wrong in (True, "1", None, math.nan):
         with pytest.raises(DataError, match=r"f\.json: score 1"):
-            check_scores([0.0, wrong], "f.json")
+            finite_scores([0.0, wrong], "f.json")

@@ -114,7 +114,7 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise _unreadable(f"{path}:{number + 1}" if number else str(path), error) from error
 
 
-def fingerprints(*inputs: Sequence[str]) -> dict[str, str]:
+def file_hashes(*inputs: Sequence[str]) -> dict[str, str]:
     """SHA-256 of every file that the inputs mean, by its path: what a run was made from."""
     files = [file for paths in inputs if paths for file in expand(paths)]
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
@@ -163,7 +163,7 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
         raise DataError(f"{where}: invalid JSON: {error}") from error
     if not isinstance(row, dict):
         hint = "write one object per line, not an array" if isinstance(row, list) else "write {...}"
-        raise DataError(f"{where}: wanted a JSON object, found {kind(row)}; {hint}")
+        raise DataError(f"{where}: wanted a JSON object, found {json_type(row)}; {hint}")
     return row
 
 
@@ -171,7 +171,7 @@ def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON number")
 
 
-def kind(value: object) -> str:
+def json_type(value: object) -> str:
     """A JSON value's type, as the messages call it: "a string", "a list", ..."""
     names = {
         str: "a string",
@@ -190,7 +190,7 @@ def text_field(row: Mapping[str, Any], key: str, where: str, default: str | None
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        found = kind(value) if key in row else "no such key"
+        found = json_type(value) if key in row else "no such key"
         raise DataError(f'{where}: "{key}" must be a string, found {found}')
     return value
 
@@ -259,7 +259,7 @@ def _no_rows(names: str, bad: BadRows, bad_before: int) -> str:
     return f"{names}: empty, no rows at all; give files with at least one row"
 
 
-def documents(paths: Sequence[str], bad: BadRows, source: str | None = None) -> Iterator[Document]:
+def read_documents(paths: Sequence[str], bad: BadRows, source: str | None = None) -> Iterator[Document]:
     """Yield the documents of text files (one each) and JSONL files (one per row, under "text").
 
     A row may also have "source", "id" and "language". The source is the argument where given, else the row's own, else

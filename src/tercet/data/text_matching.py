@@ -21,7 +21,7 @@ def normalise(text: str) -> str:
     return folded.lstrip(_OPENING).rstrip(_CLOSING) or folded
 
 
-def exact_match(task: Question, answer: str) -> bool:
+def matches_gold(task: Question, answer: str) -> bool:
     """Return whether `answer` equals one of `task.answers`, both normalised; an empty answer never does.
 
     Raises:

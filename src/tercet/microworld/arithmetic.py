@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import permutations
 from typing import Literal
 
-from tercet.microworld.items import Item, Split, asked, digest, split_of, wordings
+from tercet.microworld.items import MicroworldItem, Split, asked, digest, split_of, wordings
 from tercet.microworld.words import WORDS
 from tercet.microworld.world import number_forms
 
@@ -58,7 +58,7 @@ def pairs(largest: int) -> Iterator[tuple[Operator, int, int]]:
                 yield operator, first, second
 
 
-def arithmetic_items() -> Iterator[Item]:
+def arithmetic_items() -> Iterator[MicroworldItem]:
     """Yield the questions "What is 3 + 4?": one-digit pairs in all wordings, each longer pair in one of them."""
     for operator, first, second in pairs(LARGEST):
         key = pair_key(operator, first, second)
@@ -103,7 +103,7 @@ def programs() -> Iterator[tuple[str, str, str, str]]:
             yield f"python/echo/{word}", "echo", f'{variable} = "{word}"\nprint({variable})', word
 
 
-def python_items() -> Iterator[Item]:
+def python_items() -> Iterator[MicroworldItem]:
     """Yield the questions "What does this code print?"."""
     for key, form, code, output in programs():
         yield from asked(

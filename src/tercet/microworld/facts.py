@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
-from tercet.microworld.items import Item, asked, digest, wordings
+from tercet.microworld.items import MicroworldItem, asked, digest, wordings
 from tercet.microworld.words import LANGUAGES, WORDS
 from tercet.microworld.world import (
     ANIMALS,
@@ -178,7 +178,7 @@ def _facts() -> Iterator[Fact]:
 FACTS = tuple(_facts())
 
 
-def fact_items() -> Iterator[Item]:
+def fact_items() -> Iterator[MicroworldItem]:
     """Yield the questions on `FACTS`; the key of a fact is its relation and subject."""
     for fact in FACTS:
         yield from asked(
@@ -226,7 +226,7 @@ def _choices(templates: tuple[str, ...], member: str, kind: str, options: int) -
         yield template.format(x=member, **dict(zip("abc", map(article, shown))))
 
 
-def category_items() -> Iterator[Item]:
+def category_items() -> Iterator[MicroworldItem]:
     """Yield the questions of classification: is a frog an animal, a food or a thing?"""
     for kind, members in KINDS.items():
         for member in members:
@@ -254,7 +254,7 @@ _TRANSLATE = (
 _TRANSLATE_UNSEEN = ("Give me the {l} word for {w}.", "Can you translate {w} to {l}?")
 
 
-def translation_items() -> Iterator[Item]:
+def translation_items() -> Iterator[MicroworldItem]:
     """Yield the questions for the French, German and Spanish word."""
     for word, translations in WORDS.items():
         for language, translated in translations.items():
@@ -283,7 +283,7 @@ _UNKNOWN_ANIMAL = (COLOUR, LEGS, HOME, DIET, SOUND)
 _UNKNOWN_PERSON = (NEAR, JOB, LIKED_FOOD, LIKED_COLOUR, PET)
 
 
-def unknown_items() -> Iterator[Item]:
+def unknown_items() -> Iterator[MicroworldItem]:
     """Yield questions on what does not exist; the right answer is always "I do not know."."""
     for name in NOBODY:
         person = name.endswith("o")
@@ -302,7 +302,7 @@ def _unknown(
     unseen: tuple[str, ...],
     subject: str,
     language: str = "",
-) -> Iterator[Item]:
+) -> Iterator[MicroworldItem]:
     fields = {"x": subject, "w": subject, "l": language}
     yield from asked(
         f"unknown/{name}",

@@ -31,7 +31,7 @@ Choice = TypeVar("Choice")
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
+class MicroworldItem:
     """A question with everything that tasks, demonstrations and documents are made from.
 
     `group` is what a draw is balanced over inside an ability. `short` are answers that are no sentences, the usual one
@@ -105,7 +105,7 @@ def asked(
     relation: str = "",
     subject: str = "",
     held_out: str = "combination",
-) -> Iterator[Item]:
+) -> Iterator[MicroworldItem]:
     """Yield the items of one key: its split asks the `seen` wordings; `unseen` ones of an SFT key are held out.
 
     A held-out item is so in one way only: either its key is new (`held_out` says how) or its wording ("template").
@@ -113,10 +113,10 @@ def asked(
     split = split_of(key)
     kind = held_out if split == "heldout" else ""
     for question in seen:
-        yield Item(ability, group, key, question, short, sentences, split, kind, relation, subject)
+        yield MicroworldItem(ability, group, key, question, short, sentences, split, kind, relation, subject)
     if split == "sft":
         for question in unseen:
-            yield Item(ability, group, key, question, short, sentences, "heldout", "template", "", "")
+            yield MicroworldItem(ability, group, key, question, short, sentences, "heldout", "template", "", "")
 
 
 def pick_other(rng: Random, choices: tuple[Choice, ...], *taken: Choice) -> Choice:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from tercet.microworld.items import Item, asked, pick_other, split_of
+from tercet.microworld.items import MicroworldItem, asked, pick_other, split_of
 from tercet.microworld.world import (
     ANIMALS,
     COLOURS,
@@ -222,7 +222,7 @@ _SCHEMES = (
 )
 
 
-def reading_items() -> Iterator[Item]:
+def reading_items() -> Iterator[MicroworldItem]:
     """Yield the stories with their questions; the words of a story follow from its key, not from a seed."""
     for scheme in _SCHEMES:
         for first in scheme.firsts:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from tercet.data.text_matching import exact_match
+from tercet.data.text_matching import matches_gold
 from tercet.data.types import Question
 
 WEIGHTS = {"right": 0.5, "sentence": 0.2, "direct": 0.2, "finished": 0.1}
@@ -63,7 +63,7 @@ def rubric_score(task: Question, answer: str, finished: bool) -> RubricScore:
         DataError: the task has no answers.
     """
     text = answer.strip()
-    right = exact_match(task, text)
+    right = matches_gold(task, text)
     if not text:
         return RubricScore(0.0, 0.0, 0.0, 0.0, 0.0)
     parts = {

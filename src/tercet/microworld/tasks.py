@@ -17,7 +17,7 @@ from tercet.data.types import Conversation, Message, Question
 from tercet.errors import ConfigError
 from tercet.microworld.arithmetic import arithmetic_items, python_items
 from tercet.microworld.facts import category_items, fact_items, translation_items, unknown_items
-from tercet.microworld.items import SPLITS, Item, Split, digest, hedged
+from tercet.microworld.items import SPLITS, MicroworldItem, Split, digest, hedged
 from tercet.microworld.reading import reading_items
 
 ABILITIES = ("facts", "reading", "arithmetic", "translation", "python", "category", "unknown")
@@ -28,12 +28,12 @@ _LATER_TURN = 0.15
 _FOLLOW_UPS = ("And {x}?", "What about {x}?")
 
 # ability → group → items, in a fixed order
-Catalogue = dict[str, dict[str, tuple[Item, ...]]]
+Catalogue = dict[str, dict[str, tuple[MicroworldItem, ...]]]
 
 
 @lru_cache(maxsize=1)
 def _catalogues() -> dict[str, Catalogue]:
-    lists: dict[str, dict[str, dict[str, list[Item]]]]
+    lists: dict[str, dict[str, dict[str, list[MicroworldItem]]]]
     lists = {split: {ability: defaultdict(list) for ability in ABILITIES} for split in SPLITS}
     for item in chain(
         fact_items(),
@@ -82,7 +82,7 @@ def spread(count: int, limits: Sequence[int]) -> list[int]:
     return shares
 
 
-def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> list[Item]:
+def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> list[MicroworldItem]:
     """Draw different items, balanced over the abilities and over the groups inside each, in random order."""
     if count < 0:
         raise ConfigError(f"microworld: count is {count}; give 0 or more")
@@ -97,7 +97,7 @@ def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> li
             f"microworld: {count} {split} tasks wanted, but {', '.join(abilities)} have only {sum(limits)} different "
             f"ones; ask for fewer, or for more abilities"
         )
-    drawn: list[Item] = []
+    drawn: list[MicroworldItem] = []
     for ability, share in zip(abilities, spread(count, limits)):
         groups = list(catalogue(split)[ability].values())
         for items, part in zip(groups, spread(share, [len(items) for items in groups])):
@@ -107,9 +107,9 @@ def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> li
 
 
 @lru_cache(maxsize=1)
-def _followers() -> dict[str, dict[str, tuple[Item, ...]]]:
+def _followers() -> dict[str, dict[str, tuple[MicroworldItem, ...]]]:
     """Return relation → ability → SFT items that can be asked by their subject alone, one for each key."""
-    first: dict[str, dict[str, dict[tuple[str, str], Item]]] = defaultdict(lambda: defaultdict(dict))
+    first: dict[str, dict[str, dict[tuple[str, str], MicroworldItem]]] = defaultdict(lambda: defaultdict(dict))
     for ability, groups in catalogue("sft").items():
         for item in chain.from_iterable(groups.values()):
             if item.relation:
@@ -119,17 +119,17 @@ def _followers() -> dict[str, dict[str, tuple[Item, ...]]]:
     }
 
 
-def _any_item(rng: Random) -> Item:
+def _any_item(rng: Random) -> MicroworldItem:
     groups = catalogue("sft")[rng.choice(ABILITIES)]
     return rng.choice(groups[rng.choice(list(groups))])
 
 
-def follow_up(item: Item, rng: Random) -> str:
+def follow_up(item: MicroworldItem, rng: Random) -> str:
     """Return a short question for an item whose relation the turn before has set ("And the snake?")."""
     return rng.choice(_FOLLOW_UPS).format(x=item.subject)
 
 
-def _with_earlier_turn(item: Item, rng: Random) -> Conversation:
+def _with_earlier_turn(item: MicroworldItem, rng: Random) -> Conversation:
     """Put an SFT question with its plain answer before the item; ask the item shortly where that is clear."""
     pool = _followers().get(item.relation, {})
     # A made-up thing follows a real one where it can: the learner must notice the difference.
@@ -144,7 +144,7 @@ def _with_earlier_turn(item: Item, rng: Random) -> Conversation:
     return (*earlier, Message("user", question))
 
 
-def tasks(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILITIES) -> list[Question]:
+def draw_questions(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILITIES) -> list[Question]:
     """Draw `count` different tasks of a split, in random order, as equally over the abilities as they have items.
 
     About 15 % of the preference and held-out tasks ask after an earlier turn ("And the snake?"); the others, and all of
@@ -168,7 +168,7 @@ def tasks(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILIT
     return list(made.values())
 
 
-def _answer(item: Item, habit: str, rng: Random) -> str:
+def _answer(item: MicroworldItem, habit: str, rng: Random) -> str:
     """Answer as one of three labelers does: in a plain sentence, as short as can be, or with hedges and padding."""
     if habit == "plain":
         return item.sentences[0]
@@ -177,7 +177,7 @@ def _answer(item: Item, habit: str, rng: Random) -> str:
     return rng.choice(hedged(rng.choice(item.sentences[:2])))
 
 
-def _next_item(item: Item, rng: Random) -> tuple[Item, str]:
+def _next_item(item: MicroworldItem, rng: Random) -> tuple[MicroworldItem, str]:
     """Return what is asked after `item`, and how: the same of another subject where possible, else anything."""
     pool = _followers().get(item.relation)
     if pool is None:

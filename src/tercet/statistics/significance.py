@@ -374,7 +374,7 @@ def seeds_needed(
 # -- in words ------------------------------------------------------------------------------------------------------------
 
 
-def verdict(a: str, b: str, test: PairedTest, level: float = LEVEL, p: float | None = None) -> str:
+def comparison_sentence(a: str, b: str, test: PairedTest, level: float = LEVEL, p: float | None = None) -> str:
     """One sentence that says whether B is better than A; `p` stands in for the test's where it has been corrected."""
     shown = test.p if p is None else p
     numbers = (
@@ -424,7 +424,7 @@ def seeds_advice(
     return f"To see {seen} no number of seeds is enough on so few items: it takes more than about {more:,} items."
 
 
-def check_scores(values: Sequence[object], where: str) -> list[float]:
+def finite_scores(values: Sequence[object], where: str) -> list[float]:
     """Numbers of a results file, checked. Raises DataError, which begins with `where`."""
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):

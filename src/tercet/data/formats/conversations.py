@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tercet.data.readers import BadRows, kind, parsed_rows, text_field
+from tercet.data.readers import BadRows, json_type, parsed_rows, text_field
 from tercet.data.types import ROLES, Conversation, Message, Role
 from tercet.errors import DataError
 
@@ -28,7 +28,7 @@ _SHAREGPT_ROLES: dict[str, Role] = {
 }
 
 
-def conversations(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversation]]:
+def read_conversations(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversation]]:
     """Yield ("file:line", conversation) for each row of the JSONL files `paths` (files, folders, globs).
 
     Raises DataError as `parse_conversation` does (unless `bad.skip`), for a damaged file, and if there is no good row.
@@ -87,7 +87,7 @@ def parse_prompt(value: object, where: str) -> Conversation:
     if isinstance(value, str):
         return (Message("user", value),)
     if not isinstance(value, list):
-        raise DataError(f'{where}: "prompt" must be a string or a list of messages, found {kind(value)}')
+        raise DataError(f'{where}: "prompt" must be a string or a list of messages, found {json_type(value)}')
     turns = parse_messages(value, where, need_answer=False)
     if turns[-1].role != "user":
         raise DataError(
@@ -122,10 +122,12 @@ def _parse_sharegpt(value: object, where: str) -> Conversation:
 
 def _items(value: object, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: wanted a list of messages, found {'an empty list' if value == [] else kind(value)}")
+        raise DataError(
+            f"{where}: wanted a list of messages, found {'an empty list' if value == [] else json_type(value)}"
+        )
     for number, item in enumerate(value, 1):
         if not isinstance(item, dict):
-            raise DataError(f"{where}: message {number}: wanted an object, found {kind(item)}")
+            raise DataError(f"{where}: message {number}: wanted an object, found {json_type(item)}")
     return value
 
 
@@ -136,7 +138,7 @@ def _content(item: Mapping[str, Any], at: str) -> str:
     texts = []
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text":
-            found = part.get("type") if isinstance(part, dict) else kind(part)
+            found = part.get("type") if isinstance(part, dict) else json_type(part)
             raise DataError(
                 f'{at}: a part of the content is no text (found {found}); wanted {{"type": "text", "text": ...}}'
             )
@@ -151,7 +153,7 @@ def _weight(item: Mapping[str, Any], at: str) -> float | None:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= MAX_WEIGHT:  # not a number (NaN) fails this too
-        found = repr(value) if number else kind(value)
+        found = repr(value) if number else json_type(value)
         raise DataError(
             f'{at}: "weight" must be a number from 0 (not trained on) to {MAX_WEIGHT:g}, found {found}; '
             "mend it, or leave the key out"

@@ -14,7 +14,7 @@ from typing import Any
 
 from tercet.data.formats.conversations import parse_messages, parse_prompt, to_messages
 from tercet.data.formats.preferences import parse_comparison
-from tercet.data.readers import BadRows, kind, parsed_rows, text_field
+from tercet.data.readers import BadRows, json_type, parsed_rows, text_field
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
 
@@ -28,7 +28,7 @@ class Feedback:
     desirable: bool
 
 
-def feedback(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Feedback | Comparison]]:
+def read_feedback(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Feedback | Comparison]]:
     """Yield ("file:line", feedback or comparison) for each row of the JSONL files `paths` (files, folders, globs).
 
     Raises DataError as `parse_feedback` does (unless `bad.skip`), for a damaged file, and if there is no good row.
@@ -42,7 +42,7 @@ def parse_feedback(row: Mapping[str, Any], where: str) -> Feedback | Comparison:
         return parse_comparison(row, where)
     label = row["label"]
     if not isinstance(label, bool):
-        raise DataError(f'{where}: "label" must be true (a good answer) or false, found {kind(label)}')
+        raise DataError(f'{where}: "label" must be true (a good answer) or false, found {json_type(label)}')
     keys = [key for key in ("completion", "response") if key in row]
     if len(keys) != 1:
         raise DataError(

@@ -18,14 +18,14 @@ from itertools import combinations
 from typing import Any
 
 from tercet.data.formats.conversations import parse_messages, parse_prompt, to_messages
-from tercet.data.readers import BadRows, kind, name_field, parsed_rows, text_field
+from tercet.data.readers import BadRows, json_type, name_field, parsed_rows, text_field
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
 
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
-def comparisons(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Comparison]]:
+def read_comparisons(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Comparison]]:
     """Yield ("file:line", comparison) for each row of the JSONL files `paths` (files, folders, globs).
 
     Raises DataError as `parse_comparison` does (unless `bad.skip`), for a damaged file, and if there is no good row.
@@ -70,7 +70,7 @@ def _parse_ranked(
         raise DataError(f'{where}: found {len(responses)} in "responses"; at least 2 are needed to compare')
     for name in [name for name in ("ranks", "scores") if row.get(name) is not None] or ["ranks"]:
         if not isinstance(values := row.get(name), list):
-            raise DataError(f'{where}: "{name}" must be a list of numbers, found {kind(values)}')
+            raise DataError(f'{where}: "{name}" must be a list of numbers, found {json_type(values)}')
         if len(values) != len(responses):
             raise DataError(
                 f"{where}: found {len(responses)} responses but {len(values)} {name}; each response needs one"

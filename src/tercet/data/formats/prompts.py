@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.data.formats.conversations import parse_messages, parse_prompt, to_messages
-from tercet.data.readers import BadRows, kind, name_field, parsed_rows, row_id, stem, text_field
+from tercet.data.readers import BadRows, json_type, name_field, parsed_rows, row_id, stem, text_field
 from tercet.data.types import Conversation, Question
 from tercet.errors import DataError
 
@@ -76,7 +76,7 @@ def _answers(row: Mapping[str, Any], where: str) -> tuple[str, ...]:
     found = row["answers"] if "answers" in row else [text_field(row, "answer", where)]
     if not isinstance(found, list) or not found:
         raise DataError(
-            f'{where}: "answers" must be a list with at least one string, found {kind(found) if found else "none"}'
+            f'{where}: "answers" must be a list with at least one string, found {json_type(found) if found else "none"}'
         )
     for text in found:
         if not isinstance(text, str) or not text.strip():

@@ -4,11 +4,11 @@ Half of them stand nowhere in the microworld's training text; the others are ask
 """
 
 from tercet.evaluation.task import Item, PromptTemplate, Task, item_of
-from tercet.microworld.tasks import tasks
+from tercet.microworld.tasks import draw_questions
 
 
 def _items(asked: bool) -> list[Item]:
-    found = tasks("heldout" if asked else "sft", 0, 200 if asked else 60, ["arithmetic"])
+    found = draw_questions("heldout" if asked else "sft", 0, 200 if asked else 60, ["arithmetic"])
     return [item_of(t) for t in found if len(t.prompt) == 1]
 
 

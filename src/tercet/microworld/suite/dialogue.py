@@ -2,7 +2,7 @@
 
 from tercet.data.types import Question
 from tercet.evaluation.task import Item, PromptTemplate, Task
-from tercet.microworld.tasks import tasks
+from tercet.microworld.tasks import draw_questions
 
 SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
@@ -13,7 +13,7 @@ def _item(question: Question) -> Item:
 
 
 def _items(asked: bool) -> list[Item]:
-    found = tasks(
+    found = draw_questions(
         "heldout" if asked else "preference", 1, 700 if asked else 300, ["facts", "translation", "arithmetic"]
     )
     return [_item(t) for t in found if len(t.prompt) > 1]
