@@ -65,7 +65,7 @@ def test_the_best_are_desirable_and_the_worst_undesirable(ranks: tuple[int, ...]
         ({"completion": "Hello!", "label": True}, '"prompt" must be a string'),
         ({"prompt": "Hi", "completion": [], "label": True}, "no assistant turn"),
         ({"prompt": "Hi", "completion": [{"role": "user", "content": "x"}], "label": True}, "no assistant turn"),
-        ({"prompt": "Hi", "completion": "Hello!"}, "no comparison"),
+        ({"prompt": "Hi", "completion": "Hello!"}, "not a comparison"),
     ],
 )
 def test_wrong_rows_are_named(row: dict[str, Any], message: str) -> None:
@@ -75,7 +75,7 @@ def test_wrong_rows_are_named(row: dict[str, Any], message: str) -> None:
 
 def test_several_turns_are_no_completion() -> None:
     turns = [{"role": role, "content": "x"} for role in ("assistant", "user", "assistant")]
-    with pytest.raises(DataError, match="must be one message of the assistant, found 3 messages"):
+    with pytest.raises(DataError, match="must be one assistant message, found 3 messages"):
         parse_feedback({"prompt": "Hi", "completion": turns, "label": True}, "f:1")
 
 

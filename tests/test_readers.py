@@ -125,7 +125,7 @@ def test_a_cut_off_gzip_stops_the_reading_even_when_bad_rows_are_skipped(tmp_pat
     got = []
     message = _message(lambda: got.extend(row for row in rows(path, BadRows(skip=True))))
     assert f"{path}:" in message
-    assert "cut-off gzip" in message
+    assert "truncated gzip" in message
     assert int(message.removeprefix(f"{path}:").split(":")[0]) > 100
 
 
@@ -184,10 +184,10 @@ def test_a_wrong_document_is_named_or_skipped(tmp_path, row):
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.txt", b"ab\0c", "a.txt: no text (a NUL byte at 2)"),
+        ("a.txt", b"ab\0c", "a.txt: not a text file (NUL byte at position 2)"),
         ("a.txt", b"fine\ncaf\xe9", "a.txt:2: not UTF-8 (byte 0xe9)"),
         ("a.txt", "hällo".encode("utf-16"), "a.txt"),
-        ("a.txt.gz", gzip.compress(b"hello " * 99, mtime=0)[:-4], "cut-off gzip"),
+        ("a.txt.gz", gzip.compress(b"hello " * 99, mtime=0)[:-4], "truncated gzip"),
         ("a.csv", b"a,b", "unknown kind of file"),
     ],
 )

@@ -59,7 +59,7 @@ def test_one_token_may_have_two_roles(tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     assert Tokenizer.load(tmp_path).special == shared
     assert (tokenizer.pad, len(tokenizer.special_ids)) == (tokenizer.mask, 4)
-    with pytest.raises(ConfigError, match="at least 260 is needed"):
+    with pytest.raises(ConfigError, match="wanted at least 260"):
         train_tokenizer(["text"], 259, shared)
 
 

@@ -146,7 +146,7 @@ def test_a_character_is_held_back_until_it_is_whole(byte_tokenizer: Tokenizer) -
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="vocab_size is 260; at least 261"):
+    with pytest.raises(ConfigError, match="--vocab-size is 260; wanted at least 261"):
         train_tokenizer(["text"], 260)
 
 
