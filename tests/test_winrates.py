@@ -117,7 +117,10 @@ PAIRS = ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (3, 2))
 
 
 def world(seed, n=300, difficulty=0.0, length=0.0, longer=0.0):
-    """Four models on n instructions: (wins, deltas, true rates at equal length, γ). A better model may be longer where it is good."""
+    """Return (wins, deltas, true rates at equal length, γ) of four models on n prompts.
+
+    With `longer`, a better model writes longer answers to the prompts that it is good at.
+    """
     rng = np.random.default_rng(seed)
     gamma, theta, psi = rng.normal(size=n), np.array([0, 0.2, 0.4, 0.6]), difficulty * np.arange(4) / 3
     lengths = 100 + 20 * rng.normal(size=(4, n)) + np.arange(4)[:, None] * (8 + longer * gamma)
