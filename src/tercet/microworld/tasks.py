@@ -1,8 +1,9 @@
-"""Tasks with exact gold answers in three disjoint splits, and demonstrations of how to answer them.
+"""Draw questions with gold answers from three disjoint splits, and write demonstrations of how to answer them.
 
-What is held out: a *combination* (the colour of the frog is stated in the documents but never asked in training; a sum
-occurs nowhere), a *template* (a known fact asked in new words) and an *entity* (a made-up name that occurs nowhere). A
-hash of the item's key decides its split, so a seed changes only which items are drawn.
+A held-out question is new in one of three respects. A *combination*: the documents state the colour of the frog, but no
+training question asks for it; or a sum never occurs in training. A *template*: a known fact, asked in new words. An
+*entity*: a made-up name that never occurs in training. A hash of the item's key decides its split, so a seed changes
+only which items are drawn.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tercet.microworld.reading import reading_items
 ABILITIES = ("facts", "reading", "arithmetic", "translation", "python", "category", "unknown")
 SYSTEM = "You are a helpful assistant."
 
-# Share of preference and held-out tasks that come after earlier turns.
+# Share of preference and held-out questions that follow an earlier turn.
 _LATER_TURN = 0.15
 _FOLLOW_UPS = ("And {x}?", "What about {x}?")
 
@@ -44,7 +45,7 @@ def _catalogues() -> dict[str, Catalogue]:
         category_items(),
         unknown_items(),
     ):
-        # A new wording of a known item and a new item are measured equally often.
+        # Grouped by `held_out` too, so that new wordings and new items are drawn equally often.
         lists[item.split][item.ability][f"{item.group}/{item.held_out}"].append(item)
     return {
         split: {ability: {group: tuple(items) for group, items in groups.items()} for ability, groups in by.items()}
@@ -64,12 +65,12 @@ def catalogue(split: Split) -> Catalogue:
 
 
 def sizes(split: Split) -> dict[str, int]:
-    """Return how many different tasks each ability has in a split."""
+    """Return the number of different questions of each ability in a split."""
     return {ability: sum(map(len, groups.values())) for ability, groups in catalogue(split).items()}
 
 
 def spread(count: int, limits: Sequence[int]) -> list[int]:
-    """Split `count` as evenly as `limits` allow: what a full one cannot take, the others share."""
+    """Return shares that sum to `count`, as equal as the `limits` allow; at most the sum of the limits."""
     shares = [0] * len(limits)
     left = min(count, sum(limits))
     while left:
@@ -83,7 +84,7 @@ def spread(count: int, limits: Sequence[int]) -> list[int]:
 
 
 def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> list[MicroworldItem]:
-    """Draw different items, balanced over the abilities and over the groups inside each, in random order."""
+    """Return different random items in random order, balanced over the abilities and the groups of each ability."""
     if count < 0:
         raise ConfigError(f"microworld: count is {count}; give 0 or more")
     unknown = [ability for ability in abilities if ability not in ABILITIES]
@@ -94,8 +95,8 @@ def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> li
     limits = [sizes(split)[ability] for ability in abilities]
     if count > sum(limits):
         raise ConfigError(
-            f"microworld: {count} {split} tasks wanted, but {', '.join(abilities)} have only {sum(limits)} different "
-            f"ones; ask for fewer, or for more abilities"
+            f"microworld: count is {count}, but {', '.join(abilities)} have only {sum(limits)} different {split} "
+            "questions; draw fewer questions, or from more abilities"
         )
     drawn: list[MicroworldItem] = []
     for ability, share in zip(abilities, spread(count, limits)):
@@ -108,7 +109,7 @@ def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> li
 
 @lru_cache(maxsize=1)
 def _followers() -> dict[str, dict[str, tuple[MicroworldItem, ...]]]:
-    """Return relation → ability → SFT items that can be asked by their subject alone, one for each key."""
+    """Return relation → ability → SFT items that a question can name by their subject alone, one per key."""
     first: dict[str, dict[str, dict[tuple[str, str], MicroworldItem]]] = defaultdict(lambda: defaultdict(dict))
     for ability, groups in catalogue("sft").items():
         for item in chain.from_iterable(groups.values()):
@@ -125,14 +126,14 @@ def _any_item(rng: Random) -> MicroworldItem:
 
 
 def follow_up(item: MicroworldItem, rng: Random) -> str:
-    """Return a short question for an item whose relation the turn before has set ("And the snake?")."""
+    """Return a short question for an item whose relation is clear from the turn before ("And the snake?")."""
     return rng.choice(_FOLLOW_UPS).format(x=item.subject)
 
 
 def _with_earlier_turn(item: MicroworldItem, rng: Random) -> Conversation:
-    """Put an SFT question with its plain answer before the item; ask the item shortly where that is clear."""
+    """Return an SFT question, its plain answer and then the item's question, shortened where that is clear."""
     pool = _followers().get(item.relation, {})
-    # A made-up thing follows a real one where it can: the learner must notice the difference.
+    # A made-up thing follows a real one if possible: the model must notice the difference.
     known = [ability for ability in pool if ability != "unknown"] or list(pool)
     if known:
         before = rng.choice(pool[known[0]])
@@ -145,13 +146,13 @@ def _with_earlier_turn(item: MicroworldItem, rng: Random) -> Conversation:
 
 
 def draw_questions(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILITIES) -> list[Question]:
-    """Draw `count` different tasks of a split, in random order, as equally over the abilities as they have items.
+    """Return `count` different questions of a split in random order, as equal in number per ability as possible.
 
-    About 15 % of the preference and held-out tasks ask after an earlier turn ("And the snake?"); the others, and all of
-    split "sft", are one user message. No prompt occurs twice, nor in two splits under any seeds.
+    About 15 % of the preference and held-out questions follow an earlier turn ("And the snake?"); the others, and all
+    of split "sft", are a single user message. No prompt occurs twice, or in two splits under any seeds.
 
     Raises:
-        ConfigError: unknown split or ability, a negative count, or more tasks than there are (`sizes` says how many).
+        ConfigError: unknown split or ability, a negative count, or more questions than there are (see `sizes`).
     """
     rng = Random(f"microworld/tasks/{split}/{seed}")
     made: dict[Conversation, Question] = {}
@@ -159,7 +160,7 @@ def draw_questions(split: Split, seed: int, count: int, abilities: Sequence[str]
         prompt: Conversation = (Message("user", item.question),)
         if split != "sft" and rng.random() < _LATER_TURN:
             later = _with_earlier_turn(item, rng)
-            # Two wordings of one item are the same short question; the rare second one is asked in full.
+            # Two wordings of one item give the same short question; the second one, which is rare, stays long.
             prompt = prompt if later in made else later
         name = digest("\n".join(f"{message.role}: {message.content}" for message in prompt))
         made[prompt] = Question(
@@ -169,7 +170,7 @@ def draw_questions(split: Split, seed: int, count: int, abilities: Sequence[str]
 
 
 def _answer(item: MicroworldItem, habit: str, rng: Random) -> str:
-    """Answer as one of three labelers does: in a plain sentence, as short as can be, or with hedges and padding."""
+    """Return an answer in the style of one of three labelers: a plain sentence, short, or with hedges and padding."""
     if habit == "plain":
         return item.sentences[0]
     if habit == "short":
@@ -178,7 +179,7 @@ def _answer(item: MicroworldItem, habit: str, rng: Random) -> str:
 
 
 def _next_item(item: MicroworldItem, rng: Random) -> tuple[MicroworldItem, str]:
-    """Return what is asked after `item`, and how: the same of another subject where possible, else anything."""
+    """Return the next item and its question: the same relation of another subject if possible, else any item."""
     pool = _followers().get(item.relation)
     if pool is None:
         other = _any_item(rng)
@@ -191,14 +192,14 @@ def _next_item(item: MicroworldItem, rng: Random) -> tuple[MicroworldItem, str]:
 
 
 def conversations(seed: int, count: int) -> list[Conversation]:
-    """Write `count` demonstrations for instruction tuning; each starts with another task of split "sft".
+    """Return `count` demonstrations for instruction tuning; each starts with a different question of split "sft".
 
-    Three labelers with different habits write them, so that there is something left for preference learning: about 40 %
+    Three simulated labelers with different habits write them, which leaves room for preference learning: about 40 %
     have plain sentences ("The frog is green."), 30 % short answers ("green"), 30 % hedges and padding ("Well, I think
-    the frog is green."). All answers are right. A third has two or three turns; a quarter starts with a system message.
+    the frog is green."). All answers are right. A third have two or three turns; a quarter start with a system message.
 
     Raises:
-        ConfigError: a negative count, or more than there are SFT tasks.
+        ConfigError: a negative count, or more than there are SFT questions.
     """
     rng = Random(f"microworld/conversations/{seed}")
     written: list[Conversation] = []

@@ -87,8 +87,8 @@ def difficulties(wins: Reals, deltas: Reals) -> Reals:
     pairs, prompts = wins.shape
     if pairs < 3 or deltas.shape != wins.shape:
         raise ConfigError(
-            f"difficulties: found {wins.shape} judgements and {deltas.shape} differences of length; wanted equal shapes "
-            "[pairs, prompts] with three or more pairs (of three models)"
+            f"difficulties: found {wins.shape} judgements and {deltas.shape} differences of length; "
+            "wanted equal shapes [pairs, prompts] with three or more pairs (of three models)"
         )
     nodes, weights = np.polynomial.hermite_e.hermegauss(NODES)
     prior, ridge = np.log(weights / weights.sum()), np.array([RIDGE, RIDGE, 1.0])

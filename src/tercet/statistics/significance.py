@@ -67,7 +67,7 @@ def clustered(values: Values, groups: Sequence[Hashable], level: float = LEVEL, 
 
 
 def score(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> Estimate:
-    """Return the mean with a suitable interval: `clustered` with groups, Wilson's for zeros and ones, else Student's."""
+    """Return the mean with a suitable interval: `clustered` for groups, Wilson's for zeros and ones, else Student's."""
     if groups is not None:
         return clustered(values, groups)
     return proportion(int(sum(values)), len(values)) if set(values) <= {0.0, 1.0} else mean(values)
@@ -441,7 +441,7 @@ def _detect(difference: float, power: float) -> str:
 
 
 def finite_scores(values: Sequence[object], where: str) -> list[float]:
-    """Return the numbers of a results file as floats; a DataError for a value that is not finite begins with `where`."""
+    """Return the numbers of a results file as floats; raises DataError, starting with `where`, if one is not finite."""
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise DataError(f"{where}: score {number} is {value!r}; wanted a finite number")
