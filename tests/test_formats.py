@@ -1,4 +1,4 @@
-"""Conversations, comparisons, tasks and prompts: every format, every error, and round trips."""
+"""Conversations, comparisons, questions and prompts: every format, every error, and round trips."""
 
 from __future__ import annotations
 

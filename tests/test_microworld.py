@@ -1,4 +1,4 @@
-"""The microworld: gold answers are right, splits do not leak, the rubric says what it states, seeds decide everything."""
+"""The microworld: gold answers are right, splits do not leak, the rubric does what it states, seeds decide all."""
 
 import contextlib
 import hashlib
@@ -55,17 +55,17 @@ def last(task):
 
 def pairs_in(text):
     """Find every sum and difference: in signs, in words, in code, and told as a story."""
-    found = [(int(a), o, int(b)) for a, o, b in re.findall(r"(?<!\d)(\d+) ([+-]) (\d+)", text)]
-    found += [(int(a), WRITTEN[o], int(b)) for a, o, b in re.findall(r"(?<!\d)(\d+) (plus|minus) (\d+)", text)]
-    found += [(int(a), o, int(b)) for a, o, b in re.findall(r"\w = (\d+)\nprint\(\w ([+-]) (\d+)\)", text)]
-    found += [(int(a), "+", int(b)) for a, b in re.findall(r"has (\d+) \w+\. \w+ gives (\d+) ", text)]
-    found += [(int(a), "-", int(b)) for a, b in re.findall(r"has (\d+) \w+ and gives (\d+) ", text)]
-    return found
+    pairs = [(int(a), o, int(b)) for a, o, b in re.findall(r"(?<!\d)(\d+) ([+-]) (\d+)", text)]
+    pairs += [(int(a), WRITTEN[o], int(b)) for a, o, b in re.findall(r"(?<!\d)(\d+) (plus|minus) (\d+)", text)]
+    pairs += [(int(a), o, int(b)) for a, o, b in re.findall(r"\w = (\d+)\nprint\(\w ([+-]) (\d+)\)", text)]
+    pairs += [(int(a), "+", int(b)) for a, b in re.findall(r"has (\d+) \w+\. \w+ gives (\d+) ", text)]
+    pairs += [(int(a), "-", int(b)) for a, b in re.findall(r"has (\d+) \w+ and gives (\d+) ", text)]
+    return pairs
 
 
 def reserved_pairs():
-    """Return the pairs that preference and held-out tasks keep for themselves, read from the prompts."""
-    asked = chain(
+    """Return the pairs that are reserved for preference and held-out questions, read from the prompts."""
+    questions = chain(
         draw_questions("preference", 0, sizes("preference")["arithmetic"], ["arithmetic"]),
         (
             t
@@ -73,7 +73,7 @@ def reserved_pairs():
             if t.held_out == "combination"
         ),
     )
-    return {pair for task in asked for pair in pairs_in(last(task))[-1:]}
+    return {pair for task in questions for pair in pairs_in(last(task))[-1:]}
 
 
 def test_documents_keep_their_form(texts):
@@ -201,10 +201,10 @@ def test_held_out_questions_occur_nowhere_in_training(texts, demonstrations):
             if len(task.prompt) == 1:
                 reserved.add(last(task))
     assert len(reserved) > 6000
-    asked = {q for text in texts for q in re.findall(r"Q: (.*?)\nA: ", text, re.DOTALL)}
-    asked |= {message.content for talk in demonstrations for message in talk if message.role == "user"}
-    assert len(asked) > 5000
-    assert not asked & reserved
+    questions = {q for text in texts for q in re.findall(r"Q: (.*?)\nA: ", text, re.DOTALL)}
+    questions |= {message.content for talk in demonstrations for message in talk if message.role == "user"}
+    assert len(questions) > 5000
+    assert not questions & reserved
     # And not hidden inside another text either.
     everything = "\n".join(texts)
     for question in Random(0).sample(sorted(reserved), 250):

@@ -1,4 +1,4 @@
-"""Files in and out: paths, rows, documents, splits, and the errors for everything that can be wrong with a file."""
+"""Reading and writing files: paths, rows, documents, splits, and an error for each thing that can be wrong."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_expand_takes_files_folders_and_globs_in_order_and_once(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    found = expand([str(tmp_path)])
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+    files = expand([str(tmp_path)])
+    assert [path.relative_to(tmp_path).as_posix() for path in files] == [
         "a.txt",
         "sub/b.txt.gz",
         "sub/deep/c.jsonl.gz",
         "z.jsonl",
     ]
-    assert expand([str(tmp_path / "*.txt"), str(tmp_path / "sub"), str(tmp_path / "a.txt")]) == found[:3]
+    assert expand([str(tmp_path / "*.txt"), str(tmp_path / "sub"), str(tmp_path / "a.txt")]) == files[:3]
     assert expand([str(tmp_path / "z.jsonl"), str(tmp_path)])[0] == tmp_path / "z.jsonl"
     assert len(expand([str(tmp_path / "**/*.gz")])) == 2
 

@@ -1,4 +1,4 @@
-"""reasoning-gym's tasks as rows: ids, splits that share nothing, and its verifiers as a reward."""
+"""Questions of reasoning-gym as rows: ids, splits that share no question, and verifiers as rewards."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_package = pytest.mark.skipif(
 )
 
 
-# -- without the package ---------------------------------------------------------------------------------------------------
+# -- without the package -----------------------------------------------------------------------------------------------
 
 
 def test_an_id_says_how_to_make_the_task_again() -> None:
@@ -78,7 +78,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
         write_gym_questions(["gcd"], 5, 2, 0, tmp_path)
 
 
-# -- with the package ------------------------------------------------------------------------------------------------------
+# -- with the package --------------------------------------------------------------------------------------------------
 
 
 @needs_package
@@ -121,7 +121,7 @@ def test_the_command_writes_rows_whose_gold_answers_score_1(tmp_path: Path) -> N
 
 @needs_package
 def test_other_seeds_give_other_tasks() -> None:
-    """reasoning-gym itself draws task i from seed + i: its seeds 1 and 2 share 19 of 20 tasks."""
+    """reasoning-gym itself draws question i from seed + i: its seeds 1 and 2 share 19 of 20 questions."""
     import reasoning_gym
 
     first, second = (

@@ -8,7 +8,7 @@
     └── TrainingError           exit code 1: training cannot continue
         └── NonFiniteError      exit code 1: a loss or gradient is NaN or infinite
 
-Each message says where, what was found, what was wanted and how to mend it.
+Each message says where the error is, what was found, what was wanted and how to fix it.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Prompt:
         return "".join(f" {word} {output}" for word, output in self.examples) + f" {self.question}"
 
     @property
-    def shown(self) -> bool:
+    def in_context(self) -> bool:
         """Return whether the answer is among the examples."""
         return (self.question, self.answer) in self.examples
 
@@ -55,7 +55,7 @@ class Prompt:
     def ceiling(self) -> float:
         """Return the best possible accuracy, given the examples and that all words of a mapping are different."""
         seen = {word for pair in self.examples for word in pair} | {self.question}
-        return 1.0 if self.shown else 1.0 / (len(WORDS) - len(seen))
+        return 1.0 if self.in_context else 1.0 / (len(WORDS) - len(seen))
 
 
 class World:
