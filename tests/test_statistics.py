@@ -79,7 +79,7 @@ def test_paired_test_takes_the_right_test():
     assert twice.difference.n == 80
     assert twice.difference.low == pytest.approx(test.difference.low, abs=1e-12)
     assert twice.p == pytest.approx(test.p, abs=0.02)
-    with pytest.raises(ConfigError, match="as many"):
+    with pytest.raises(ConfigError, match="the same number"):
         paired_test([1.0], [1.0, 0.0])
 
 

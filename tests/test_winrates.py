@@ -197,5 +197,5 @@ def test_length_model_without_a_difference_of_lengths_is_the_rate():
     assert 0.5 < gradient_zero.value < 1.0
     ties = length_controlled([0.5] * 12, list(range(12)), [0.0] * 12)
     assert ties.low < 0.5 < ties.high
-    with pytest.raises(ConfigError, match="as many"):
+    with pytest.raises(ConfigError, match="the same number"):
         length_controlled([1.0], [1.0, 2.0], [1.0])

@@ -32,7 +32,7 @@ Choice = TypeVar("Choice")
 
 @dataclass(frozen=True, slots=True)
 class MicroworldItem:
-    """A question with everything from which questions, demonstrations and documents are made.
+    """A question with its answers, split and origin; questions, demonstrations and documents are made from it.
 
     Draws are balanced over the `group`s of an ability. `short` are answers shorter than a sentence and `sentences` are
     plain full sentences, the usual one first in both. Items of the same `relation` may follow each other in a

@@ -167,7 +167,7 @@ def _values(values: Values, name: str) -> Reals:
 def _same_length(a: Values, b: Values, name: str) -> tuple[Reals, Reals]:
     x, y = _values(a, name), _values(b, name)
     if x.size != y.size:
-        raise ConfigError(f"{name}: {x.size} and {y.size} values; wanted as many of both, one for each item")
+        raise ConfigError(f"{name}: {x.size} and {y.size} values; wanted the same number of both, one for each item")
     return x, y
 
 

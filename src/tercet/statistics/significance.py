@@ -45,7 +45,7 @@ from tercet.statistics.intervals import (
     t_quantile,
 )
 
-ENUMERATED = 16  # with at most so many nonzero differences n, all 2^n choices of signs are enumerated
+ENUMERATED = 16  # all 2^n choices of signs are enumerated if at most this number n of differences is not 0
 DRAWS = 10_000
 POWER = 0.8
 
