@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.data import documents as sources
-from tercet.data.readers import BadRows, documents, write_jsonl
+from tercet.data.readers import BadRows, read_documents, write_jsonl
 from tercet.data.types import Document
 from tercet.scaling.config import LadderConfig
 from tercet.scaling.fit import Law, best_for_flops, fit_ladder
@@ -41,7 +41,7 @@ SEEDS, TARGET_SEED = (1, 2), 4  # of the ladder and of the run that is predicted
 def own_text(given: str) -> str:
     """ "stories=stories.jsonl" as one more data set; its name."""
     name, _, path = given.partition("=")
-    DATA[name] = lambda: documents([path], BadRows())
+    DATA[name] = lambda: read_documents([path], BadRows())
     return name
 
 

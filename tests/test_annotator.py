@@ -1,4 +1,4 @@
-"""The simulated annotator: its rankings are the rubric's, and its errors as frequent as its noise says."""
+"""The simulated annotator: its rankings follow the rubric, and its errors are as frequent as its noise implies."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ ANSWERS = [
     [(0.1, (1, 2, 5, 3, 4, 6, 2)), (1e-6, (1, 2, 5, 3, 4, 6, 2)), (0.3, (1, 1, 4, 2, 3, 4, 1)), (10.0, (1,) * 7)],
 )
 def test_without_noise_the_ranking_is_the_rubrics(tie_width: float, ranks: tuple[int, ...]) -> None:
-    found = ranked(TASK, ANSWERS, 0.0, tie_width, random.Random(0))
-    assert found.ranks == ranks
-    assert found.responses == tuple(text for text, _ in ANSWERS)
-    assert (found.prompt, found.labeler) == (TASK.prompt, "simulated")
+    comparison = ranked(TASK, ANSWERS, 0.0, tie_width, random.Random(0))
+    assert comparison.ranks == ranks
+    assert comparison.responses == tuple(text for text, _ in ANSWERS)
+    assert (comparison.prompt, comparison.labeler) == (TASK.prompt, "simulated")
     for order in itertools.islice(
         itertools.permutations(range(7)), 0, 5040, 411
     ):  # the order of asking does not matter

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 import tercet
 from tercet import best_of_n
-from tercet.data.formats.conversations import conversations, to_messages
+from tercet.data.formats.conversations import read_conversations, to_messages
 from tercet.data.formats.prompts import read_questions
 from tercet.data.readers import BadRows
 from tercet.data.types import Message, Question
@@ -222,7 +222,7 @@ def test_a_run_keeps_what_its_scores_say(run: Run, folder: Path) -> None:
         assert len(set(row["answers"])) > 1, "each answer has its own random numbers"
     assert len(scores) == 10
     assert 0 < len(best) < 10, "the test must have kept and left-out prompts"
-    assert [to_messages(c) for _, c in conversations([str(run.path / "best" / "train.jsonl")], BadRows())] == best
+    assert [to_messages(c) for _, c in read_conversations([str(run.path / "best" / "train.jsonl")], BadRows())] == best
     assert run.manifest["best"] == {
         "prompts": 10,
         "answers": 6,

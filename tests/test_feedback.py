@@ -1,4 +1,4 @@
-"""Feedback files: answers with labels, comparisons among them, and messages that say what is wrong."""
+"""Feedback files: answers with labels, comparisons among them, and error messages."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tercet.data.formats.feedback import Feedback, feedback, labels, parse_feedback
+from tercet.data.formats.feedback import Feedback, labels, parse_feedback, read_feedback
 from tercet.data.readers import BadRows
 from tercet.data.types import Comparison, Message
 from tercet.errors import DataError
@@ -26,15 +26,15 @@ HI = (Message("user", "Hi"),)
     ],
 )
 def test_one_answer_with_its_label(row: dict[str, Any]) -> None:
-    found = parse_feedback(row, "f:1")
-    assert found == Feedback(HI, "Hello!", True)
-    assert labels(found) == (True,)
+    item = parse_feedback(row, "f:1")
+    assert item == Feedback(HI, "Hello!", True)
+    assert labels(item) == (True,)
     assert labels(parse_feedback({**row, "label": False}, "f:1")) == (False,)
 
 
 def test_comparisons_are_read_as_ever() -> None:
-    found = parse_feedback({"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}, "f:1")
-    assert found == Comparison(HI, ("Hello!", "What?"), (1, 2))
+    item = parse_feedback({"prompt": "Hi", "chosen": "Hello!", "rejected": "What?"}, "f:1")
+    assert item == Comparison(HI, ("Hello!", "What?"), (1, 2))
     ranked = parse_feedback({"prompt": "Hi", "responses": ["a", "b"], "ranks": [2, 1], "label": "by Anna"}, "f:1")
     assert ranked == Comparison(HI, ("a", "b"), (2, 1))
 
@@ -65,7 +65,7 @@ def test_the_best_are_desirable_and_the_worst_undesirable(ranks: tuple[int, ...]
         ({"completion": "Hello!", "label": True}, '"prompt" must be a string'),
         ({"prompt": "Hi", "completion": [], "label": True}, "no assistant turn"),
         ({"prompt": "Hi", "completion": [{"role": "user", "content": "x"}], "label": True}, "no assistant turn"),
-        ({"prompt": "Hi", "completion": "Hello!"}, "no comparison"),
+        ({"prompt": "Hi", "completion": "Hello!"}, "not a comparison"),
     ],
 )
 def test_wrong_rows_are_named(row: dict[str, Any], message: str) -> None:
@@ -75,7 +75,7 @@ def test_wrong_rows_are_named(row: dict[str, Any], message: str) -> None:
 
 def test_several_turns_are_no_completion() -> None:
     turns = [{"role": role, "content": "x"} for role in ("assistant", "user", "assistant")]
-    with pytest.raises(DataError, match="must be one message of the assistant, found 3 messages"):
+    with pytest.raises(DataError, match="must be one assistant message, found 3 messages"):
         parse_feedback({"prompt": "Hi", "completion": turns, "label": True}, "f:1")
 
 
@@ -88,9 +88,9 @@ def test_a_file_may_mix_both_and_bad_rows_are_skipped_on_request(tmp_path: Path)
     file = tmp_path / "f.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     bad = BadRows(skip=True)
-    found = list(feedback([str(file)], bad))
-    assert [where for where, _ in found] == [f"{file}:1", f"{file}:3"]
-    assert [type(item) for _, item in found] == [Feedback, Comparison]
+    items = list(read_feedback([str(file)], bad))
+    assert [where for where, _ in items] == [f"{file}:1", f"{file}:3"]
+    assert [type(item) for _, item in items] == [Feedback, Comparison]
     assert bad.count == 1
     with pytest.raises(DataError, match=r"f\.jsonl:2"):
-        list(feedback([str(file)], BadRows()))
+        list(read_feedback([str(file)], BadRows()))

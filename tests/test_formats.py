@@ -1,4 +1,4 @@
-"""Conversations, comparisons, tasks and prompts: every format, every error, and round trips."""
+"""Conversations, comparisons, questions and prompts: every format, every error, and round trips."""
 
 from __future__ import annotations
 
@@ -94,15 +94,15 @@ BAD_CONVERSATIONS = [
     ({"messages": [{"role": "user", "content": ["Hi"]}, HELLO]}, "found a string"),
     ({"messages": [HI]}, "no assistant turn"),
     ({"messages": [SYSTEM]}, "no assistant turn"),
-    ({"messages": [HELLO, HI]}, "message 1: found a turn of assistant, wanted user"),
-    ({"messages": [HI, HELLO, SYSTEM, HI, HELLO]}, "message 3: found a turn of system"),
-    ({"messages": [SYSTEM, SYSTEM, HI, HELLO]}, "message 2: found a turn of system"),
-    ({"messages": [HI, HI, HELLO]}, "message 2: found a turn of user, wanted assistant"),
-    ({"messages": [HI, HELLO, HELLO]}, "message 3: found a turn of assistant, wanted user"),
+    ({"messages": [HELLO, HI]}, "message 1: found the role assistant, wanted user"),
+    ({"messages": [HI, HELLO, SYSTEM, HI, HELLO]}, "message 3: found the role system"),
+    ({"messages": [SYSTEM, SYSTEM, HI, HELLO]}, "message 2: found the role system"),
+    ({"messages": [HI, HI, HELLO]}, "message 2: found the role user, wanted assistant"),
+    ({"messages": [HI, HELLO, HELLO]}, "message 3: found the role assistant, wanted user"),
     ({"messages": [HI, HELLO, HI]}, "the last turn is the user's"),
     (
         {"conversations": [{"from": "gpt", "value": "Hello."}, {"from": "human", "value": "Hi"}]},
-        "message 1: found a turn",
+        "message 1: found the role",
     ),
     ({"conversations": [{"from": "bing", "value": "Hi"}]}, 'unknown speaker "bing"'),
     ({"conversations": [{"from": "human", "value": 3}]}, '"value" must be a string, found a number'),
@@ -124,16 +124,16 @@ def test_conversations_mix_formats_and_skip_bad_rows(tmp_path):
         tmp_path / "a.jsonl", {"messages": [HI, HELLO]}, {"messages": [HI]}, {"prompt": "Hi", "response": "Hello."}
     )
     bad = BadRows(skip=True)
-    assert list(conversing.conversations([path], bad)) == [(f"{path}:1", PAIR), (f"{path}:3", PAIR)]
+    assert list(conversing.read_conversations([path], bad)) == [(f"{path}:1", PAIR), (f"{path}:3", PAIR)]
     assert bad.count == 1
     assert bad.messages[0].startswith(f"{path}:2: no assistant turn")
     with pytest.raises(DataError, match=r"a\.jsonl:2: "):
-        list(conversing.conversations([path], BadRows()))
+        list(conversing.read_conversations([path], BadRows()))
 
 
 def test_files_without_rows_are_an_error_that_names_them(tmp_path):
     paths = [_write(tmp_path / name) for name in ("a.jsonl", "b.jsonl")]
-    for read in (conversing.conversations, comparing.comparisons, asking.read_questions, asking.read_prompts):
+    for read in (conversing.read_conversations, comparing.read_comparisons, asking.read_questions, asking.read_prompts):
         with pytest.raises(DataError, match=r"a\.jsonl, .*b\.jsonl: empty"):
             list(read(paths, BadRows()))
 
@@ -252,7 +252,7 @@ BAD_COMPARISONS = [
     ({"prompt": "Hi", "chosen": "a", "rejected": [HELLO]}, '"rejected" must be a string, found a list'),
     ({"chosen": [HI, HELLO], "rejected": [{**HI, "content": "Ho"}, HELLO]}, "different prompts"),
     ({"chosen": [HI, HELLO], "rejected": [HI]}, "no assistant turn"),
-    ({"chosen": [HELLO], "rejected": [HELLO]}, "found a turn of assistant"),
+    ({"chosen": [HELLO], "rejected": [HELLO]}, "found the role assistant"),
     ({"prompt": "Ho", "chosen": [HI, HELLO], "rejected": [HI, HELLO]}, 'not those of "prompt"'),
     ({"chosen": "a", "rejected": "b"}, 'neither a "prompt" key nor a transcript'),
     ({"chosen": "Well\n\nHuman: Hi\n\nAssistant: a", "rejected": "b"}, 'neither a "prompt" key nor a transcript'),
@@ -261,7 +261,7 @@ BAD_COMPARISONS = [
         {"chosen": "\n\nHuman: Hi\n\nAssistant: a\n\nHuman: Ho", "rejected": "\n\nHuman: Hi\n\nAssistant: a"},
         "the last turn",
     ),
-    ({"chosen": "\n\nHuman: Hi\n\nHuman: Hi\n\nAssistant: a", "rejected": "b"}, "message 2: found a turn of user"),
+    ({"chosen": "\n\nHuman: Hi\n\nHuman: Hi\n\nAssistant: a", "rejected": "b"}, "message 2: found the role user"),
 ]
 
 
@@ -273,7 +273,7 @@ def test_each_wrong_comparison_is_named(row, words):
 def test_comparisons_read_files(tmp_path):
     path = _write(tmp_path / "a.jsonl", RANKED, {**RANKED, "ranks": [1]})
     bad = BadRows(skip=True)
-    assert list(comparing.comparisons([path], bad)) == [(f"{path}:1", Comparison(ASK, ("a", "b"), (1, 2)))]
+    assert list(comparing.read_comparisons([path], bad)) == [(f"{path}:1", Comparison(ASK, ("a", "b"), (1, 2)))]
     assert bad.count == 1
 
 

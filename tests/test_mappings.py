@@ -1,4 +1,4 @@
-"""Text of which nothing can be known by heart: the documents, their held-out side, and the questions."""
+"""Text that cannot be memorised: training and held-out documents, and the questions."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ def texts(family: Family, count: int, *, heldout: bool = False, tokens: int = 48
 
 def test_no_heldout_pair_stands_in_training() -> None:
     learnt = set().union(*(neighbours(t) for family in FAMILIES for n in SIZES for t in texts(family, 800, tokens=n)))
-    asked = {p for prompt in WORLD.prompts(300, 16) for p in (*prompt.examples, (prompt.question, prompt.answer))}
-    asked |= {pair for number in range(20) for pair in WORLD.drawn(number, 1)[0].items()}
-    texts_asked = [t.split() for t in texts("pairs", 100, heldout=True)]
-    asked |= {pair for words in texts_asked for pair in zip(words[::2], words[1::2])}
-    assert len(asked) > 50
-    assert not learnt & asked
+    heldout_pairs = {
+        p for prompt in WORLD.prompts(300, 16) for p in (*prompt.examples, (prompt.question, prompt.answer))
+    }
+    heldout_pairs |= {pair for number in range(20) for pair in WORLD.drawn(number, 1)[0].items()}
+    heldout_texts = [t.split() for t in texts("pairs", 100, heldout=True)]
+    heldout_pairs |= {pair for words in heldout_texts for pair in zip(words[::2], words[1::2])}
+    assert len(heldout_pairs) > 50
+    assert not learnt & heldout_pairs
     # ... and nearly everything else does, so that this is not because little was written
     assert len(learnt) > 0.95 * len(WORDS) * (len(WORDS) - 1 - RESERVED)
 
@@ -62,7 +64,7 @@ def test_a_copied_document_is_a_passage_and_pieces_of_it(tokens: int) -> None:
 
 
 def test_training_outputs_say_nothing_of_the_word() -> None:
-    """Each word meets each output that is not reserved for it about equally often."""
+    """Each word occurs with each of its unreserved outputs about equally often."""
     written = (t.split() for t in texts("pairs", 12_000, tokens=48))
     counts = collections.Counter(pair for words in written for pair in set(zip(words[::2], words[1::2])))
     expected = sum(counts.values()) / (len(WORDS) * (len(WORDS) - 1 - RESERVED))
@@ -81,7 +83,7 @@ def test_fewer_examples_are_the_last_of_more() -> None:
 
 @pytest.mark.parametrize("shots", [0, 1, 4, 16])
 def test_the_ceiling_is_what_a_perfect_guesser_reaches(shots: int) -> None:
-    """Look the answer up; where it is not there, take any word that does not stand there."""
+    """Return the answer from the examples; if it is not there, return any word that does not occur in them."""
     import random
 
     rng, right, prompts = random.Random(0), 0, WORLD.prompts(400, shots, heldout=False)
@@ -92,8 +94,8 @@ def test_the_ceiling_is_what_a_perfect_guesser_reaches(shots: int) -> None:
 
 
 def test_shown_is_whether_the_answer_stands_there() -> None:
-    assert Prompt((("ba", "ko"), ("di", "fu")), "di", "fu").shown
-    assert not Prompt((("ba", "fu"),), "di", "fu").shown
+    assert Prompt((("ba", "ko"), ("di", "fu")), "di", "fu").in_context
+    assert not Prompt((("ba", "fu"),), "di", "fu").in_context
     assert Prompt((("ba", "fu"), ("ba", "fu")), "di", "ko").ceiling == 1 / (len(WORDS) - 3)
 
 
@@ -113,10 +115,14 @@ def test_tasks_are_read_with_the_template_as_the_prompt_is() -> None:
         assert task.answers == (prompt.answer,)
 
 
-@pytest.mark.parametrize(("family", "tokens", "said"), [
-    ("words", 48, "family is 'words'; wanted one of pairs, copy"), ("pairs", 50, "documents of 50 tokens; wanted one of 18, 48, 98"),
-    ("copy", 0, "documents of 0 tokens"),
-])  # fmt: skip
-def test_wrong_documents_are_refused(family: Family, tokens: int, said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+@pytest.mark.parametrize(
+    ("family", "tokens", "message"),
+    [
+        ("words", 48, "family is 'words'; wanted one of pairs, copy"),
+        ("pairs", 50, "documents of 50 tokens; wanted a length of 18, 48, 98 tokens"),
+        ("copy", 0, "documents of 0 tokens"),
+    ],
+)
+def test_wrong_documents_are_refused(family: Family, tokens: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
         next(WORLD.documents(family, 1, tokens))

@@ -1,4 +1,4 @@
-"""The microworld: gold answers are right, splits do not leak, the rubric says what it states, seeds decide everything."""
+"""The microworld: gold answers are right, splits do not leak, the rubric does what it states, seeds decide all."""
 
 import contextlib
 import hashlib
@@ -16,14 +16,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tercet.data.text_matching import exact_match
+from tercet.data.text_matching import matches_gold
 from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError
 from tercet.microworld import tasks as tasks_module
 from tercet.microworld.documents import documents
 from tercet.microworld.items import split_of
 from tercet.microworld.rubric import HEDGES, RUBRIC_TEXT, WEIGHTS, rubric_score
-from tercet.microworld.tasks import ABILITIES, conversations, sizes, spread, tasks
+from tercet.microworld.tasks import ABILITIES, conversations, draw_questions, sizes, spread
 from tercet.microworld.words import LANGUAGES, WORDS
 
 SPLITS = ("sft", "preference", "heldout")
@@ -42,7 +42,7 @@ def demonstrations():
 
 @pytest.fixture(scope="module")
 def drawn():
-    return {split: tasks(split, 11, 2100) for split in SPLITS}
+    return {split: draw_questions(split, 11, 2100) for split in SPLITS}
 
 
 def user_task(*answers, prompt="?"):
@@ -55,21 +55,25 @@ def last(task):
 
 def pairs_in(text):
     """Find every sum and difference: in signs, in words, in code, and told as a story."""
-    found = [(int(a), o, int(b)) for a, o, b in re.findall(r"(?<!\d)(\d+) ([+-]) (\d+)", text)]
-    found += [(int(a), WRITTEN[o], int(b)) for a, o, b in re.findall(r"(?<!\d)(\d+) (plus|minus) (\d+)", text)]
-    found += [(int(a), o, int(b)) for a, o, b in re.findall(r"\w = (\d+)\nprint\(\w ([+-]) (\d+)\)", text)]
-    found += [(int(a), "+", int(b)) for a, b in re.findall(r"has (\d+) \w+\. \w+ gives (\d+) ", text)]
-    found += [(int(a), "-", int(b)) for a, b in re.findall(r"has (\d+) \w+ and gives (\d+) ", text)]
-    return found
+    pairs = [(int(a), o, int(b)) for a, o, b in re.findall(r"(?<!\d)(\d+) ([+-]) (\d+)", text)]
+    pairs += [(int(a), WRITTEN[o], int(b)) for a, o, b in re.findall(r"(?<!\d)(\d+) (plus|minus) (\d+)", text)]
+    pairs += [(int(a), o, int(b)) for a, o, b in re.findall(r"\w = (\d+)\nprint\(\w ([+-]) (\d+)\)", text)]
+    pairs += [(int(a), "+", int(b)) for a, b in re.findall(r"has (\d+) \w+\. \w+ gives (\d+) ", text)]
+    pairs += [(int(a), "-", int(b)) for a, b in re.findall(r"has (\d+) \w+ and gives (\d+) ", text)]
+    return pairs
 
 
 def reserved_pairs():
-    """Return the pairs that preference and held-out tasks keep for themselves, read from the prompts."""
-    asked = chain(
-        tasks("preference", 0, sizes("preference")["arithmetic"], ["arithmetic"]),
-        (t for t in tasks("heldout", 0, sizes("heldout")["arithmetic"], ["arithmetic"]) if t.held_out == "combination"),
+    """Return the pairs that are reserved for preference and held-out questions, read from the prompts."""
+    questions = chain(
+        draw_questions("preference", 0, sizes("preference")["arithmetic"], ["arithmetic"]),
+        (
+            t
+            for t in draw_questions("heldout", 0, sizes("heldout")["arithmetic"], ["arithmetic"])
+            if t.held_out == "combination"
+        ),
     )
-    return {pair for task in asked for pair in pairs_in(last(task))[-1:]}
+    return {pair for task in questions for pair in pairs_in(last(task))[-1:]}
 
 
 def test_documents_keep_their_form(texts):
@@ -152,7 +156,7 @@ def printed(code):
 
 def test_python_prints_its_gold_answer(texts):
     for split in SPLITS:
-        for task in tasks(split, 3, 300, ["python"]):
+        for task in draw_questions(split, 3, 300, ["python"]):
             code = re.search(r"\w+ = .*\nprint\(.*\)", last(task)).group()
             assert printed(code) == task.answers[0], task
     blocks = [block for text in texts for block in re.findall(r"Code:\n(.*?)\nOutput:\n(.*?)\n", text, re.DOTALL)]
@@ -163,7 +167,7 @@ def test_python_prints_its_gold_answer(texts):
 
 def test_arithmetic_has_its_gold_answer():
     for split in SPLITS:
-        made = tasks(split, 3, 500, ["arithmetic"])
+        made = draw_questions(split, 3, 500, ["arithmetic"])
         for task in made:
             a, o, b = pairs_in(last(task))[-1]
             assert task.answers[0] == str(a + b if o == "+" else a - b)
@@ -181,24 +185,26 @@ def test_reserved_pairs_occur_nowhere_in_training(texts, demonstrations):
     assert sum(a < 10 and b < 10 for a, _, b in reserved) > 20
     trained = Counter(pair for text in texts for pair in pairs_in(text))
     trained.update(pair for talk in demonstrations for message in talk for pair in pairs_in(message.content))
-    trained.update(pair for task in tasks("sft", 5, 6000) for pair in pairs_in(last(task)))
+    trained.update(pair for task in draw_questions("sft", 5, 6000) for pair in pairs_in(last(task)))
     assert sum(trained.values()) > 10_000
     assert not reserved & set(trained)
     # The same code forms are asked of reserved pairs only where they are held out.
-    assert {pair for task in tasks("preference", 5, 300, ["python"]) for pair in pairs_in(last(task))} <= reserved
+    assert {
+        pair for task in draw_questions("preference", 5, 300, ["python"]) for pair in pairs_in(last(task))
+    } <= reserved
 
 
 def test_held_out_questions_occur_nowhere_in_training(texts, demonstrations):
     reserved = set()
     for split in ("preference", "heldout"):
-        for task in tasks(split, 2, 4000):
+        for task in draw_questions(split, 2, 4000):
             if len(task.prompt) == 1:
                 reserved.add(last(task))
     assert len(reserved) > 6000
-    asked = {q for text in texts for q in re.findall(r"Q: (.*?)\nA: ", text, re.DOTALL)}
-    asked |= {message.content for talk in demonstrations for message in talk if message.role == "user"}
-    assert len(asked) > 5000
-    assert not asked & reserved
+    questions = {q for text in texts for q in re.findall(r"Q: (.*?)\nA: ", text, re.DOTALL)}
+    questions |= {message.content for talk in demonstrations for message in talk if message.role == "user"}
+    assert len(questions) > 5000
+    assert not questions & reserved
     # And not hidden inside another text either.
     everything = "\n".join(texts)
     for question in Random(0).sample(sorted(reserved), 250):
@@ -208,7 +214,7 @@ def test_held_out_questions_occur_nowhere_in_training(texts, demonstrations):
 def test_made_up_names_and_new_wordings_are_new(texts, demonstrations):
     everything = "\n".join(chain(texts, (message.content for talk in demonstrations for message in talk)))
     names = set()
-    for task in tasks("heldout", 4, 2000, ["unknown"]):
+    for task in draw_questions("heldout", 4, 2000, ["unknown"]):
         if task.held_out == "entity":
             names |= set(re.findall(r"\b(?:bl|dr|fl|gl|kr|pl|sn|tw|vr|zw)\w+", last(task).lower()))
     names -= {"black", "blue", "place", "plum"}
@@ -222,7 +228,7 @@ def test_made_up_names_and_new_wordings_are_new(texts, demonstrations):
 def test_splits_are_disjoint_under_all_seeds(drawn):
     prompts = {split: [task.prompt for task in made] for split, made in drawn.items()}
     for split in SPLITS:
-        prompts[split] += [task.prompt for task in tasks(split, 12, 2000)]
+        prompts[split] += [task.prompt for task in draw_questions(split, 12, 2000)]
     assert not set(prompts["sft"]) & set(prompts["preference"])
     assert not set(prompts["sft"]) & set(prompts["heldout"])
     assert not set(prompts["preference"]) & set(prompts["heldout"])
@@ -243,8 +249,8 @@ def test_draws_are_balanced_and_unique(drawn):
     kinds = Counter(task.held_out for task in drawn["heldout"])
     assert set(kinds) == {"combination", "template", "entity"}
     assert min(kinds.values()) > 100
-    assert len(tasks("sft", 0, 6000)) == 6000
-    assert len(tasks("preference", 0, 800)) == len(tasks("heldout", 0, 800)) == 800
+    assert len(draw_questions("sft", 0, 6000)) == 6000
+    assert len(draw_questions("preference", 0, 800)) == len(draw_questions("heldout", 0, 800)) == 800
 
 
 def test_later_turns(drawn):
@@ -260,7 +266,7 @@ def test_later_turns(drawn):
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("ability", ABILITIES)
 def test_gold_answers_are_right_and_a_plain_sentence_scores_one(split, ability):
-    made = tasks(split, 1, 60, [ability])
+    made = draw_questions(split, 1, 60, [ability])
     assert {task.ability for task in made} == {ability}
     for task in made:
         assert list(task.answers) == sorted(task.answers, key=len)
@@ -269,17 +275,17 @@ def test_gold_answers_are_right_and_a_plain_sentence_scores_one(split, ability):
         assert max(score.total for score in scores) == 1.0
         # Short answers and hedged ones are right, but leave something to learn.
         assert min(score.total for score in scores) == pytest.approx(0.8)
-        assert exact_match(task, f' "{task.answers[-1].upper()}!" ')
+        assert matches_gold(task, f' "{task.answers[-1].upper()}!" ')
         wrong = rubric_score(task, "The wug is a purple banjo.", True)
         assert (wrong.right, wrong.total) == (0.0, pytest.approx(0.5))
-        assert not exact_match(task, f"{task.answers[0]} {task.answers[0]} or not")
+        assert not matches_gold(task, f"{task.answers[0]} {task.answers[0]} or not")
 
 
 def test_answers_of_other_tasks_are_wrong(drawn):
     for ability in set(ABILITIES) - {"unknown"}:
         golds = [task for task in drawn["heldout"] if task.ability == ability]
         others = Random(0).sample(golds, len(golds))
-        right = sum(exact_match(task, other.answers[0]) for task, other in zip(golds, others)) / len(golds)
+        right = sum(matches_gold(task, other.answers[0]) for task, other in zip(golds, others)) / len(golds)
         assert right < (0.35 if ability == "category" else 0.15), (ability, right)
 
 
@@ -310,23 +316,23 @@ def test_rubric_parts():
 
 
 def test_exact_match_on_tasks_of_users():
-    assert exact_match(user_task("Paris"), " paris.\n")
-    assert exact_match(user_task("cafe\u0301"), "CAFÉ")
-    assert exact_match(user_task("in  the box"), "“In the\nbox”")
-    assert not exact_match(user_task("3"), "-3")
-    assert not exact_match(user_task("50"), "50%")
-    assert not exact_match(user_task("cafe"), "café")
-    assert exact_match(user_task("?"), "?")
-    assert not exact_match(user_task("?"), "!")
-    assert not exact_match(user_task(""), "")
+    assert matches_gold(user_task("Paris"), " paris.\n")
+    assert matches_gold(user_task("cafe\u0301"), "CAFÉ")
+    assert matches_gold(user_task("in  the box"), "“In the\nbox”")
+    assert not matches_gold(user_task("3"), "-3")
+    assert not matches_gold(user_task("50"), "50%")
+    assert not matches_gold(user_task("cafe"), "café")
+    assert matches_gold(user_task("?"), "?")
+    assert not matches_gold(user_task("?"), "!")
+    assert not matches_gold(user_task(""), "")
     with pytest.raises(DataError, match=r"mine/1.*answers"):
-        exact_match(user_task(), "x")
+        matches_gold(user_task(), "x")
     with pytest.raises(DataError, match="mine/1"):
         rubric_score(user_task(), "", True)
 
 
 def test_demonstrations_have_three_habits_and_right_answers(demonstrations):
-    gold = {last(task): task for task in tasks("sft", 0, sum(sizes("sft").values()))}
+    gold = {last(task): task for task in draw_questions("sft", 0, sum(sizes("sft").values()))}
     habits, systems, turns = Counter(), 0, Counter()
     for talk in demonstrations:
         if talk[0].role == "system":
@@ -335,7 +341,7 @@ def test_demonstrations_have_three_habits_and_right_answers(demonstrations):
             talk = talk[1:]
         assert [message.role for message in talk] == ["user", "assistant"] * (len(talk) // 2)
         turns[len(talk) // 2] += 1
-        assert exact_match(gold[talk[0].content], talk[1].content)
+        assert matches_gold(gold[talk[0].content], talk[1].content)
         score = rubric_score(gold[talk[0].content], talk[1].content, True)
         habits["hedged" if not score.direct else "plain" if score.sentence else "short"] += 1
     assert set(turns) == {1, 2, 3}
@@ -369,23 +375,23 @@ def test_follow_ups_get_right_answers(demonstrations):
 
 def test_wrong_requests_are_errors():
     with pytest.raises(ConfigError, match="no split 'test'"):
-        tasks("test", 0, 1)
+        draw_questions("test", 0, 1)
     with pytest.raises(ConfigError, match="abilities are"):
-        tasks("sft", 0, 1, ["facts", "chess"])
+        draw_questions("sft", 0, 1, ["facts", "chess"])
     with pytest.raises(ConfigError, match="abilities are"):
-        tasks("sft", 0, 1, [])
+        draw_questions("sft", 0, 1, [])
     with pytest.raises(ConfigError, match="each once"):
-        tasks("sft", 0, 1, ["facts", "facts"])
+        draw_questions("sft", 0, 1, ["facts", "facts"])
     with pytest.raises(ConfigError, match="-1"):
         documents(0, -1)
     with pytest.raises(ConfigError, match="-1"):
         conversations(0, -1)
     for ability in ("facts", "category"):
         most = sizes("preference")[ability]
-        assert len({task.prompt for task in tasks("preference", 0, most, [ability])}) == most
+        assert len({task.prompt for task in draw_questions("preference", 0, most, [ability])}) == most
         with pytest.raises(ConfigError, match=rf"only {most} different"):
-            tasks("preference", 0, most + 1, [ability])
-    assert tasks("sft", 0, 0) == conversations(0, 0) == list(documents(0, 0)) == []
+            draw_questions("preference", 0, most + 1, [ability])
+    assert draw_questions("sft", 0, 0) == conversations(0, 0) == list(documents(0, 0)) == []
 
 
 @given(st.integers(0, 200), st.lists(st.integers(0, 30), min_size=1, max_size=9))
@@ -407,7 +413,9 @@ def test_every_group_has_reserved_items():
 def fingerprint(seed):
     made = [document.text for document in documents(seed, 40)]
     made += [repr(talk) for talk in conversations(seed, 60)]
-    made += [repr(task).replace("Question(", "Task(", 1) for split in SPLITS for task in tasks(split, seed, 60)]
+    made += [
+        repr(task).replace("Question(", "Task(", 1) for split in SPLITS for task in draw_questions(split, seed, 60)
+    ]
     return hashlib.blake2b("\n".join(made).encode(), digest_size=8).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""Files in and out: paths, rows, documents, splits, and the errors for everything that can be wrong with a file."""
+"""Reading and writing files: paths, rows, documents, splits, and an error for each thing that can be wrong."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tercet.data.readers import BadRows, documents, expand, rows, stem, write_jsonl
+from tercet.data.readers import BadRows, expand, read_documents, rows, stem, write_jsonl
 from tercet.data.splits import check_overlap, drop_overlap, in_split, split
 from tercet.data.types import Document
 from tercet.errors import ConfigError, DataError
@@ -37,14 +37,14 @@ def test_expand_takes_files_folders_and_globs_in_order_and_once(tmp_path):
     for name in names:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    found = expand([str(tmp_path)])
-    assert [path.relative_to(tmp_path).as_posix() for path in found] == [
+    files = expand([str(tmp_path)])
+    assert [path.relative_to(tmp_path).as_posix() for path in files] == [
         "a.txt",
         "sub/b.txt.gz",
         "sub/deep/c.jsonl.gz",
         "z.jsonl",
     ]
-    assert expand([str(tmp_path / "*.txt"), str(tmp_path / "sub"), str(tmp_path / "a.txt")]) == found[:3]
+    assert expand([str(tmp_path / "*.txt"), str(tmp_path / "sub"), str(tmp_path / "a.txt")]) == files[:3]
     assert expand([str(tmp_path / "z.jsonl"), str(tmp_path)])[0] == tmp_path / "z.jsonl"
     assert len(expand([str(tmp_path / "**/*.gz")])) == 2
 
@@ -125,7 +125,7 @@ def test_a_cut_off_gzip_stops_the_reading_even_when_bad_rows_are_skipped(tmp_pat
     got = []
     message = _message(lambda: got.extend(row for row in rows(path, BadRows(skip=True))))
     assert f"{path}:" in message
-    assert "cut-off gzip" in message
+    assert "truncated gzip" in message
     assert int(message.removeprefix(f"{path}:").split(":")[0]) > 100
 
 
@@ -149,22 +149,22 @@ def test_documents_of_text_files_and_rows(tmp_path):
     (folder / "a.txt").write_bytes(b"\xef\xbb\xbfOne.\r\nTwo.\n")
     (folder / "b.txt.gz").write_bytes(gzip.compress("Drei: ä".encode(), mtime=0))
     _write(folder / "c.jsonl", {"text": "x"}, {"text": "y", "source": "s", "id": 7, "language": "de", "more": None})
-    assert list(documents([str(folder)], BadRows())) == [
+    assert list(read_documents([str(folder)], BadRows())) == [
         Document("One.\nTwo.\n", "a", "web/a.txt"),
         Document("Drei: ä", "b", "web/b.txt.gz"),
         Document("x", "c", "web/c.jsonl:1"),
         Document("y", "s", "7", "de"),
     ]
-    assert {document.source for document in documents([str(folder)], BadRows(), source="mine")} == {"mine"}
+    assert {document.source for document in read_documents([str(folder)], BadRows(), source="mine")} == {"mine"}
 
 
 def test_ids_do_not_depend_on_the_current_folder(tmp_path, monkeypatch):
     _write(tmp_path / "web" / "c.jsonl", {"text": "x"})
     (tmp_path / "web" / "a.txt").write_text("x")
-    far = [document.id for document in documents([str(tmp_path)], BadRows())]
+    far = [document.id for document in read_documents([str(tmp_path)], BadRows())]
     monkeypatch.chdir(tmp_path / "web")
     assert (
-        [document.id for document in documents(["a.txt", "c.jsonl"], BadRows())]
+        [document.id for document in read_documents(["a.txt", "c.jsonl"], BadRows())]
         == far
         == ["web/a.txt", "web/c.jsonl:1"]
     )
@@ -175,43 +175,43 @@ def test_ids_do_not_depend_on_the_current_folder(tmp_path, monkeypatch):
 )
 def test_a_wrong_document_is_named_or_skipped(tmp_path, row):
     path = _write(tmp_path / "a.jsonl", {"text": "good"}, row)
-    assert _message(lambda: list(documents([str(path)], BadRows()))).startswith(f"{path}:2: ")
+    assert _message(lambda: list(read_documents([str(path)], BadRows()))).startswith(f"{path}:2: ")
     bad = BadRows(skip=True)
-    assert [document.text for document in documents([str(path)], bad)] == ["good"]
+    assert [document.text for document in read_documents([str(path)], bad)] == ["good"]
     assert bad.count == 1
 
 
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("a.txt", b"ab\0c", "a.txt: no text (a NUL byte at 2)"),
+        ("a.txt", b"ab\0c", "a.txt: not a text file (NUL byte at position 2)"),
         ("a.txt", b"fine\ncaf\xe9", "a.txt:2: not UTF-8 (byte 0xe9)"),
         ("a.txt", "hällo".encode("utf-16"), "a.txt"),
-        ("a.txt.gz", gzip.compress(b"hello " * 99, mtime=0)[:-4], "cut-off gzip"),
+        ("a.txt.gz", gzip.compress(b"hello " * 99, mtime=0)[:-4], "truncated gzip"),
         ("a.csv", b"a,b", "unknown kind of file"),
     ],
 )
 def test_a_file_that_is_no_text_stops_the_reading(tmp_path, name, data, words):
     (tmp_path / name).write_bytes(data)
-    assert words in _message(lambda: list(documents([str(tmp_path / name)], BadRows(skip=True))))
+    assert words in _message(lambda: list(read_documents([str(tmp_path / name)], BadRows(skip=True))))
 
 
 def test_an_empty_text_file_is_a_bad_row(tmp_path):
     (tmp_path / "a.txt").write_text(" \n")
     (tmp_path / "b.txt").write_text("b")
-    assert "a.txt: empty" in _message(lambda: list(documents([str(tmp_path)], BadRows())))
-    assert [document.text for document in documents([str(tmp_path)], BadRows(skip=True))] == ["b"]
+    assert "a.txt: empty" in _message(lambda: list(read_documents([str(tmp_path)], BadRows())))
+    assert [document.text for document in read_documents([str(tmp_path)], BadRows(skip=True))] == ["b"]
 
 
 def test_no_documents_at_all_names_the_empty_files(tmp_path):
     for name in ("a.jsonl", "b.jsonl"):
         (tmp_path / name).write_text("\n\n")
-    message = _message(lambda: list(documents([str(tmp_path)], BadRows())))
+    message = _message(lambda: list(read_documents([str(tmp_path)], BadRows())))
     assert "a.jsonl" in message
     assert "b.jsonl" in message
     assert "no rows" in message
     _write(tmp_path / "c.jsonl", {"text": ""}, {"text": ""})
-    assert "all 2 rows are bad" in _message(lambda: list(documents([str(tmp_path)], BadRows(skip=True))))
+    assert "all 2 rows are bad" in _message(lambda: list(read_documents([str(tmp_path)], BadRows(skip=True))))
 
 
 # ---- writing

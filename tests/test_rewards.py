@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import torch
 
-from tercet.data.formats.reasoning_gym import gym_tasks
+from tercet.data.formats.reasoning_gym import gym_questions
 from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError, TercetError
 from tercet.inference import http
@@ -214,7 +214,7 @@ def test_a_verifier_names_the_prompt_that_has_no_answers(opened: Open, kind: str
 
 @pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed (the extra rlvr)")
 def test_reasoning_gym_judges_its_own_tasks(opened: Open) -> None:
-    made, _, _ = gym_tasks(["gcd"], 3, 0, 7)
+    made, _, _ = gym_questions(["gcd"], 3, 0, 7)
     rewards = opened("2*reasoning_gym")
     answers = [
         Answered("g.jsonl:1", task.prompt, text, True, (5,), task)

@@ -387,7 +387,7 @@ def test_what_repeated_text_is_worth() -> None:
 def test_the_dial_counts_the_text_that_there_is(home: Path) -> None:
     settings = base(home)
     tokenizer = Tokenizer.load(settings.tokenizer)
-    ids = sum(len(tokenizer.encode(d.text)) + 1 for d in readers.documents(settings.data, readers.BadRows()))
+    ids = sum(len(tokenizer.encode(d.text)) + 1 for d in readers.read_documents(settings.data, readers.BadRows()))
     ((share, tokens),) = budget.text_of(settings, tokenizer).sources
     assert (share, tokens) == (1.0, pytest.approx(ids, rel=0.05))
     found = budget.plan(settings, budget="1e11flops")

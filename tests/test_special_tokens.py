@@ -1,4 +1,4 @@
-"""A tokenizer that spells its special tokens otherwise: every part asks it for the role, and none knows a spelling."""
+"""A tokenizer with other spellings of special tokens: all code uses their roles, and none relies on a spelling."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_roles_have_ids_and_text_never_becomes_one(other: Tokenizer) -> None:
 
 
 def test_saved_and_loaded_it_is_the_same(other: Tokenizer, tmp_path: Path) -> None:
-    """And the library that other programs read it with passes over the roles."""
+    """The `tokenizers` library, with which other programs read the file, ignores the roles."""
     other.save(tmp_path / "tokenizer.json")
     again = Tokenizer.load(tmp_path)
     assert again.special == OTHER
@@ -59,7 +59,7 @@ def test_one_token_may_have_two_roles(tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "tokenizer.json")
     assert Tokenizer.load(tmp_path).special == shared
     assert (tokenizer.pad, len(tokenizer.special_ids)) == (tokenizer.mask, 4)
-    with pytest.raises(ConfigError, match="at least 260 is needed"):
+    with pytest.raises(ConfigError, match="wanted at least 260"):
         train_tokenizer(["text"], 259, shared)
 
 
@@ -130,7 +130,7 @@ def test_the_exported_template_spells_what_the_renderer_does(other: Tokenizer) -
 
 
 def literals(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Every string of a file that is no docstring."""
+    """Return all strings of a file except docstrings."""
     docstrings = {
         id(node.body[0].value)
         for node in ast.walk(tree)
@@ -146,11 +146,11 @@ def literals(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def test_no_spelling_of_a_special_token_stands_outside_the_tokenizer() -> None:
     source = Path(tercet.__file__).parent
     tokens = {*astuple(CHATML), *astuple(LLAMA)}
-    found = {
+    files = {
         f"{file.relative_to(source)}:{line}": text
         for file in source.rglob("*.py")
         for line, text in literals(ast.parse(file.read_text()))
         if any(token in text for token in tokens)
     }
-    assert found, "the tokenizer's own spellings are found by this search"
-    assert {name for name in found if not name.startswith(("tokenizer/", "interop/llama2c_tokenizer.py"))} == set()
+    assert files, "the tokenizer's own spellings are files by this search"
+    assert {name for name in files if not name.startswith(("tokenizer/", "interop/llama2c_tokenizer.py"))} == set()

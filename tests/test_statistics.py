@@ -18,10 +18,11 @@ from tercet.statistics.intervals import mean
 from tercet.statistics.significance import (
     Paired,
     advice,
-    check_scores,
     clustered,
     compare_seeds,
+    comparison_sentence,
     crossed,
+    finite_scores,
     holm,
     items_needed,
     macro_test,
@@ -31,7 +32,6 @@ from tercet.statistics.significance import (
     seeds_needed,
     sign_flips,
     t_power,
-    verdict,
 )
 
 
@@ -49,9 +49,9 @@ def test_mcnemar_is_the_binomial_test_by_fractions():
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=8))
 @settings(max_examples=60, deadline=None)
 def test_sign_flips_goes_through_all_signs(sums):
-    found = abs(sum(sums))
+    observed = abs(sum(sums))
     flips = [abs(sum(s * x for s, x in zip(signs, sums))) for signs in itertools.product((1, -1), repeat=len(sums))]
-    assert sign_flips(sums) == pytest.approx(np.mean([f >= found for f in flips]))
+    assert sign_flips(sums) == pytest.approx(np.mean([f >= observed for f in flips]))
 
 
 def test_random_signs_agree_with_the_binomial():
@@ -64,22 +64,22 @@ def test_random_signs_agree_with_the_binomial():
 def test_paired_test_takes_the_right_test():
     rng = np.random.default_rng(0)
     a, b = (rng.random(80) < 0.5).astype(float), (rng.random(80) < 0.6).astype(float)
-    found = paired_test(a, b)
-    assert found.test.startswith("McNemar")
-    assert (found.a_wins, found.b_wins) == (int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum()))
+    test = paired_test(a, b)
+    assert test.test.startswith("McNemar")
+    assert (test.a_wins, test.b_wins) == (int(((a == 1) & (b == 0)).sum()), int(((a == 0) & (b == 1)).sum()))
     # the bootstrap of a mean is normal at this size: its standard error by the formula
     half = 1.959964 * float((b - a).std()) / math.sqrt(80)
-    assert found.difference.value == pytest.approx(b.mean() - a.mean())
-    assert (found.difference.low, found.difference.high) == pytest.approx(
+    assert test.difference.value == pytest.approx(b.mean() - a.mean())
+    assert (test.difference.low, test.difference.high) == pytest.approx(
         (b.mean() - a.mean() - half, b.mean() - a.mean() + half), abs=0.015
     )
     assert paired_test(a + 0.5, b + 0.5).test == "randomisation test"
     twice = paired_test(np.repeat(a, 2), np.repeat(b, 2), groups=np.repeat(np.arange(80), 2).tolist())
     # the same item counted twice is one item: neither the interval nor p may shrink
     assert twice.difference.n == 80
-    assert twice.difference.low == pytest.approx(found.difference.low, abs=1e-12)
-    assert twice.p == pytest.approx(found.p, abs=0.02)
-    with pytest.raises(ConfigError, match="as many"):
+    assert twice.difference.low == pytest.approx(test.difference.low, abs=1e-12)
+    assert twice.p == pytest.approx(test.p, abs=0.02)
+    with pytest.raises(ConfigError, match="the same number"):
         paired_test([1.0], [1.0, 0.0])
 
 
@@ -103,27 +103,27 @@ def test_clustered_bootstrap_covers_and_the_plain_one_does_not():
     for trial in range(200):
         groups = np.repeat(np.arange(30), 6)
         values = np.repeat(rng.normal(size=30), 6) + 0.5 * rng.normal(size=180)
-        found = clustered(values, groups.tolist(), seed=trial)
+        estimate = clustered(values, groups.tolist(), seed=trial)
         naive = mean(values)
-        hits += found.low <= truth <= found.high
+        hits += estimate.low <= truth <= estimate.high
         plain += naive.low <= truth <= naive.high
-        assert found.n == 30
+        assert estimate.n == 30
     assert 0.88 <= hits / 200 <= 0.99
     assert plain / 200 < 0.75
 
 
 def test_clustered_with_no_spread_is_not_certain():
-    found = clustered([1.0] * 10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
-    assert found.n == 5
-    assert found.low == pytest.approx(5 / (5 + NormalDist().inv_cdf(0.975) ** 2))
+    estimate = clustered([1.0] * 10, [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
+    assert estimate.n == 5
+    assert estimate.low == pytest.approx(5 / (5 + NormalDist().inv_cdf(0.975) ** 2))
 
 
 def test_macro_test_weighs_tasks_equally():
     big, small = Paired([0.0] * 90 + [1.0] * 10, [0.0] * 90 + [1.0] * 10), Paired([0.0] * 10, [1.0] * 10)
-    found = macro_test([big, small])
-    assert (found.a, found.b) == (pytest.approx(0.05), pytest.approx(0.55))
-    assert found.difference.value == pytest.approx(0.5)
-    assert found.p == pytest.approx(2 / 2**10)
+    test = macro_test([big, small])
+    assert (test.a, test.b) == (pytest.approx(0.05), pytest.approx(0.55))
+    assert test.difference.value == pytest.approx(0.5)
+    assert test.p == pytest.approx(2 / 2**10)
     one = macro_test([Paired([0.0, 1, 0, 1, 0.0], [1.0, 1, 1, 1, 0.0])])
     assert one.p == pytest.approx(paired_test([0.5, 1, 0.5, 1, 0.5], [1.5, 1, 1.5, 1, 0.5]).p)
     with pytest.raises(ConfigError, match="no tasks"):
@@ -156,8 +156,8 @@ def draw(rng, seeds, items, seed_sd, item_sd, rest):
 @pytest.mark.parametrize(("seed_sd", "item_sd"), [(0.3, 1.0), (0.0, 1.0), (1.0, 0.1)])
 def test_crossed_covers_new_seeds_and_new_items(seed_sd, item_sd):
     rng = np.random.default_rng(4)
-    found = [crossed(draw(rng, 4, 40, seed_sd, item_sd, 0.5)) for _ in range(600)]
-    covered = np.mean([e.low <= 0 <= e.high for e in found])
+    estimates = [crossed(draw(rng, 4, 40, seed_sd, item_sd, 0.5)) for _ in range(600)]
+    covered = np.mean([e.low <= 0 <= e.high for e in estimates])
     assert 0.92 <= covered <= 0.995, covered
 
 
@@ -171,8 +171,8 @@ def test_crossed_is_the_textbook_table():
     df = int(total**2 / (ms_s**2 / 1 + ms_i**2 / 2 + rest**2 / 2))
     assert df == 2
     half = 4.302653 * math.sqrt(total / (s * i))
-    found = crossed(table)
-    assert (found.value, found.low, found.high) == pytest.approx((m, m - half, m + half), rel=1e-5)
+    estimate = crossed(table)
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((m, m - half, m + half), rel=1e-5)
     assert math.isnan(crossed([[1.0, 2.0]]).low)
     assert crossed([[1.0, 1.0], [1.0, 1.0]]).high == 1.0
     with pytest.raises(ConfigError, match="same items"):
@@ -186,8 +186,8 @@ def test_compare_seeds_covers_and_its_p_is_honest(seed_sd):
     for _ in range(500):
         items = rng.normal(0, 1.0, (1, 50))
         a, b = items + draw(rng, 3, 50, seed_sd, 0, 0.5), items + 0.2 + draw(rng, 5, 50, seed_sd, 0, 0.5)
-        found, _ = compare_seeds(a, b)
-        covered.append(found.low <= 0.2 <= found.high)
+        estimate, _ = compare_seeds(a, b)
+        covered.append(estimate.low <= 0.2 <= estimate.high)
         rejected.append(compare_seeds(a, b - 0.2)[1] < 0.05)
     assert np.mean(covered) >= 0.92
     assert np.mean(rejected) <= 0.08
@@ -197,7 +197,7 @@ def test_compare_seeds_covers_and_its_p_is_honest(seed_sd):
 
 @pytest.mark.parametrize(("difference", "seeds"), [(0.2, 394), (0.5, 64), (0.8, 26)])
 def test_seeds_needed_where_items_are_alike_is_cohens_table(difference, seeds):
-    """Cohen (1988), table 2.4.1: two means, each group with variance 1, two-sided 5 %, power 80 % (his 393 is 393.4)."""
+    """Cohen (1988), table 2.4.1: two means, variance 1 in each group, two-sided 5 %, power 80 % (his 393 is 393.4)."""
     a = np.array([[-1.0], [0.0], [1.0]]) * np.ones((1, 5))
     assert seeds_needed(a, a + 3, difference) == (seeds, 0.0)
 
@@ -211,9 +211,9 @@ def test_seeds_needed_gives_the_power_it_says(ways_differ):
         other = common + true + rng.normal(0, ways_differ, (1, items))
         return common + draw(rng, seeds, items, 0.3, 0, 0.5), other + draw(rng, seeds, items, 0.2, 0, 0.8)
 
-    found = [seeds_needed(*experiment(200), true) for _ in range(20)]
-    assert np.mean([left for _, left in found]) == pytest.approx(ways_differ**2 / items, abs=2e-4)
-    seeds = round(np.mean([n for n, _ in found]))
+    results = [seeds_needed(*experiment(200), true) for _ in range(20)]
+    assert np.mean([left for _, left in results]) == pytest.approx(ways_differ**2 / items, abs=2e-4)
+    seeds = round(np.mean([n for n, _ in results]))
     seen = np.mean([compare_seeds(*experiment(seeds))[1] < 0.05 for _ in range(500)])
     assert seen == pytest.approx(0.8, abs=0.05)
     fewer = np.mean([compare_seeds(*experiment(seeds - 3))[1] < 0.05 for _ in range(500)])
@@ -224,13 +224,16 @@ def test_no_number_of_seeds_makes_up_for_items():
     rng = np.random.default_rng(8)
     common, other = rng.normal(0, 1, (2, 1, 12))
     a, b = common + draw(rng, 4, 12, 0.1, 0, 0.1), other + draw(rng, 4, 12, 0.1, 0, 0.1)
-    found, p = compare_seeds(a, b)
+    difference, p = compare_seeds(a, b)
     assert p > 0.05
     seeds, left = seeds_needed(a, b, 0.1)
     assert seeds is None
     assert left == pytest.approx((other - common).var(ddof=1) / 12, rel=0.2)
-    more = int(re.search(r"on so few items: it takes more than about ([\d,]+) items", seeds_advice(a, b, found, 12))[1].replace(",", ""))  # fmt: skip
-    assert more == pytest.approx(((1.959964 + 0.841621) / found.value) ** 2 * 12 * left, abs=1.1)
+    sentence = seeds_advice(a, b, difference, 12)
+    more = int(
+        re.search(r"^No number of .* on so few items: more than about ([\d,]+) items", sentence)[1].replace(",", "")
+    )
+    assert more == pytest.approx(((1.959964 + 0.841621) / difference.value) ** 2 * 12 * left, abs=1.1)
     same = np.ones((2, 12))
     assert seeds_advice(same, same, compare_seeds(same, same)[0], 12).startswith(
         "Both give the same score on every item"
@@ -249,10 +252,14 @@ def test_the_power_of_no_difference_is_the_level():
 
 def test_the_sentence_says_who_is_better():
     better = paired_test([0.0] * 20, [1.0] * 20)
-    assert verdict("runs/a", "runs/b", better).startswith("runs/b is better than runs/a: 1.000 against 0.000")
-    assert verdict("b", "a", paired_test([1.0] * 20, [0.0] * 20)).startswith("a is worse than b")
-    assert verdict("a", "b", paired_test([0.0, 1.0], [1.0, 0.0])).startswith("No difference between b and a")
-    assert verdict("a", "b", better, p=0.3).startswith("No difference")
+    assert comparison_sentence("runs/a", "runs/b", better).startswith(
+        "runs/b is better than runs/a: 1.000 against 0.000"
+    )
+    assert comparison_sentence("b", "a", paired_test([1.0] * 20, [0.0] * 20)).startswith("a is worse than b")
+    assert comparison_sentence("a", "b", paired_test([0.0, 1.0], [1.0, 0.0])).startswith(
+        "No difference between b and a"
+    )
+    assert comparison_sentence("a", "b", better, p=0.3).startswith("No difference")
 
 
 def test_no_difference_on_a_few_items_is_not_certainty():
@@ -277,28 +284,28 @@ def test_no_difference_on_a_few_items_is_not_certainty():
 
 def test_rounding_is_no_difference_between_seeds():
     a = np.array([[0.1, 0.2, 0.3], [0.1, 0.2, 0.3]])
-    found, p = compare_seeds(a, a + 1e-17 + np.array([[0], [1e-16]]))
-    assert (found.value, found.low, found.high, p) == (0.0, 0.0, 0.0, 1.0)
+    difference, p = compare_seeds(a, a + 1e-17 + np.array([[0], [1e-16]]))
+    assert (difference.value, difference.low, difference.high, p) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_the_advice_counts_documents_and_not_items():
     rng = np.random.default_rng(6)
     a = (rng.random(100) < 0.5).astype(float)
     b = np.where(rng.random(100) < 0.1, 1 - a, a)
-    plain = int(re.search(r"about ([\d,]+) items", advice(paired_test(a, b)))[1].replace(",", ""))
+    plain = int(re.search(r"About ([\d,]+) items", advice(paired_test(a, b)))[1].replace(",", ""))
     d = abs((b - a).mean())
     assert plain == pytest.approx(((1.959964 + 0.841621) * (b - a).std() / (d if d >= 0.001 else 0.01)) ** 2, rel=0.1)
     # every item ten times, in one document: ten times as many items are needed
     many = paired_test(np.repeat(a, 10), np.repeat(b, 10), groups=np.repeat(np.arange(100), 10).tolist())
-    assert int(re.search(r"about ([\d,]+) items", advice(many))[1].replace(",", "")) == pytest.approx(
+    assert int(re.search(r"About ([\d,]+) items", advice(many))[1].replace(",", "")) == pytest.approx(
         10 * plain, rel=0.1
     )
-    assert advice(paired_test([1.0], [0.0])) == "Of a single item, or document, nothing can be said."
+    assert advice(paired_test([1.0], [0.0])) == "At least two items (or documents) are needed for an interval."
     assert advice(paired_test([1.0, 0.0], [1.0, 0.0])) == "Both give the same score on every item."
 
 
 def test_scores_of_a_file_are_checked():
-    assert check_scores([1, 0.5], "f.json") == [1.0, 0.5]
+    assert finite_scores([1, 0.5], "f.json") == [1.0, 0.5]
     for wrong in (True, "1", None, math.nan):
         with pytest.raises(DataError, match=r"f\.json: score 1"):
-            check_scores([0.0, wrong], "f.json")
+            finite_scores([0.0, wrong], "f.json")

@@ -1,4 +1,4 @@
-"""A contract that every registered task keeps, whoever wrote it, and the parts that tasks are made of."""
+"""Properties that every registered task must have, and the parts from which tasks are made."""
 
 from __future__ import annotations
 
@@ -21,20 +21,19 @@ CODE = {name for name in NAMES if find(name).kind == "code"}
 
 
 def answered(task: Task, item: Item, text: str) -> float:
-    """What a model that says `text` gets: of a choice, whether it names the right one."""
+    """Return the score of the answer `text`; for a choice, whether it is the right one."""
     return float(text == item.answers[0]) if task.kind == "choice" else scorer_of(task.metric)(question_of(item), text)
 
 
 def some(task: Task, items=None) -> list[Item]:
-    """All items, or a few of those that take a process each."""
+    """Return all items, or a few of a task whose items each need a process."""
     items = list(task.items if items is None else items)
     return random.Random(0).sample(items, 4) if task.name in CODE else items
 
 
 def test_there_is_a_task_of_every_kind():
-    assert {
-        "classification", "multiple_choice", "translation", "question_answering", "cloze", "generation", "code", "dialogue",
-    } <= set(NAMES)  # fmt: skip
+    assert {"classification", "multiple_choice", "translation", "question_answering", "cloze"} <= set(NAMES)
+    assert {"generation", "code", "dialogue"} <= set(NAMES)
     assert {find(n).kind for n in NAMES} == {"choice", "free", "code"}
     abilities = {find(n).ability for n in NAMES}
     assert {
@@ -129,11 +128,11 @@ def test_the_page_says_truly_what_the_microworlds_text_holds():
     held_out = {"arithmetic", "question_answering", "dialogue", "fluency", "instructions", "code", "mapping"}
     for name in NAMES:
         assert f"`{name}`" in table
-        found = sum(line.get(name, lambda i: i.input)(i) in text for i in find(name).items)
+        matches = sum(line.get(name, lambda i: i.input)(i) in text for i in find(name).items)
         if name in held_out:
-            assert found == 0, name
+            assert matches == 0, name
         elif name in line:
-            assert found > len(find(name).items) / 5, name
+            assert matches > len(find(name).items) / 5, name
     for row in table.splitlines()[2:]:
         said = [int(n) for n in re.findall(r"\d+", row.rpartition(" of ")[2])]
         named = re.findall(r"`(\w+)`", row.split("|")[1])

@@ -1,4 +1,4 @@
-"""Text to ids and back: nothing is lost, nothing becomes special."""
+"""The tokenizer: text survives a round trip, and text never becomes a special token."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_every_special_token_is_an_id_that_only_code_can_produce(tokenizer: Toke
 
 
 def test_pad_is_not_the_end(tokenizer: Tokenizer) -> None:
-    """Else a model never learns to end."""
+    """Otherwise a model would never learn to end a text."""
     assert len({tokenizer.pad, tokenizer.endoftext, tokenizer.im_end}) == 3
 
 
@@ -112,7 +112,7 @@ def reloaded(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> 
     return other
 
 
-# -- streaming ----------------------------------------------------------------------------------------------------------
+# -- streaming ---------------------------------------------------------------------------------------------------------
 
 
 def stream(tokenizer: Tokenizer, tokens: list[int]) -> list[str]:
@@ -130,7 +130,7 @@ def test_streamed_pieces_join_to_the_whole(tokenizer: Tokenizer, text: str) -> N
 @given(tokens=st.lists(st.integers(0, 299), max_size=30))
 @example([5 + 188] * 3)
 def test_streamed_pieces_join_to_the_whole_for_any_ids(tokenizer: Tokenizer, tokens: list[int]) -> None:
-    """A model may write bytes that are no UTF-8, and special tokens."""
+    """A model may generate bytes that are not valid UTF-8, and special tokens."""
     assert "".join(stream(tokenizer, tokens)) == tokenizer.decode(tokens)
 
 
@@ -142,11 +142,11 @@ def test_a_character_is_held_back_until_it_is_whole(byte_tokenizer: Tokenizer) -
     assert set(cut[-1]) == {"\ufffd"}
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- what is refused ---------------------------------------------------------------------------------------------------
 
 
 def test_a_vocabulary_without_room_for_the_bytes_is_refused() -> None:
-    with pytest.raises(ConfigError, match="vocab_size is 260; at least 261"):
+    with pytest.raises(ConfigError, match="--vocab-size is 260; wanted at least 261"):
         train_tokenizer(["text"], 260)
 
 

@@ -28,7 +28,7 @@ def test_a_judge_that_prefers_the_first_gives_ties():
 
 
 def newton(w):
-    """The same maximum by Newton's method on the log-likelihood, with the first strength fixed."""
+    """Return the same maximum by Newton's method on the log-likelihood, with the first rating fixed."""
     s = np.zeros(len(w))
     for _ in range(60):
         d = s[:, None] - s[None, :]
@@ -55,8 +55,8 @@ def test_strengths_that_are_not_finite_are_refused_or_given_a_prior():
     never = np.array([[0, 5.0], [0, 0]])
     with pytest.raises(ConfigError, match="not finite"):
         bradley_terry(never, prior=0)
-    found = bradley_terry(never)
-    assert found[0] - found[1] == pytest.approx(math.log(5.5 / 0.5))
+    ratings = bradley_terry(never)
+    assert ratings[0] - ratings[1] == pytest.approx(math.log(5.5 / 0.5))
     apart = np.array([[0, 1.0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1], [0, 0, 1, 0]])
     with pytest.raises(ConfigError, match="never met"):
         bradley_terry(apart)
@@ -74,9 +74,9 @@ def test_known_strengths_lie_in_their_intervals():
             for a, b in ((0, 1), (0, 2), (1, 2)):
                 p = 1 / (1 + math.exp(truth[b] - truth[a]))
                 games.append(Game(a, b, float(rng.random() < p), prompt))
-        found = bradley_terry_ratings(games, 3, seed=trial, draws=120)
-        covered += sum(e.low <= t <= e.high for e, t in zip(found, truth))
-        assert found[0].n == 80
+        ratings = bradley_terry_ratings(games, 3, seed=trial, draws=120)
+        covered += sum(e.low <= t <= e.high for e, t in zip(ratings, truth))
+        assert ratings[0].n == 80
     assert covered / 90 > 0.85
 
 
@@ -87,15 +87,15 @@ def test_length_bought_wins_are_taken_back():
     delta = lengths - others
     wins = (rng.random(n) < 1 / (1 + np.exp(-1.5 * np.tanh(delta / delta.std())))).astype(float)
     assert wins.mean() > 0.65
-    found = length_controlled(wins, lengths, others, draws=60)
-    assert found.value == pytest.approx(0.5, abs=0.05)
-    assert found.low < 0.5 < found.high
+    rate = length_controlled(wins, lengths, others, draws=60)
+    assert rate.value == pytest.approx(0.5, abs=0.05)
+    assert rate.low < 0.5 < rate.high
     better = (rng.random(n) < 1 / (1 + np.exp(-1.0 - 1.5 * np.tanh(delta / delta.std())))).astype(float)
     assert length_controlled(better, lengths, others, draws=20).value == pytest.approx(1 / (1 + math.exp(-1)), abs=0.03)
 
 
 def naive_rate(wins, delta, gamma, ridge=0.01):
-    """The same maximum by plain gradient ascent."""
+    """Return the same maximum by plain gradient ascent."""
     x = np.stack([np.ones_like(delta), np.tanh(delta / delta.std()), gamma], axis=1)
     c = np.zeros(3)
     for _ in range(6000):
@@ -109,15 +109,18 @@ def test_length_model_is_the_maximum_that_gradient_ascent_finds():
     gamma /= 30
     wins = (rng.random(150) < 1 / (1 + np.exp(-0.4 - np.tanh(delta / 30) - gamma))).astype(float)
     for given, used in ((None, np.zeros(150)), (gamma, gamma)):
-        found = length_controlled(wins, delta, np.zeros(150), draws=1, difficulty=given)
-        assert found.value == pytest.approx(naive_rate(wins, delta, used), abs=1e-5)
+        rate = length_controlled(wins, delta, np.zeros(150), draws=1, difficulty=given)
+        assert rate.value == pytest.approx(naive_rate(wins, delta, used), abs=1e-5)
 
 
 PAIRS = ((1, 0), (2, 0), (3, 0), (2, 1), (3, 1), (3, 2))
 
 
 def world(seed, n=300, difficulty=0.0, length=0.0, longer=0.0):
-    """Four models on n instructions: (wins, deltas, true rates at equal length, γ). A better model may be longer where it is good."""
+    """Return (wins, deltas, true rates at equal length, γ) of four models on n prompts.
+
+    With `longer`, a better model writes longer answers to the prompts that it is good at.
+    """
     rng = np.random.default_rng(seed)
     gamma, theta, psi = rng.normal(size=n), np.array([0, 0.2, 0.4, 0.6]), difficulty * np.arange(4) / 3
     lengths = 100 + 20 * rng.normal(size=(4, n)) + np.arange(4)[:, None] * (8 + longer * gamma)
@@ -137,21 +140,21 @@ def rates(wins, deltas, gamma):
 
 def test_difficulty_is_found_from_the_other_pairs():
     wins, deltas, _, gamma = world(0, difficulty=4.0)
-    found = difficulties(wins, deltas)
+    gammas = difficulties(wins, deltas)
     # the sign is free, but one for all
-    assert all(np.corrcoef(g, found[0])[0, 1] > 0.3 for g in found)
-    assert all(abs(np.corrcoef(g, gamma)[0, 1]) > 0.5 for g in found)
-    # of coins that know nothing of one another no pair is explained by its own fall
+    assert all(np.corrcoef(g, gammas[0])[0, 1] > 0.3 for g in gammas)
+    assert all(abs(np.corrcoef(g, gamma)[0, 1]) > 0.5 for g in gammas)
+    # with independent coins no pair's judgements are explained by its own γ
     coins = np.random.default_rng(1).integers(0, 2, (3, 400)).astype(float)
-    told = difficulties(coins, np.zeros((3, 400)))
-    assert all(abs(np.corrcoef(g, w)[0, 1]) < 0.15 for g, w in zip(told, coins))
+    of_coins = difficulties(coins, np.zeros((3, 400)))
+    assert all(abs(np.corrcoef(g, w)[0, 1]) < 0.15 for g, w in zip(of_coins, coins))
     for few in (1, 2):
         with pytest.raises(ConfigError, match="three or more"):
             difficulties(wins[:few], deltas[:few])
 
 
 def test_a_judge_of_length_alone_gives_one_half_with_difficulties_too():
-    found = []
+    all_rates = []
     for seed in range(4):
         rng = np.random.default_rng(seed)
         lengths = 100 + 20 * rng.normal(size=(4, 300)) + 8 * np.arange(4)[:, None]
@@ -160,12 +163,12 @@ def test_a_judge_of_length_alone_gives_one_half_with_difficulties_too():
             rng.random(deltas.shape) < 1 / (1 + np.exp(-3 * np.tanh(deltas / deltas.std(1, keepdims=True))))
         ).astype(float)
         assert wins[2].mean() > 0.65  # the longest against the shortest
-        found.append(rates(wins, deltas, difficulties(wins, deltas)))
-    assert np.mean(found) == pytest.approx(0.5, abs=0.03)
+        all_rates.append(rates(wins, deltas, difficulties(wins, deltas)))
+    assert np.mean(all_rates) == pytest.approx(0.5, abs=0.03)
 
 
 def test_difficulty_takes_back_what_length_was_blamed_for():
-    """Where a model writes more on what it is good at, the model without the third term takes its wins for bought."""
+    """Without the third term, longer answers on topics that a model knows well are penalised as if length had won."""
     with_term, without = [], []
     for seed in range(20):
         wins, deltas, truth, _ = world(seed, difficulty=4.0, longer=14.0)
@@ -186,13 +189,13 @@ def test_difficulty_takes_back_what_length_was_blamed_for():
 
 def test_length_model_without_a_difference_of_lengths_is_the_rate():
     wins = [1.0, 1.0, 0.5, 0.0, 1.0] * 40
-    found = length_controlled(wins, [5.0] * 200, [5.0] * 200, draws=50)
-    assert found.value == pytest.approx(0.7, abs=1e-3)
+    rate = length_controlled(wins, [5.0] * 200, [5.0] * 200, draws=50)
+    assert rate.value == pytest.approx(0.7, abs=1e-3)
     gradient_zero = length_controlled(
         [1.0] * 50, list(range(50)), [0.0] * 50, draws=10
     )  # separable: finite all the same
     assert 0.5 < gradient_zero.value < 1.0
     ties = length_controlled([0.5] * 12, list(range(12)), [0.0] * 12)
     assert ties.low < 0.5 < ties.high
-    with pytest.raises(ConfigError, match="as many"):
+    with pytest.raises(ConfigError, match="the same number"):
         length_controlled([1.0], [1.0, 2.0], [1.0])

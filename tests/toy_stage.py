@@ -30,7 +30,7 @@ class ToyConfig(TuneSettings):
 
 def toy(config: ToyConfig, run: Run) -> None:
     """Read the text for some steps."""
-    from tercet.data.readers import BadRows, documents
+    from tercet.data.readers import BadRows, read_documents
     from tercet.pretraining.causal import build_feed
     from tercet.tokenizer.bpe import Tokenizer
     from tercet.training.learner import Learner
@@ -40,7 +40,7 @@ def toy(config: ToyConfig, run: Run) -> None:
     from tercet.training.trainer import training_steps
 
     model = adapt(load_language_model(run.parents["model"]), config)
-    texts = {"toy": list(documents(config.data, BadRows()))}
+    texts = {"toy": list(read_documents(config.data, BadRows()))}
     length = model.config.context_length
     feed = build_feed(Tokenizer.load(run.path), texts, None, length, config.batch_size, config.seed)
     learner = Learner(model, OptimizerConfig.of(config))

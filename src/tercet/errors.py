@@ -1,14 +1,14 @@
 """Every error that tercet raises on purpose.
 
     TercetError                 exit code 1
-    ├── ConfigError             exit code 2: a setting is unknown, missing or impossible; a path is no run
-    ├── DataError               exit code 2: an input file or row is not what it must be
+    ├── ConfigError             exit code 2: a setting is unknown, missing or impossible; a path is not a run
+    ├── DataError               exit code 2: an input file or row is malformed
     ├── CheckpointError         exit code 1: a run or checkpoint is damaged, incomplete or of another shape
-    ├── ContextError            exit code 2: a text does not fit the model's context
-    └── TrainingError           exit code 1: training cannot go on
+    ├── ContextError            exit code 2: a text does not fit into the model's context window
+    └── TrainingError           exit code 1: training cannot continue
         └── NonFiniteError      exit code 1: a loss or gradient is NaN or infinite
 
-Each message says where, what was found, what was wanted and how to mend it.
+Each message says where the error is, what was found, what was wanted and how to fix it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ class TercetError(Exception):
 
 
 class ConfigError(TercetError):
-    """A setting is unknown, missing or impossible, or names a run that is none."""
+    """A setting is unknown, missing or impossible, or a path that should be a run is not one."""
 
     exit_code = 2
 
 
 class DataError(TercetError):
-    """An input file or row is not what it must be."""
+    """An input file or row is malformed."""
 
     exit_code = 2
 
 
 class CheckpointError(TercetError):
-    """A run directory is damaged, or a checkpoint is missing, damaged, or made for another model."""
+    """A run directory is damaged, or a checkpoint is missing, damaged or made for another model."""
 
 
 class ContextError(TercetError):
@@ -43,7 +43,7 @@ class ContextError(TercetError):
 
 
 class TrainingError(TercetError):
-    """Training cannot go on: for example a batch in which nothing is trained on."""
+    """Training cannot continue, for example because no token of a batch is trained on."""
 
 
 class NonFiniteError(TrainingError):

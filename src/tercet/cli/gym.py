@@ -31,9 +31,9 @@ def data_gym(
 
     Example: tercet data-gym --tasks gcd --tasks chain_sum:max_terms=2,max_digits=1 --out data/gym
     """
-    from tercet.data.formats.reasoning_gym import write_gym_tasks
+    from tercet.data.formats.reasoning_gym import write_gym_questions
 
-    counts = write_gym_tasks([t for text in tasks for t in re.split(r",(?!\w+=)", text)], size, heldout, seed, out)
+    counts = write_gym_questions([t for text in tasks for t in re.split(r",(?!\w+=)", text)], size, heldout, seed, out)
     typer.echo(
         f"{out}: {counts['train']:,} tasks to train on, {counts['heldout']:,} held out; "
         f"{counts['left_out']:,} questions that came twice were left out"

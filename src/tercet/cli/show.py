@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tercet.data.formats.conversations import conversations
+from tercet.data.formats.conversations import read_conversations
 from tercet.data.readers import BadRows
 from tercet.evaluation.scoring.score_files import scorer_label
 from tercet.reporting.lineage import command
@@ -38,7 +38,7 @@ def show_tokens(tokenizer: Tokenizer, text: str) -> None:
 
 def show_conversations(tokenizer: Tokenizer, data: Sequence[str], limit: int) -> None:
     """Conversations with the tokens that are trained on in green and in [brackets], for terminals without colour."""
-    for number, (where, conversation) in enumerate(conversations(data, BadRows())):
+    for number, (where, conversation) in enumerate(read_conversations(data, BadRows())):
         if number == limit:
             break
         rendered = render(tokenizer, conversation)

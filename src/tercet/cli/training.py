@@ -132,13 +132,13 @@ def tokenizer_train(
 
     Example: tercet tokenizer train --data books/ --vocab-size 2048 --out tokenizer.json
     """
-    from tercet.data.readers import BadRows, documents
+    from tercet.data.readers import BadRows, read_documents
     from tercet.tokenizer.bpe import train_tokenizer
 
     if out.exists():
         raise ConfigError(f"{out} exists; choose another --out")
     bad = BadRows(skip=skip_bad_rows)
-    trained = train_tokenizer((d.text for d in documents(split_list(data), bad)), vocab_size)
+    trained = train_tokenizer((d.text for d in read_documents(split_list(data), bad)), vocab_size)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         trained.save(out)

@@ -1,1 +1,1 @@
-"""Text, conversations and comparisons in: reading, checking, splitting, and the microworld generator."""
+"""Read, check and split input data: text, conversations, comparisons, feedback and questions."""

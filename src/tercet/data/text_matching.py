@@ -1,4 +1,4 @@
-"""Comparing an answer with the accepted ones: case, spaces and punctuation around a text do not matter."""
+"""Compare an answer with the gold answers; case, white space and outer punctuation do not matter."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import unicodedata
 from tercet.data.types import Question
 from tercet.errors import DataError
 
-# Signs such as - + % $ # belong to an answer ("-3"), so only these are folded away around it.
+# Signs such as - + % $ # belong to an answer ("-3"), so only these characters are removed around it.
 _OPENING = " \t\r\n\"'“”‘’«»([{¿¡"
 _CLOSING = " \t\r\n\"'“”‘’«»)]}.,;:!?…"
 
 
 def normalise(text: str) -> str:
-    """Return `text` with its case, Unicode form, runs of spaces and outer punctuation folded.
+    """Return `text` with its case, Unicode form and white space folded and its outer punctuation removed.
 
-    A text of nothing but such punctuation keeps it, so that "?" and "" stay different answers.
+    A text that consists only of such punctuation keeps it, so that "?" and "" stay different answers.
     """
     folded = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     return folded.lstrip(_OPENING).rstrip(_CLOSING) or folded
 
 
-def exact_match(task: Question, answer: str) -> bool:
-    """Return whether `answer` equals one of `task.answers`, both normalised; an empty answer never does.
+def matches_gold(question: Question, answer: str) -> bool:
+    """Return whether `answer` equals one of `question.answers`, both normalised; an empty answer never does.
 
     Raises:
-        DataError: the task has no answers.
+        DataError: the question has no gold answers.
     """
-    if not task.answers:
-        raise DataError(f"task {task.id!r}: `answers` is empty, wanted at least one gold answer; add it to the task")
+    if not question.answers:
+        raise DataError(f'question {question.id!r}: "answers" is empty; add at least one gold answer')
     given = normalise(answer)
-    return bool(given) and any(given == normalise(gold) for gold in task.answers)
+    return bool(given) and any(given == normalise(gold) for gold in question.answers)

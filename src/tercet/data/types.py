@@ -1,4 +1,4 @@
-"""The data types that every stage shares: plain frozen dataclasses, no torch."""
+"""The data types that all stages share: plain frozen dataclasses, without torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One text to learn from; `id` is stable and decides the split, `source` names the mixture component."""
+    """One text to train on; `id` is stable and decides the split, `source` names the component of the mixture."""
 
     text: str
     source: str
@@ -21,7 +21,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `weight` overrides how much training counts it."""
+    """One turn of a conversation; `weight`, if given, replaces the default loss weight of its role."""
 
     role: Role
     content: str
@@ -29,7 +29,7 @@ class Message:
 
     @property
     def loss_weight(self) -> float:
-        """How much training counts each token of the content and its end: 1 for the assistant's, 0 for what others say."""
+        """Loss weight of the content's tokens and of the end token; by default 1 for the assistant, 0 for others."""
         return (1.0 if self.role == "assistant" else 0.0) if self.weight is None else self.weight
 
 
@@ -38,9 +38,9 @@ Conversation = tuple[Message, ...]
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """K answers to one prompt, ranked. Ranks are integers, 1 is best, equal ranks are a tie.
+    """K answers to one prompt with their ranks: integers, 1 is best, equal ranks are a tie.
 
-    `scores`, where known, say how good each answer is: the higher the better, and never against the ranks.
+    `scores`, where known, say how good each answer is: higher is better, and they never contradict the ranks.
     """
 
     prompt: Conversation
@@ -53,10 +53,10 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question with its gold answers: `answers` are all texts that count as right, the shortest form first.
+    """A question with its gold answers: `answers` are all texts that count as right, the shortest first.
 
-    `ability` groups scores ("arithmetic"), `held_out` says in what way the item is unseen ("combination", "template",
-    "entity", or "" where it is not held out). `test` is Python code that fails where an answer that is code is wrong.
+    `ability` groups scores ("arithmetic"). `held_out` says in what respect the question is unseen ("combination",
+    "template" or "entity"; "" if it is not held out). `test` is Python code that fails if an answer in code is wrong.
     """
 
     prompt: Conversation
@@ -64,5 +64,5 @@ class Question:
     ability: str
     id: str
     held_out: str = ""
-    where: str = field(default="", compare=False, repr=False)  # file and line it was read from, for errors
+    where: str = field(default="", compare=False, repr=False)  # the file and line it was read from, for error messages
     test: str = field(default="", repr=False)

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from tercet.data.formats.conversations import conversations
-from tercet.data.formats.feedback import feedback, labels
-from tercet.data.formats.preferences import comparisons
+from tercet.data.formats.conversations import read_conversations
+from tercet.data.formats.feedback import labels, read_feedback
+from tercet.data.formats.preferences import read_comparisons
 from tercet.data.formats.prompts import read_prompts
-from tercet.data.readers import BadRows, documents
+from tercet.data.readers import BadRows, read_documents
 from tercet.data.types import Comparison, Conversation
 from tercet.diagnostics.findings import INF, Finding, judged, judged_kl
 from tercet.errors import ContextError
@@ -72,7 +72,7 @@ def _parent(run: Run) -> Transformer:
 
 def probe_pretrain(run: Run, model: Transformer, tokenizer: Tokenizer) -> Iterator[Finding]:
     """Whether the model knows more than to guess."""
-    texts = list(islice(documents(run.config["data"], BadRows(skip=True)), PROMPTS))
+    texts = list(islice(read_documents(run.config["data"], BadRows(skip=True)), PROMPTS))
     rows = pack_documents(tokenizer, texts, model.config.context_length)
     few = PackedSequences(rows.tokens[:PROMPTS], rows.segments[:PROMPTS], rows.weights[:PROMPTS])
     loss, guess = mean_loss(model, few, PROMPTS), math.log(tokenizer.vocab_size)
@@ -85,7 +85,7 @@ def probe_pretrain(run: Run, model: Transformer, tokenizer: Tokenizer) -> Iterat
 
 def probe_sft(run: Run, model: Transformer, tokenizer: Tokenizer) -> Iterator[Finding]:
     """What of the conversations is trained on, and what the model answers to them."""
-    found = list(islice(conversations(run.config["data"], BadRows(skip=True)), ROWS))
+    found = list(islice(read_conversations(run.config["data"], BadRows(skip=True)), ROWS))
     yield from mask(tokenizer, [c for _, c in found], model.config.context_length + 1)
     asked = [(w, c[: next(i for i, m in enumerate(c) if m.role == "assistant")]) for w, c in found]
     yield from sampling(run, model, None, tokenizer, asked)
@@ -221,7 +221,7 @@ def _kl(rollouts: Rollouts) -> Iterator[Finding]:
 def probe_dpo(run: Run, model: Transformer, tokenizer: Tokenizer) -> Iterator[Finding]:
     """How likely the chosen and the rejected answers have become, beside the model that training began from."""
     found = []
-    for _, item in islice(feedback(run.config["data"], BadRows(skip=True)), COMPARISONS):
+    for _, item in islice(read_feedback(run.config["data"], BadRows(skip=True)), COMPARISONS):
         row = item if isinstance(item, Comparison) else Comparison(item.prompt, (item.response,), (1,))
         if max(map(len, (ids := encode_comparison(tokenizer, row)).texts)) <= model.config.context_length:
             found.append((ids, labels(item)))
@@ -247,7 +247,7 @@ def _logprobs(model: Transformer, rows: Sequence[Ranked]) -> list[torch.Tensor]:
 
 def probe_reward(run: Run, model: ValueHeadModel, tokenizer: Tokenizer) -> Iterator[Finding]:
     """The scale of the scores, where demonstrations lie, and whether filling or packing changes a score."""
-    rows = islice(comparisons(run.config["heldout"] or run.config["data"], BadRows(skip=True)), COMPARISONS)
+    rows = islice(read_comparisons(run.config["heldout"] or run.config["data"], BadRows(skip=True)), COMPARISONS)
     found = [encode_comparison(tokenizer, c) for _, c in rows]
     found = [p for p in found if max(map(len, p.texts)) <= model.config.context_length]
     grouped = torch.tensor([s for scores in score_ranked(model, found) for s in scores])
@@ -271,7 +271,9 @@ def probe_reward(run: Run, model: ValueHeadModel, tokenizer: Tokenizer) -> Itera
         "spread of the scores", spread, "about 1", advice, look=(0.3, 3) if done else (0, INF), wrong=(1e-3, 100)
     )
     if run.config["demonstrations"]:
-        told = [c for _, c in islice(conversations(run.config["demonstrations"], BadRows(skip=True)), DEMONSTRATIONS)]
+        told = [
+            c for _, c in islice(read_conversations(run.config["demonstrations"], BadRows(skip=True)), DEMONSTRATIONS)
+        ]
         some = [told[permuted(i, len(told), (run.config["seed"], 3))] for i in range(min(len(told), 2 * COMPARISONS))]
         shown = [
             encode_answer(tokenizer, c[:i], m.content) for c in some for i, m in enumerate(c) if m.role == "assistant"

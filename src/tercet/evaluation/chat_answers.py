@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tercet.data.text_matching import exact_match
+from tercet.data.text_matching import matches_gold
 from tercet.data.types import Question
 from tercet.evaluation.scoring.scorers import Answer
 from tercet.inference.chat import answer_all
@@ -32,5 +32,5 @@ def ask_all(
 
 def score_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> AnswerScores:
     """Exact match and share of finished answers, each with its 95 % interval."""
-    hits = sum(exact_match(task, text) for task, (text, _) in zip(questions, answers))
+    hits = sum(matches_gold(task, text) for task, (text, _) in zip(questions, answers))
     return AnswerScores(proportion(hits, len(questions)), proportion(sum(f for _, f in answers), len(answers)))

@@ -20,13 +20,13 @@ from tercet.evaluation.scoring.scorers import canonical
 from tercet.statistics.significance import (
     Paired,
     advice,
-    check_scores,
     compare_seeds,
+    comparison_sentence,
+    finite_scores,
     holm,
     macro_test,
     paired_test,
     seeds_advice,
-    verdict,
 )
 
 LOWER_IS_BETTER = ("bits_per_byte",)
@@ -50,13 +50,13 @@ def measures(row: Mapping[str, Any], where: str) -> dict[str, Measured]:
     row, out = current(row), {}
     for name, task in (row.get("suite") or {}).get("tasks", {}).items():
         metric = task["metric"]
-        scores = check_scores(task["each"][metric], f"{where}: {name}")
+        scores = finite_scores(task["each"][metric], f"{where}: {name}")
         sign = -1 if metric in LOWER_IS_BETTER else 1
         way = f"{canonical(metric)}, version {task.get('version')}, {task.get('shots')} shots"
         ids, groups = tuple(map(str, task["ids"])), task.get("groups")
         out[name] = Measured(ids, [sign * s for s in scores], groups, f"suite/{name}", way)
     for name, scores in (row.get("each") or {}).items():
-        out[name] = Measured(tuple(map(str, row["ids"])), check_scores(scores, f"{where}: {name}"), None, "tasks")
+        out[name] = Measured(tuple(map(str, row["ids"])), finite_scores(scores, f"{where}: {name}"), None, "tasks")
     for name, m in out.items():
         sizes = {len(m.ids), len(m.scores), len(m.scores if m.groups is None else m.groups)}
         if sizes != {len(m.ids)} or not m.ids:
@@ -112,7 +112,7 @@ def compare(a: str, b: str, files: Sequence[str]) -> dict[str, Any]:
     scope = "" if len(common) == 1 else _scope(len(common), len(ours))
     one = " One run of each was measured: another seed of the same training may differ."
     return {
-        "sentence": verdict(a, b, overall) + scope + more + one,
+        "sentence": comparison_sentence(a, b, overall) + scope + more + one,
         "overall": overall.to_json(),
         "measures": {m: {**t.to_json(), "p_holm": corrected[m]} for m, t in tests.items()},
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tercet.data.formats.prompts import read_questions
-from tercet.data.readers import BadRows, documents
+from tercet.data.readers import BadRows, read_documents
 from tercet.data.types import Document, Question
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, limit_bytes
@@ -118,7 +118,7 @@ def _against(reference: _Judged, lm: LanguageModel, ours: _Judged, reference_lm:
 
 def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Question], int]:
     bad = BadRows(skip=config.skip_bad_rows)
-    text = limit_bytes(list(documents(config.text, bad)), config.heldout_bytes) if config.text else []
+    text = limit_bytes(list(read_documents(config.text, bad)), config.heldout_bytes) if config.text else []
     questions = [t for _, t in read_questions(config.questions, bad)] if config.questions else []
     if not text and not questions and not config.suite:
         raise ConfigError("nothing to measure: name held-out --text, --questions with gold answers, or a --suite")
@@ -142,7 +142,7 @@ def _overlaps(config: EvalConfig, suite: Sequence[Task], questions: Sequence[Que
             f"--text {source}": dict(zip(_numbers(group), [d.text for d in group]))
             for source, group in by_source(text).items()
         }
-    return contamination(sets, (d.text for d in documents(config.training_text, bad)))
+    return contamination(sets, (d.text for d in read_documents(config.training_text, bad)))
 
 
 def evaluate(

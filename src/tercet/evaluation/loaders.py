@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tercet.data.readers import BadRows, expand, kind, parsed, parsed_rows, row_id, rows
+from tercet.data.readers import BadRows, expand, json_type, parsed, parsed_rows, row_id, rows
 from tercet.data.splits import in_split
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.task import KINDS, Item, PromptTemplate, Task, built_in, find, registered
@@ -133,7 +133,7 @@ def task_of_file(path: Path, bad: BadRows) -> Task:
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{path}: wanted an object that describes a task, found {kind(found)}")
+        raise ConfigError(f"{path}: wanted an object that describes a task, found {json_type(found)}")
     told = from_json(TaskFile, found, str(path))
     if bool(told.data) == bool(told.hf):
         raise ConfigError(f'{path}: wanted either "data" (JSONL files) or "hf" (a data set), found both or neither')
@@ -202,7 +202,7 @@ def _item(told: TaskFile, row: Mapping[str, Any], where: str) -> Item:
             return [text(pattern) for pattern in patterns]
         found = _filled(patterns, row, where)
         if not isinstance(found, (list, tuple)) or not all(isinstance(c, str) for c in found):
-            raise DataError(f"{where}: {key} must be a list of strings, found {kind(found)}")
+            raise DataError(f"{where}: {key} must be a list of strings, found {json_type(found)}")
         return list(found)
 
     choices, labels = listed("choices", told.choices), listed("choice_labels", told.choice_labels)
@@ -259,7 +259,7 @@ def _value(name: str, row: Mapping[str, Any], where: str) -> Any:
             return found[int(part)]
         if isinstance(found, Mapping) and part in found:
             return found[part]
-        has = f"{len(found)} entries" if isinstance(found, list) else ", ".join(found) if isinstance(found, Mapping) else kind(found)  # fmt: skip
+        has = f"{len(found)} entries" if isinstance(found, list) else ", ".join(found) if isinstance(found, Mapping) else json_type(found)  # fmt: skip
         raise DataError(f'{where}: no field "{name}"; {"the row" if found is row else f"before {part!r} it"} has {has}')
 
     return functools.reduce(inside, name.split("."), row)

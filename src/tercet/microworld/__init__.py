@@ -1,1 +1,1 @@
-"""A small, consistent, seeded world: pretraining text, tasks with exact gold answers, demonstrations and a rubric."""
+"""The microworld: a small, consistent world that generates texts, questions with gold answers and demonstrations."""

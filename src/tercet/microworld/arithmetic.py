@@ -1,4 +1,4 @@
-"""Sums and differences, and two lines of Python with the value that they print."""
+"""Questions about sums and differences, and about the output of two lines of Python."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from itertools import permutations
 from typing import Literal
 
-from tercet.microworld.items import Item, Split, asked, digest, split_of, wordings
+from tercet.microworld.items import MicroworldItem, Split, digest, items_for, split_of, wordings
 from tercet.microworld.words import WORDS
 from tercet.microworld.world import number_forms
 
 Operator = Literal["+", "-"]
 OPERATORS: tuple[Operator, ...] = ("+", "-")
-# Operands and results go from 0 to this number, so none has more than two digits and none is negative.
+# Operands and results lie between 0 and this number: at most two digits, none negative.
 LARGEST = 99
 
 _SEEN = ("What is {e}?", "How much is {e}?", "Calculate {e}.", "What is {w}?")
@@ -29,14 +29,14 @@ _LARGEST_IN_CODE = 20
 
 
 def pair_key(operator: Operator, first: int, second: int) -> str:
-    """Return the key of a pair: 3 + 4 and 4 + 3 are one pair, so that no half of a reserved one is ever trained on."""
+    """Return the key of a pair; 3 + 4 and 4 + 3 share it, so that neither is trained on if the other is reserved."""
     if operator == "+":
         first, second = sorted((first, second))
     return f"arithmetic/{first} {operator} {second}"
 
 
 def pair_split(operator: Operator, first: int, second: int) -> Split:
-    """Return the split of a pair; what is not "sft" occurs in no pretraining document and no demonstration."""
+    """Return the split of a pair; only pairs of "sft" occur in pretraining documents and demonstrations."""
     return split_of(pair_key(operator, first, second))
 
 
@@ -58,8 +58,8 @@ def pairs(largest: int) -> Iterator[tuple[Operator, int, int]]:
                 yield operator, first, second
 
 
-def arithmetic_items() -> Iterator[Item]:
-    """Yield the questions "What is 3 + 4?": one-digit pairs in all wordings, each longer pair in one of them."""
+def arithmetic_items() -> Iterator[MicroworldItem]:
+    """Yield questions like "What is 3 + 4?": one-digit pairs in all wordings, each longer pair in one of them."""
     for operator, first, second in pairs(LARGEST):
         key = pair_key(operator, first, second)
         result = value(operator, first, second)
@@ -69,7 +69,7 @@ def arithmetic_items() -> Iterator[Item]:
         pick = digest(expression)
         seen, unseen = (_SEEN, _UNSEEN) if small else (_SEEN[pick % 4 :][:1], _UNSEEN[pick % 2 :][:1])
         openings = wordings(seen, e=expression, w=worded)
-        yield from asked(
+        yield from items_for(
             key,
             "arithmetic",
             f"{operator} {'one digit' if small else 'two digits'}",
@@ -89,7 +89,7 @@ def arithmetic_items() -> Iterator[Item]:
 
 
 def programs() -> Iterator[tuple[str, str, str, str]]:
-    """Yield (key, form, code, output) of every program; sums and differences share their key with arithmetic."""
+    """Yield (key, form, code, output) of every program; sums and differences share their keys with arithmetic."""
     for operator, first, second in pairs(_LARGEST_IN_CODE):
         variable = "xyna"[digest(f"{operator}{first},{second}") % 4]
         code = f"{variable} = {first}\nprint({variable} {operator} {second})"
@@ -103,10 +103,10 @@ def programs() -> Iterator[tuple[str, str, str, str]]:
             yield f"python/echo/{word}", "echo", f'{variable} = "{word}"\nprint({variable})', word
 
 
-def python_items() -> Iterator[Item]:
-    """Yield the questions "What does this code print?"."""
+def python_items() -> Iterator[MicroworldItem]:
+    """Yield questions like "What does this code print?"."""
     for key, form, code, output in programs():
-        yield from asked(
+        yield from items_for(
             key,
             "python",
             form,

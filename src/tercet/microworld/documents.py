@@ -1,7 +1,8 @@
-"""Pretraining text of the microworld: stories, fact sheets, questions with answers, sums, word lists and code.
+"""Generate pretraining text of the microworld: stories, facts, questions with answers, sums, word lists and code.
 
-The documents state every fact and every translation, but ask only questions of the SFT split in its wordings, and use
-only sums and differences of that split: what `tasks` holds out can be known from them, but not copied.
+The documents state every fact and every translation. They contain only questions of the SFT split, in its wordings, and
+only sums and differences of that split. So the held-out questions of `tasks` can be answered from the documents, but
+the answers cannot be copied from them.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ SHORTEST, LONGEST = 150, 900
 
 
 def _subjects() -> dict[str, list[Fact]]:
-    """Group the facts by what they are about; which animal says "moo" is told with all that the cow does."""
+    """Group the facts by subject; which animal says "moo" is among the facts about the cow."""
     subjects: dict[str, list[Fact]] = {}
     for fact in FACTS:
         if fact.group != "sound":
@@ -49,10 +50,10 @@ _KIND_OF = dict(_MEMBERS)
 
 
 def _filled(rng: Random, head: str, part: Callable[[], str], separator: str, least: int = 200) -> str:
-    """Add parts to `head` until a random length is reached; the last one may not pass the longest."""
+    """Add parts to `head` until a random length is reached, but never beyond `LONGEST` characters."""
     text = head + part()
-    wanted = rng.randint(least, LONGEST - 200)
-    while len(text) < wanted:
+    length = rng.randint(least, LONGEST - 200)
+    while len(text) < length:
         more = separator + part()
         if len(text) + len(more) > LONGEST:
             break
@@ -65,7 +66,7 @@ def _story(rng: Random) -> str:
 
 
 def _fact_paragraph(rng: Random) -> str:
-    """State all facts on one subject, each in one of its wordings, now and then with the pronoun."""
+    """State all facts about one subject, each in one of its wordings, sometimes with the pronoun."""
     name = rng.choice(_SUBJECT_NAMES)
     facts = list(_SUBJECTS[name])
     rng.shuffle(facts)
@@ -86,7 +87,7 @@ def _kinds(rng: Random) -> str:
 
 
 def _questions(rng: Random) -> str:
-    """Ask questions of the SFT split; one sheet answers in sentences, another in short."""
+    """Write questions of the SFT split, with answers that are all sentences or all short."""
     in_sentences = rng.random() < 0.6
     pools = catalogue("sft")
 
@@ -149,7 +150,7 @@ def _programs(rng: Random) -> str:
     return _filled(rng, "", part, "")
 
 
-# Kind of document and its share in percent.
+# Function that writes a kind of document, and the share of that kind in percent.
 _MIXTURE: tuple[tuple[Callable[[Random], str], int], ...] = (
     (_story, 26),
     (_facts, 16),
@@ -164,13 +165,13 @@ _DECK = tuple(chain.from_iterable([writer] * share for writer, share in _MIXTURE
 
 
 def documents(seed: int, count: int) -> Iterator[Document]:
-    """Return `count` documents of 150 to 900 characters; document i depends on the seed and i only.
+    """Yield `count` documents of 150 to 900 characters; document i depends only on the seed and i.
 
     Raises:
         ConfigError: `count` is negative.
     """
     if count < 0:
-        raise ConfigError(f"microworld: {count} documents wanted; give 0 or more")
+        raise ConfigError(f"microworld: count is {count}; wanted 0 or more documents")
     return (_document(f"microworld/{seed}/{i}") for i in range(count))
 
 

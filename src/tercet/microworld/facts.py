@@ -1,4 +1,4 @@
-"""Closed-book questions: facts of the world, categories, word translation, and questions that nobody can answer."""
+"""Closed-book questions: facts of the world, categories, translations of words, and unanswerable questions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
 
-from tercet.microworld.items import Item, asked, digest, wordings
+from tercet.microworld.items import MicroworldItem, digest, items_for, wordings
 from tercet.microworld.words import LANGUAGES, WORDS
 from tercet.microworld.world import (
     ANIMALS,
@@ -26,9 +26,9 @@ from tercet.microworld.world import (
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """A kind of fact. In the templates {x} is the subject, {v} the value, {n} the bare value, {s} the pronoun.
+    """A kind of fact. In the templates {x} is the subject, {v} the value, {n} the bare value and {s} the pronoun.
 
-    `seen` and `unseen` are ways to ask for it; `states` are sentences that say it, the usual one first.
+    `seen` and `unseen` are question templates; `states` are templates of sentences that state it, the usual one first.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A `subject` ("the frog"), its `relation` and the value: `forms` are its short forms, the one used in sentences first."""
+    """A `subject` ("the frog"), its `relation` and the value in its short `forms`, the one used in sentences first."""
 
     group: str
     relation: Relation
@@ -178,10 +178,10 @@ def _facts() -> Iterator[Fact]:
 FACTS = tuple(_facts())
 
 
-def fact_items() -> Iterator[Item]:
-    """Yield the questions on `FACTS`; the key of a fact is its relation and subject."""
+def fact_items() -> Iterator[MicroworldItem]:
+    """Yield the questions about `FACTS`; the key of a fact is its relation and its subject."""
     for fact in FACTS:
-        yield from asked(
+        yield from items_for(
             f"facts/{fact.relation.name}/{fact.subject}",
             "facts",
             fact.group,
@@ -194,7 +194,7 @@ def fact_items() -> Iterator[Item]:
         )
 
 
-# The kinds that a question of category chooses from, and for each its members as a sentence names them.
+# The kinds that a question about a category chooses from, each with its members as they are written in a sentence.
 KINDS = {
     "animal": tuple(article(animal.name) for animal in ANIMALS),
     "food": tuple(article(food.name) for food in FOODS),
@@ -211,27 +211,27 @@ _THREE_UNSEEN = ("Tell me if {x} is {a}, {b} or {c}.", "Choose one for {x}: {a},
 
 
 def kind_sentence(member: str, kind: str) -> str:
-    """Return the sentence that says what `member` is: "A frog is an animal."."""
+    """Return the sentence that states the kind of `member`: "A frog is an animal."."""
     return capital(f"{member} is {article(kind)}.")
 
 
 def _choices(templates: tuple[str, ...], member: str, kind: str, options: int) -> Iterator[str]:
-    """Fill each template with the right kind and others; a hash picks which and in what order."""
+    """Fill each template with the right kind and other kinds; a hash picks which ones, and their order."""
     others = [other for other in KINDS if other != kind]
     for template in templates:
         order = digest(f"{template}/{member}")
         distractors = list(permutations(others, options - 1))
-        shown = list(distractors[order % len(distractors)])
-        shown.insert(order // 100 % options, kind)
-        yield template.format(x=member, **dict(zip("abc", map(article, shown))))
+        kinds = list(distractors[order % len(distractors)])
+        kinds.insert(order // 100 % options, kind)
+        yield template.format(x=member, **dict(zip("abc", map(article, kinds))))
 
 
-def category_items() -> Iterator[Item]:
-    """Yield the questions of classification: is a frog an animal, a food or a thing?"""
+def category_items() -> Iterator[MicroworldItem]:
+    """Yield the questions about categories: is a frog an animal, a food or a thing?"""
     for kind, members in KINDS.items():
         for member in members:
             pronoun = PERSON[member].pronoun if kind == "person" else "It"
-            yield from asked(
+            yield from items_for(
                 f"category/{member}",
                 "category",
                 kind,
@@ -254,11 +254,11 @@ _TRANSLATE = (
 _TRANSLATE_UNSEEN = ("Give me the {l} word for {w}.", "Can you translate {w} to {l}?")
 
 
-def translation_items() -> Iterator[Item]:
-    """Yield the questions for the French, German and Spanish word."""
+def translation_items() -> Iterator[MicroworldItem]:
+    """Yield the questions for the French, German and Spanish words."""
     for word, translations in WORDS.items():
         for language, translated in translations.items():
-            yield from asked(
+            yield from items_for(
                 f"translation/{word}/{language}",
                 "translation",
                 language,
@@ -275,7 +275,7 @@ def translation_items() -> Iterator[Item]:
             )
 
 
-# Names of nothing: no English word and nobody's name. Those that end in "o" are names of people.
+# Made-up names that are neither English words nor real names. Those that end in "o" are names of people.
 _ONSETS = ("bl", "dr", "fl", "gl", "kr", "pl", "sn", "tw", "vr", "zw")
 _ENDINGS = ("orf", "izzek", "anvit", "umbax", "elpin", "oskel", "arvo", "ibbo", "umpo", "endro")
 NOBODY = tuple(onset + ending for onset in _ONSETS for ending in _ENDINGS)
@@ -283,8 +283,8 @@ _UNKNOWN_ANIMAL = (COLOUR, LEGS, HOME, DIET, SOUND)
 _UNKNOWN_PERSON = (NEAR, JOB, LIKED_FOOD, LIKED_COLOUR, PET)
 
 
-def unknown_items() -> Iterator[Item]:
-    """Yield questions on what does not exist; the right answer is always "I do not know."."""
+def unknown_items() -> Iterator[MicroworldItem]:
+    """Yield questions about things that do not exist; the right answer is always "I do not know."."""
     for name in NOBODY:
         person = name.endswith("o")
         subject = capital(name) if person else f"the {name}"
@@ -302,9 +302,9 @@ def _unknown(
     unseen: tuple[str, ...],
     subject: str,
     language: str = "",
-) -> Iterator[Item]:
+) -> Iterator[MicroworldItem]:
     fields = {"x": subject, "w": subject, "l": language}
-    yield from asked(
+    yield from items_for(
         f"unknown/{name}",
         "unknown",
         relation,

@@ -1,13 +1,14 @@
-"""Text in which what comes next can only be known from the context, and questions about it. No torch here.
+"""Generate text whose continuation depends only on its context, and questions about it, without torch.
 
-    pairs    " ba to di ku ba to …" of a mapping that is drawn anew for every document: each word goes with another word
-    copy     a passage of words that is drawn anew, then pieces of it, from anywhere
+    pairs    " ba to di ku ba to …": pairs of a mapping from words to words that is drawn anew for every document
+    copy     a passage of words that is drawn anew, then pieces from anywhere in it
 
-In neither does anything follow from the words themselves: who has not seen the document's beginning can only guess.
+In neither does the next word follow from the words themselves: without the start of the document a model can only
+guess.
 
-Every word has outputs that are reserved: in training they never stand behind it, in any kind of document. Held-out
-mappings are made of those alone, so that no weight can know any of their pairs. Words are many, so that which outputs are missing
-is not worth learning either.
+Every word has reserved outputs, which never follow it in training, in any kind of document. Held-out mappings consist
+only of reserved pairs, so that a model cannot have memorised any of them. There are so many words that learning which
+outputs are missing does not help either.
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from tercet.errors import ConfigError
 Family = Literal["pairs", "copy"]
 FAMILIES: tuple[Family, ...] = ("pairs", "copy")
 WORDS = tuple(consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou")
-SIZES = {18: (2, 3), 48: (4, 8), 98: (6, 12)}  # pairs of a mapping in training, for documents of so many tokens
-ASKED = 8  # pairs of a mapping that is asked about
-RESERVED = 2  # outputs of each word that training does not put behind it
-PASSAGE = {18: (3, 5), 48: (4, 10), 98: (6, 16)}  # words of a passage, for documents of so many tokens
-PIECE = (2, 5)  # words of a piece of it
-TEMPLATE, SEPARATOR = " {input} {output}", ""  # as `tercet prompt` wants them; every word has its space before it
+SIZES = {18: (2, 3), 48: (4, 8), 98: (6, 12)}  # tokens of a training document → smallest and largest number of pairs
+ASKED = 8  # pairs of a mapping that a question is about
+RESERVED = 2  # outputs of each word that never follow it in training
+PASSAGE = {18: (3, 5), 48: (4, 10), 98: (6, 16)}  # tokens of a document → fewest and most words of its passage
+PIECE = (2, 5)  # fewest and most words of a piece of the passage
+TEMPLATE, SEPARATOR = " {input} {output}", ""  # options of `tercet prompt`; every word has its space before it
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Examples (word, output) of one mapping, and a question of the same with its answer."""
+    """Examples (word, output) of one mapping, and a question about the same mapping with its answer."""
 
     examples: tuple[tuple[str, str], ...]
     question: str
@@ -42,19 +43,19 @@ class Prompt:
 
     @property
     def text(self) -> str:
-        """What a model continues."""
+        """Return the text that a model continues."""
         return "".join(f" {word} {output}" for word, output in self.examples) + f" {self.question}"
 
     @property
-    def shown(self) -> bool:
-        """Whether the answer stands in the examples."""
+    def in_context(self) -> bool:
+        """Return whether the answer is among the examples."""
         return (self.question, self.answer) in self.examples
 
     @property
     def ceiling(self) -> float:
-        """The chance of being right for one who knows of the mapping that its words are all different, and the examples."""
+        """Return the best possible accuracy, given the examples and that all words of a mapping are different."""
         seen = {word for pair in self.examples for word in pair} | {self.question}
-        return 1.0 if self.shown else 1.0 / (len(WORDS) - len(seen))
+        return 1.0 if self.in_context else 1.0 / (len(WORDS) - len(seen))
 
 
 class World:
@@ -64,12 +65,12 @@ class World:
         order = list(WORDS)
         Random(f"mappings/{seed}").shuffle(order)
         self.seed = seed
-        # those that come next in a random circle: each word is reserved for equally many
+        # The next words in a random circle: each word is a reserved output of equally many words.
         self.reserved = {w: tuple((order * 2)[i + 1 : i + 1 + RESERVED]) for i, w in enumerate(order)}
 
     def mapping(self, size: int, heldout: bool, rng: Random) -> dict[str, str]:
-        """`size` words, each with another output: a reserved one where `heldout`, else one that is not. All are different."""
-        while True:  # outputs of two words may be the same, or among the words: then all are drawn again
+        """Return `size` words with their outputs, all different; outputs are reserved ones only if `heldout`."""
+        while True:  # two outputs may coincide, or be among the words: then everything is drawn again
             words = rng.sample(WORDS, size)
             outputs = [self._follower(word, heldout, rng) for word in words]
             if len({*words, *outputs}) == 2 * size:
@@ -79,21 +80,21 @@ class World:
         return rng.choice([w for w in WORDS if (w in self.reserved[word]) is heldout])
 
     def _passage(self, size: int, rng: Random) -> list[str]:
-        """Different words of which none stands before one of its reserved outputs."""
+        """Return different words, none of them followed by one of its reserved outputs."""
         while True:
             words = rng.sample(WORDS, size)
             if not any(b in self.reserved[a] for a, b in pairwise(words)):
                 return words
 
     def documents(self, family: Family, count: int, tokens: int, *, heldout: bool = False) -> Iterator[Document]:
-        """`count` documents of `tokens` words, each of which is a token.
+        """Yield `count` documents of `tokens` words, each of which is one token.
 
-        Raises ConfigError for an unknown family, or a length that is none of those that are written.
+        Raises ConfigError for an unknown family or an unsupported length.
         """
         if family not in FAMILIES:
             raise ConfigError(f"family is {family!r}; wanted one of {', '.join(FAMILIES)}")
         if tokens not in SIZES:
-            raise ConfigError(f"documents of {tokens} tokens; wanted one of {', '.join(map(str, SIZES))}")
+            raise ConfigError(f"documents of {tokens} tokens; wanted a length of {', '.join(map(str, SIZES))} tokens")
         side = "heldout" if heldout else "train"
         for number in range(count):
             rng = Random(f"{self.seed}/{side}/{family}/{tokens}/{number}")
@@ -104,33 +105,33 @@ class World:
             yield Document("".join(f" {word}" for word in words), family, f"{family}/{side}/{tokens}/{number}")
 
     def _paired(self, count: int, heldout: bool, rng: Random) -> list[str]:
-        """Pairs of a mapping in any order, but no word behind an output that it is reserved for."""
+        """Return pairs of a mapping in random order; no word follows an output for which it is reserved."""
         pairs = self.mapping(rng.choice(SIZES[count]), heldout, rng)
         words: list[str] = []
         while len(words) < count:
             free = [w for w in pairs if not words or w not in self.reserved[words[-1]]]
-            if not free:  # of two words both may be reserved for an output
+            if not free:  # a mapping of two words: both may be reserved outputs of the last word
                 return self._paired(count, heldout, rng)
             word = rng.choice(free)
             words += (word, pairs[word])
         return words
 
     def _copied(self, count: int, rng: Random) -> list[str]:
-        """A passage and then pieces of it, so that the place says nothing: only the words before say how it goes on."""
+        """Return a passage and then pieces of it; the next word depends on the words before, not on the position."""
         passage = self._passage(rng.randint(*PASSAGE[count]), rng)
         words = list(passage)
         while len(words) < count:
             starts = [i for i, word in enumerate(passage[:-1]) if word not in self.reserved[words[-1]]]
-            if not starts:  # of three words both others may be reserved for the last: another passage
+            if not starts:  # a passage of three words: both other words may be reserved, so draw another passage
                 return self._copied(count, rng)
             start = rng.choice(starts)
             words += passage[start : start + rng.randint(*PIECE)]
         return words[:count]
 
     def prompts(self, count: int, shots: int, *, heldout: bool = True, seed: int = 0) -> list[Prompt]:
-        """`count` questions, each of a mapping of its own, with `shots` examples drawn from that mapping before it.
+        """Return `count` questions, each about a mapping of its own and after `shots` examples of that mapping.
 
-        Mapping and question are the same for every number of shots, and fewer examples are the last ones of more.
+        Mapping and question do not depend on the number of shots; fewer examples are the last ones of more examples.
         """
         out = []
         for number in range(count):
@@ -142,18 +143,18 @@ class World:
         return out
 
     def drawn(self, number: int, shots: int) -> tuple[dict[str, str], list[tuple[str, str]]]:
-        """A held-out mapping and `shots` examples drawn from it; more examples begin with the fewer ones."""
+        """Return a held-out mapping and `shots` examples of it; more examples begin with the fewer ones."""
         rng = Random(f"{self.seed}/drawn/{number}")
         pairs = self.mapping(ASKED, True, rng)
         return pairs, [rng.choice(list(pairs.items())) for _ in range(shots)]
 
     def tasks(self, count: int, shots: int) -> Iterator[Question]:
-        """Held-out questions whose examples stand in the prompt, for `tercet prompt --questions … --shots 0`."""
+        """Yield held-out questions with their examples in the prompt, for `tercet prompt --questions … --shots 0`."""
         for number, prompt in enumerate(self.prompts(count, shots)):
-            asked = (Message("user", prompt.text.removeprefix(" ")),)
-            yield Question(asked, (prompt.answer,), f"{shots} examples", f"pairs/{shots}/{number}", "combination")
+            turns = (Message("user", prompt.text.removeprefix(" ")),)
+            yield Question(turns, (prompt.answer,), f"{shots} examples", f"pairs/{shots}/{number}", "combination")
 
 
 def neighbours(text: str) -> set[tuple[str, str]]:
-    """Every (word, next word) of a text: what a model trained on it can have learnt by heart."""
+    """Return every (word, next word) of a text: the pairs that a model trained on it can have memorised."""
     return set(pairwise(text.split()))

@@ -1,7 +1,8 @@
-"""Stories of one to three sentences with a question that only the story answers.
+"""Generate stories of one to three sentences, each with a question that only the story answers.
 
-A scheme is a kind of event. The pair that is asked about (the ball and the box) is its key and decides the split; the
-people, colours and the sentence that distracts vary freely; where a split is by pairs of the story itself, a distracting pair is one of the SFT split, except of colours.
+A scheme is a kind of event. The pair that the question is about (the ball and the box) is the key and decides the
+split. People, colours and the distracting sentence vary freely. A distracting pair belongs to the SFT split, except for
+pairs with colours.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
-from tercet.microworld.items import Item, asked, pick_other, split_of
+from tercet.microworld.items import MicroworldItem, items_for, pick_other, split_of
 from tercet.microworld.world import (
     ANIMALS,
     COLOURS,
@@ -28,23 +29,23 @@ from tercet.microworld.world import (
 _NAMES = tuple(PERSON)
 _OBJECTS = tuple(THINGS)
 _NUMBERS = tuple(map(str, range(2, 10)))
-# Stories told for each pair.
+# Number of stories for each pair.
 _TELLINGS = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A story, what its question template needs, and the answers."""
+    """A story, the `fields` of its question template, and the answers."""
 
     story: str
-    asked: dict[str, str]
+    fields: dict[str, str]
     short: tuple[str, ...]
     sentences: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """A kind of event over pairs of `firsts` and `seconds`; `tell(first, second, rng)` writes a story of such a pair."""
+    """A kind of event over pairs of `firsts` and `seconds`; `tell(first, second, rng)` writes a story about a pair."""
 
     name: str
     firsts: tuple[str, ...]
@@ -60,13 +61,13 @@ def key_of(scheme: str, first: str, second: str) -> str:
 
 
 def second_for(rng: Random, scheme: str, first: str, seconds: tuple[str, ...], *taken: str) -> str:
-    """Return a random one of `seconds` not in `taken` whose pair with `first` is not reserved."""
+    """Return a random element of `seconds` that is not in `taken` and whose pair with `first` is not reserved."""
     free = [other for other in seconds if other not in taken and split_of(key_of(scheme, first, other)) == "sft"]
     return rng.choice(free)
 
 
 def _tell(rng: Random, main: str, other: str, always_both: bool = False) -> str:
-    """Join the sentence that answers with one that does not, in any order; often leave the second one out."""
+    """Join the answering sentence with a distracting one in random order; often leave out the distracting one."""
     if not always_both and rng.random() < 0.35:
         return main
     lines = [main, other]
@@ -222,8 +223,8 @@ _SCHEMES = (
 )
 
 
-def reading_items() -> Iterator[Item]:
-    """Yield the stories with their questions; the words of a story follow from its key, not from a seed."""
+def reading_items() -> Iterator[MicroworldItem]:
+    """Yield the stories with their questions; the words of a story depend on its key, not on a seed."""
     for scheme in _SCHEMES:
         for first in scheme.firsts:
             for second in scheme.seconds:
@@ -233,12 +234,12 @@ def reading_items() -> Iterator[Item]:
                     told = scheme.tell(first, second, Random(f"{key}/{telling}"))
                     stories[told.story] = told
                 for told in stories.values():
-                    yield from asked(
+                    yield from items_for(
                         key,
                         "reading",
                         scheme.name,
-                        seen=[f"{told.story} {question.format(**told.asked)}" for question in scheme.seen],
-                        unseen=[f"{told.story} {question.format(**told.asked)}" for question in scheme.unseen],
+                        seen=[f"{told.story} {question.format(**told.fields)}" for question in scheme.seen],
+                        unseen=[f"{told.story} {question.format(**told.fields)}" for question in scheme.unseen],
                         short=told.short,
                         sentences=told.sentences,
                     )

@@ -1,17 +1,17 @@
-"""The stated rubric that plays the people who rank answers: right, a sentence, direct, finished."""
+"""The rubric of the simulated annotator: is an answer right, a sentence, direct and finished?"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
-from tercet.data.text_matching import exact_match
+from tercet.data.text_matching import matches_gold
 from tercet.data.types import Question
 
 WEIGHTS = {"right": 0.5, "sentence": 0.2, "direct": 0.2, "finished": 0.1}
 MOST_WORDS = 12
 FEWEST_WORDS = 3
-# What makes an answer hedged or padded, as the start, the end or the middle of it.
+# Phrases that make an answer hedged or padded, wherever they occur in it.
 HEDGES = (
     "i think",
     "i guess",
@@ -42,7 +42,7 @@ An empty answer gets 0 in all parts.
 
 @dataclass(frozen=True)
 class RubricScore:
-    """The four parts of the rubric, each 0.0 or 1.0, and `total`, their sum by `WEIGHTS`."""
+    """The four parts of the rubric, each 0.0 or 1.0, and `total`, their sum weighted by `WEIGHTS`."""
 
     right: float
     sentence: float
@@ -56,14 +56,14 @@ def _is_sentence(text: str) -> bool:
     return starts and text.endswith((".", "!", "?")) and len(text.split()) >= FEWEST_WORDS
 
 
-def rubric_score(task: Question, answer: str, finished: bool) -> RubricScore:
-    """Score `answer` to `task` by `RUBRIC_TEXT`; `finished` says that the model ended its answer itself.
+def rubric_score(question: Question, answer: str, finished: bool) -> RubricScore:
+    """Score `answer` to `question` by `RUBRIC_TEXT`; `finished` says that the model ended its answer itself.
 
     Raises:
-        DataError: the task has no answers.
+        DataError: the question has no gold answers.
     """
     text = answer.strip()
-    right = exact_match(task, text)
+    right = matches_gold(question, text)
     if not text:
         return RubricScore(0.0, 0.0, 0.0, 0.0, 0.0)
     parts = {
@@ -72,10 +72,10 @@ def rubric_score(task: Question, answer: str, finished: bool) -> RubricScore:
         "direct": float(len(text.split()) <= MOST_WORDS and not _HEDGED.search(" ".join(text.casefold().split()))),
         "finished": float(finished),
     }
-    # Rounded because the sum of the weights as floats is not exactly 1.
+    # Rounded, because the sum of the weights as floats is not exactly 1.
     return RubricScore(**parts, total=round(sum(WEIGHTS[name] * part for name, part in parts.items()), 6))
 
 
-def part_score(task: Question, answer: str, finished: bool, part: str = "total") -> float:
-    """One part of the rubric for an answer, from 0 to 1; "total" is the weighted sum (the scorers `rubric[:PART]`)."""
-    return float(getattr(rubric_score(task, answer, finished), part))
+def part_score(question: Question, answer: str, finished: bool, part: str = "total") -> float:
+    """Return one part of the rubric for an answer, 0 to 1; "total" is the weighted sum (scorers `rubric[:PART]`)."""
+    return float(getattr(rubric_score(question, answer, finished), part))

@@ -1,4 +1,4 @@
-"""Short stories for the pretraining text: people and animals of the world, and events of the reading schemes."""
+"""Generate short stories for the pretraining text: people and animals, and events of the reading schemes."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENDINGS = (
     "Then the sun goes down. {q} says goodbye to {p}.",
 )
 
-# An event takes the person it is about, a friend, a source of chance and the objects that the story already used.
+# An event takes its main person, a friend, a random generator and the objects that the story has used so far.
 Event = Callable[[Person, Person, Random, set[str]], str]
 
 
@@ -135,7 +135,7 @@ def _opening(one: Person, friend: Person, rng: Random) -> str:
         f"{one.pronoun} likes {one.food} best.",
         f"{one.name}'s favourite colour is {one.colour}.",
     ]
-    # The first sentence says who the story is about, so that "She" and "He" are clear.
+    # The first sentence names the person, so that "She" and "He" are clear.
     first, *rest = rng.sample(about[:2], 2)
     told = [first, *rng.sample([*rest, *about[2:]], rng.randint(0, 2))]
     place = second_for(rng, "go", one.name, VISITED)
@@ -144,7 +144,7 @@ def _opening(one: Person, friend: Person, rng: Random) -> str:
 
 
 def story(rng: Random, length: int) -> str:
-    """Tell a story of at most about `length` characters: an opening, events between two friends, an ending."""
+    """Return a story of at most about `length` characters: an opening, events between two friends, an ending."""
     one = rng.choice(PEOPLE)
     friend = pick_other(rng, PEOPLE, one)
     ending = rng.choice(_ENDINGS).format(p=one.name, q=friend.name, s=one.pronoun)

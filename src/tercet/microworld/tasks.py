@@ -1,8 +1,9 @@
-"""Tasks with exact gold answers in three disjoint splits, and demonstrations of how to answer them.
+"""Draw questions with gold answers from three disjoint splits, and write demonstrations of how to answer them.
 
-What is held out: a *combination* (the colour of the frog is stated in the documents but never asked in training; a sum
-occurs nowhere), a *template* (a known fact asked in new words) and an *entity* (a made-up name that occurs nowhere). A
-hash of the item's key decides its split, so a seed changes only which items are drawn.
+A held-out question is new in one of three respects. A *combination*: the documents state the colour of the frog, but no
+training question asks for it; or a sum never occurs in training. A *template*: a known fact, asked in new words. An
+*entity*: a made-up name that never occurs in training. A hash of the item's key decides its split, so a seed changes
+only which items are drawn.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from tercet.data.types import Conversation, Message, Question
 from tercet.errors import ConfigError
 from tercet.microworld.arithmetic import arithmetic_items, python_items
 from tercet.microworld.facts import category_items, fact_items, translation_items, unknown_items
-from tercet.microworld.items import SPLITS, Item, Split, digest, hedged
+from tercet.microworld.items import SPLITS, MicroworldItem, Split, digest, hedged
 from tercet.microworld.reading import reading_items
 
 ABILITIES = ("facts", "reading", "arithmetic", "translation", "python", "category", "unknown")
 SYSTEM = "You are a helpful assistant."
 
-# Share of preference and held-out tasks that come after earlier turns.
+# Share of preference and held-out questions that follow an earlier turn.
 _LATER_TURN = 0.15
 _FOLLOW_UPS = ("And {x}?", "What about {x}?")
 
 # ability → group → items, in a fixed order
-Catalogue = dict[str, dict[str, tuple[Item, ...]]]
+Catalogue = dict[str, dict[str, tuple[MicroworldItem, ...]]]
 
 
 @lru_cache(maxsize=1)
 def _catalogues() -> dict[str, Catalogue]:
-    lists: dict[str, dict[str, dict[str, list[Item]]]]
+    lists: dict[str, dict[str, dict[str, list[MicroworldItem]]]]
     lists = {split: {ability: defaultdict(list) for ability in ABILITIES} for split in SPLITS}
     for item in chain(
         fact_items(),
@@ -44,7 +45,7 @@ def _catalogues() -> dict[str, Catalogue]:
         category_items(),
         unknown_items(),
     ):
-        # A new wording of a known item and a new item are measured equally often.
+        # Grouped by `held_out` too, so that new wordings and new items are drawn equally often.
         lists[item.split][item.ability][f"{item.group}/{item.held_out}"].append(item)
     return {
         split: {ability: {group: tuple(items) for group, items in groups.items()} for ability, groups in by.items()}
@@ -64,12 +65,12 @@ def catalogue(split: Split) -> Catalogue:
 
 
 def sizes(split: Split) -> dict[str, int]:
-    """Return how many different tasks each ability has in a split."""
+    """Return the number of different questions of each ability in a split."""
     return {ability: sum(map(len, groups.values())) for ability, groups in catalogue(split).items()}
 
 
 def spread(count: int, limits: Sequence[int]) -> list[int]:
-    """Split `count` as evenly as `limits` allow: what a full one cannot take, the others share."""
+    """Return shares that sum to `count`, as equal as the `limits` allow; at most the sum of the limits."""
     shares = [0] * len(limits)
     left = min(count, sum(limits))
     while left:
@@ -82,8 +83,8 @@ def spread(count: int, limits: Sequence[int]) -> list[int]:
     return shares
 
 
-def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> list[Item]:
-    """Draw different items, balanced over the abilities and over the groups inside each, in random order."""
+def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> list[MicroworldItem]:
+    """Return different random items in random order, balanced over the abilities and the groups of each ability."""
     if count < 0:
         raise ConfigError(f"microworld: count is {count}; give 0 or more")
     unknown = [ability for ability in abilities if ability not in ABILITIES]
@@ -94,10 +95,10 @@ def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> li
     limits = [sizes(split)[ability] for ability in abilities]
     if count > sum(limits):
         raise ConfigError(
-            f"microworld: {count} {split} tasks wanted, but {', '.join(abilities)} have only {sum(limits)} different "
-            f"ones; ask for fewer, or for more abilities"
+            f"microworld: count is {count}, but {', '.join(abilities)} have only {sum(limits)} different {split} "
+            "questions; draw fewer questions, or from more abilities"
         )
-    drawn: list[Item] = []
+    drawn: list[MicroworldItem] = []
     for ability, share in zip(abilities, spread(count, limits)):
         groups = list(catalogue(split)[ability].values())
         for items, part in zip(groups, spread(share, [len(items) for items in groups])):
@@ -107,9 +108,9 @@ def _draw(split: Split, count: int, abilities: Sequence[str], rng: Random) -> li
 
 
 @lru_cache(maxsize=1)
-def _followers() -> dict[str, dict[str, tuple[Item, ...]]]:
-    """Return relation → ability → SFT items that can be asked by their subject alone, one for each key."""
-    first: dict[str, dict[str, dict[tuple[str, str], Item]]] = defaultdict(lambda: defaultdict(dict))
+def _followers() -> dict[str, dict[str, tuple[MicroworldItem, ...]]]:
+    """Return relation → ability → SFT items that a question can name by their subject alone, one per key."""
+    first: dict[str, dict[str, dict[tuple[str, str], MicroworldItem]]] = defaultdict(lambda: defaultdict(dict))
     for ability, groups in catalogue("sft").items():
         for item in chain.from_iterable(groups.values()):
             if item.relation:
@@ -119,20 +120,20 @@ def _followers() -> dict[str, dict[str, tuple[Item, ...]]]:
     }
 
 
-def _any_item(rng: Random) -> Item:
+def _any_item(rng: Random) -> MicroworldItem:
     groups = catalogue("sft")[rng.choice(ABILITIES)]
     return rng.choice(groups[rng.choice(list(groups))])
 
 
-def follow_up(item: Item, rng: Random) -> str:
-    """Return a short question for an item whose relation the turn before has set ("And the snake?")."""
+def follow_up(item: MicroworldItem, rng: Random) -> str:
+    """Return a short question for an item whose relation is clear from the turn before ("And the snake?")."""
     return rng.choice(_FOLLOW_UPS).format(x=item.subject)
 
 
-def _with_earlier_turn(item: Item, rng: Random) -> Conversation:
-    """Put an SFT question with its plain answer before the item; ask the item shortly where that is clear."""
+def _with_earlier_turn(item: MicroworldItem, rng: Random) -> Conversation:
+    """Return an SFT question, its plain answer and then the item's question, shortened where that is clear."""
     pool = _followers().get(item.relation, {})
-    # A made-up thing follows a real one where it can: the learner must notice the difference.
+    # A made-up thing follows a real one if possible: the model must notice the difference.
     known = [ability for ability in pool if ability != "unknown"] or list(pool)
     if known:
         before = rng.choice(pool[known[0]])
@@ -144,14 +145,14 @@ def _with_earlier_turn(item: Item, rng: Random) -> Conversation:
     return (*earlier, Message("user", question))
 
 
-def tasks(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILITIES) -> list[Question]:
-    """Draw `count` different tasks of a split, in random order, as equally over the abilities as they have items.
+def draw_questions(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILITIES) -> list[Question]:
+    """Return `count` different questions of a split in random order, as equal in number per ability as possible.
 
-    About 15 % of the preference and held-out tasks ask after an earlier turn ("And the snake?"); the others, and all of
-    split "sft", are one user message. No prompt occurs twice, nor in two splits under any seeds.
+    About 15 % of the preference and held-out questions follow an earlier turn ("And the snake?"); the others, and all
+    of split "sft", are a single user message. No prompt occurs twice, or in two splits under any seeds.
 
     Raises:
-        ConfigError: unknown split or ability, a negative count, or more tasks than there are (`sizes` says how many).
+        ConfigError: unknown split or ability, a negative count, or more questions than there are (see `sizes`).
     """
     rng = Random(f"microworld/tasks/{split}/{seed}")
     made: dict[Conversation, Question] = {}
@@ -159,7 +160,7 @@ def tasks(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILIT
         prompt: Conversation = (Message("user", item.question),)
         if split != "sft" and rng.random() < _LATER_TURN:
             later = _with_earlier_turn(item, rng)
-            # Two wordings of one item are the same short question; the rare second one is asked in full.
+            # Two wordings of one item give the same short question; the second one, which is rare, stays long.
             prompt = prompt if later in made else later
         name = digest("\n".join(f"{message.role}: {message.content}" for message in prompt))
         made[prompt] = Question(
@@ -168,8 +169,8 @@ def tasks(split: Split, seed: int, count: int, abilities: Sequence[str] = ABILIT
     return list(made.values())
 
 
-def _answer(item: Item, habit: str, rng: Random) -> str:
-    """Answer as one of three labelers does: in a plain sentence, as short as can be, or with hedges and padding."""
+def _answer(item: MicroworldItem, habit: str, rng: Random) -> str:
+    """Return an answer in the style of one of three labelers: a plain sentence, short, or with hedges and padding."""
     if habit == "plain":
         return item.sentences[0]
     if habit == "short":
@@ -177,8 +178,8 @@ def _answer(item: Item, habit: str, rng: Random) -> str:
     return rng.choice(hedged(rng.choice(item.sentences[:2])))
 
 
-def _next_item(item: Item, rng: Random) -> tuple[Item, str]:
-    """Return what is asked after `item`, and how: the same of another subject where possible, else anything."""
+def _next_item(item: MicroworldItem, rng: Random) -> tuple[MicroworldItem, str]:
+    """Return the next item and its question: the same relation of another subject if possible, else any item."""
     pool = _followers().get(item.relation)
     if pool is None:
         other = _any_item(rng)
@@ -191,14 +192,14 @@ def _next_item(item: Item, rng: Random) -> tuple[Item, str]:
 
 
 def conversations(seed: int, count: int) -> list[Conversation]:
-    """Write `count` demonstrations for instruction tuning; each starts with another task of split "sft".
+    """Return `count` demonstrations for instruction tuning; each starts with a different question of split "sft".
 
-    Three labelers with different habits write them, so that there is something left for preference learning: about 40 %
+    Three simulated labelers with different habits write them, which leaves room for preference learning: about 40 %
     have plain sentences ("The frog is green."), 30 % short answers ("green"), 30 % hedges and padding ("Well, I think
-    the frog is green."). All answers are right. A third has two or three turns; a quarter starts with a system message.
+    the frog is green."). All answers are right. A third have two or three turns; a quarter start with a system message.
 
     Raises:
-        ConfigError: a negative count, or more than there are SFT tasks.
+        ConfigError: a negative count, or more than there are SFT questions.
     """
     rng = Random(f"microworld/conversations/{seed}")
     written: list[Conversation] = []

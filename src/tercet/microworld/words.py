@@ -1,4 +1,4 @@
-"""English words and their French, German and Spanish translations (nouns without article, adjectives masculine)."""
+"""English words and their French, German and Spanish translations (nouns without articles, masculine adjectives)."""
 
 from __future__ import annotations
 

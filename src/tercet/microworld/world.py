@@ -1,8 +1,8 @@
-"""The facts of the microworld. They are fixed: no seed changes them, so a model can learn them and be asked for them.
+"""The facts of the microworld; no seed changes them, so that a model can learn them and be tested on them.
 
 The world is small and its English is regular on purpose: a model of a few million parameters that reads a million
-tokens must be able to learn it. Animals are named with "the" ("The frog is green."), foods and things with "a" or "an",
-or with no article where they cannot be counted ("Bread is brown.").
+tokens must be able to learn it. Animals have the article "the" ("The frog is green."), foods and things "a" or "an";
+uncountable foods have no article ("Bread is brown.").
 """
 
 from __future__ import annotations
@@ -12,34 +12,21 @@ from dataclasses import dataclass
 COLOURS = ("red", "blue", "green", "yellow", "black", "white", "brown", "grey", "orange", "pink")
 CONTAINERS = ("box", "bag", "basket", "drawer", "cupboard", "bucket", "car", "tent")
 
-# Places that people go to and live near: all take "at".
+# Places that people go to and live near: all take the preposition "at".
 VISITED = ("park", "school", "shop", "farm", "zoo", "beach", "library", "station")
 
-# Places where animals live, with the preposition of living there.
-HOMES = {
-    "pond": "in",
-    "farm": "on",
-    "forest": "in",
-    "house": "in",
-    "garden": "in",
-    "sea": "in",
-    "mountain": "on",
-    "zoo": "in",
-    "desert": "in",
-    "jungle": "in",
-}
+# Places where animals live, with their prepositions ("in the pond").
+HOMES = {"pond": "in", "farm": "on", "forest": "in", "house": "in", "garden": "in", "sea": "in", "mountain": "on"}
+HOMES |= {"zoo": "in", "desert": "in", "jungle": "in"}
 
-# fmt: off
-NUMBER_WORDS = (
-    "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
-    "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty",
-)
-# fmt: on
+_UP_TO_TEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_TEENS = tuple(start + "teen" for start in ("thir", "four", "fif", "six", "seven", "eigh", "nine"))
+NUMBER_WORDS = (*_UP_TO_TEN, "eleven", "twelve", *_TEENS, "twenty")
 
 
 @dataclass(frozen=True, slots=True)
 class Animal:
-    """An animal and its five facts; `sound` is what it says and belongs to no other animal."""
+    """An animal and its five facts; no two animals have the same `sound`."""
 
     name: str
     colour: str
@@ -64,7 +51,7 @@ class Person:
 
 @dataclass(frozen=True, slots=True)
 class Food:
-    """A food; `plural` is empty where it cannot be counted ("bread")."""
+    """A food; `plural` is empty if it cannot be counted ("bread")."""
 
     name: str
     plural: str
@@ -166,17 +153,17 @@ COUNTED = tuple(food.name for food in FOODS if food.plural)
 
 
 def article(noun: str) -> str:
-    """Return `noun` with "a" or "an" ("an apple"); a food that cannot be counted stays bare ("bread")."""
+    """Return `noun` with "a" or "an" ("an apple"); an uncountable food gets no article ("bread")."""
     if noun in FOOD and not FOOD[noun].plural:
         return noun
     return f"{'an' if noun[0] in 'aeiou' else 'a'} {noun}"
 
 
 def capital(text: str) -> str:
-    """Return `text` with its first letter in upper case and the rest as it was."""
+    """Return `text` with its first letter in upper case and the rest unchanged."""
     return text[:1].upper() + text[1:]
 
 
 def number_forms(number: int) -> tuple[str, ...]:
-    """Return the ways to write `number`: digits, and the word up to twenty."""
+    """Return the written forms of `number`: digits and, up to twenty, the word."""
     return (str(number), NUMBER_WORDS[number]) if number < len(NUMBER_WORDS) else (str(number),)

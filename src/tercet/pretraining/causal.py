@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from tercet.data.readers import BadRows, documents
+from tercet.data.readers import BadRows, read_documents
 from tercet.data.splits import split
 from tercet.data.types import Document
 from tercet.errors import ConfigError, DataError
@@ -37,9 +37,9 @@ def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int)
 def load_text(config: PretrainConfig, run: Run) -> tuple[dict[str, list[Document]], list[Document]]:
     """(training documents by source, held-out documents) as the config says. Raises DataError where either is empty."""
     bad = BadRows(skip=config.skip_bad_rows)
-    every = list(documents(config.data, bad))
+    every = list(read_documents(config.data, bad))
     if config.heldout:
-        train, heldout = every, list(documents(config.heldout, bad))
+        train, heldout = every, list(read_documents(config.heldout, bad))
     else:
         train, heldout = split(every, config.heldout_share)
         if not heldout:  # a handful of documents: hashing may leave none; the last one is as good as any

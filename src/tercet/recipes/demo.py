@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tercet.data.readers import BadRows, documents
+from tercet.data.readers import BadRows, read_documents
 from tercet.data.types import Document
 from tercet.evaluation.bits_per_byte import by_source, limit_bytes
 from tercet.evaluation.config import EvalConfig, PromptConfig
@@ -78,7 +78,7 @@ class Demo:
             self.progress.say(
                 f"  {source}: {sizes['train_bytes'] / 1e6:.2f} MB to train on, {sizes['heldout_bytes'] / 1e6:.2f} MB held out"
             )
-        texts = (d.text for d in documents([self.path("data", "text", "train")], BadRows()))
+        texts = (d.text for d in read_documents([self.path("data", "text", "train")], BadRows()))
         tokenizer = train_tokenizer(texts, VOCABULARY)
         tokenizer.save(self.out / "tokenizer.json")
         return tokenizer
@@ -213,8 +213,10 @@ def run_demo(out: Path, *, minutes: float, seed: int, threads: int, progress: Pr
         demo = Demo(out, plan, seed, progress)
         tokenizer = demo.prepare()
         base = demo.pretrain()
-        train = list(documents([demo.path("data", "text", "train")], BadRows()))
-        heldout = limit_bytes(list(documents([demo.path("data", "text", "heldout")], BadRows())), demo.heldout_bytes)
+        train = list(read_documents([demo.path("data", "text", "train")], BadRows()))
+        heldout = limit_bytes(
+            list(read_documents([demo.path("data", "text", "heldout")], BadRows())), demo.heldout_bytes
+        )
         below = baselines(tokenizer, train, heldout, base.manifest["heldout"])
         write_text(out / "baselines.json", json.dumps(below, indent=1) + "\n")
         rows = demo.prompt_study()

@@ -115,7 +115,7 @@ def write_demo_data(
         ("sft", "examples", EXAMPLES), ("preference", "preference", PREFERENCE), ("heldout", "heldout", HELDOUT_TASKS),
     )  # fmt: skip
     for split, name, count in counts:
-        items = microtasks.tasks(split, seed, count)
+        items = microtasks.draw_questions(split, seed, count)
         report[f"{name}_tasks"] = write_jsonl(out / "tasks" / f"{name}.jsonl", (tasks.to_row(t) for t in items))
     (out / "data.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     return report

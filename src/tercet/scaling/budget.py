@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from tercet.data.readers import BadRows, documents
+from tercet.data.readers import BadRows, read_documents
 from tercet.errors import ConfigError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
@@ -182,7 +182,7 @@ def text_of(config: PretrainConfig, tokenizer: Tokenizer, until: float = math.in
     A text that takes longer than `until` (time.monotonic) to read is taken to have no end: it is read a hundred times as fast as a model learns.
     """
     found: dict[str, _Sample] = {}
-    for document in documents(config.data, BadRows(skip=config.skip_bad_rows)):
+    for document in read_documents(config.data, BadRows(skip=config.skip_bad_rows)):
         found.setdefault(document.source, _Sample()).add(document.text)
         if time.monotonic() > until:
             return ENDLESS

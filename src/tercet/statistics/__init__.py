@@ -1,1 +1,1 @@
-"""Estimates with intervals, tests, and comparisons of pairs."""
+"""Estimates with intervals, significance tests, win rates and Bradley–Terry ratings."""

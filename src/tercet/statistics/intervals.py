@@ -1,19 +1,19 @@
-"""Numbers with intervals: every estimate that tercet reports says how far it can be trusted.
+"""Estimates with confidence intervals for every number that tercet reports.
 
 Which function for which number:
 
     a share of right answers, one per independent item      proportion         Wilson score interval
-    a mean of real values, maybe several per item           mean               Student's t, cluster-robust with groups
+    a mean of real values, possibly several per item        mean               Student's t, cluster-robust with groups
     the same items under two models                         paired_difference  bootstrap over items
-    bits per byte, tokens per second: a ratio of sums       ratio              bootstrap over documents
-    A against B, item by item, with ties                    win_rate           Wilson score interval, allowing for ties
+    a ratio of sums, such as bits per byte                  ratio              bootstrap over documents
+    A against B, item by item, with ties                    win_rate           Wilson score interval, corrected for ties
     a reward model on the pairs of K ranked answers         pair_accuracy      bootstrap over prompts
     a final score over random seeds                         over_seeds         Student's t
 
-Intervals are 95 % unless a `level` is given. `Estimate.n` counts the independent units, the number that the interval's
-width rests on: items, documents, prompts, groups or seeds. Nothing can be said about the spread of a single unit: its
-interval is NaN, printed as unknown and written to JSON as null. (`proportion` and `win_rate` have one even then.)
-No units at all is a ConfigError, a value that is NaN or infinite a DataError.
+Intervals are 95 % unless a `level` is given. `Estimate.n` counts the independent units: items, documents, prompts,
+groups or seeds. The interval of a single unit is unknown: NaN here, "unknown" in printed text and null in JSON.
+(`proportion` and `win_rate` have an interval even then.) Zero units raise ConfigError; a value that is NaN or infinite
+raises DataError.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Reals = NDArray[np.float64]
 Values = Sequence[float] | Reals
 
 LEVEL = 0.95
-CHUNK = 1_000_000  # resampled units held in memory at a time: 8 MB for the indices and for each array gathered
+CHUNK = 1_000_000  # resampled units in memory at a time: 8 MB for the indices and for each gathered array
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, the interval from low to high around it, and the number n of independent units behind both."""
+    """A value, its confidence interval from low to high, and the number n of independent units."""
 
     value: float
     low: float
@@ -46,7 +46,7 @@ class Estimate:
     n: int
 
     def to_json(self) -> dict[str, float | int | None]:
-        """The four fields; an unknown bound is None, since JSON has no NaN."""
+        """Return the four fields; an unknown bound is None, since JSON has no NaN."""
         low, high = (None if math.isnan(bound) else bound for bound in (self.low, self.high))
         return {"value": self.value, "low": low, "high": high, "n": self.n}
 
@@ -59,9 +59,9 @@ class Estimate:
 
 
 def proportion(hits: int, n: int, level: float = LEVEL) -> Estimate:
-    """The share hits / n with its score interval (Wilson 1927), which stays honest at 0, at 1 and for small n.
+    """Return the share hits / n with Wilson's score interval (1927), which is accurate at 0, at 1 and for small n.
 
-    The n trials must be independent; use `mean` with groups where several share an item.
+    The n trials must be independent; use `mean` with groups if several trials share an item.
     Raises ConfigError unless n ≥ 1 and 0 ≤ hits ≤ n.
     """
     if n < 1 or not 0 <= hits <= n:
@@ -71,11 +71,11 @@ def proportion(hits: int, n: int, level: float = LEVEL) -> Estimate:
 
 
 def mean(values: Values, level: float = LEVEL, groups: Sequence[Hashable] | None = None) -> Estimate:
-    """The mean of all values with Student's t interval.
+    """Return the mean of all values with Student's t interval.
 
     Values that share a group (answers to one prompt, sentences of one document) are not independent. With `groups`, one
     per value, the standard error is cluster-robust (Liang and Zeger 1986): the deviations from the mean are summed
-    within each of the G groups, and the G sums are taken as independent, with G − 1 degrees of freedom. Groups of one
+    within each of the G groups, and the G sums are treated as independent, with G − 1 degrees of freedom. Groups of one
     value each give the plain interval. For shares near 0 or 1 prefer `proportion`: this interval can leave [0, 1].
     """
     _check_level(level)
@@ -93,34 +93,34 @@ def mean(values: Values, level: float = LEVEL, groups: Sequence[Hashable] | None
 
 
 def paired_difference(a: Values, b: Values, level: float = LEVEL, seed: int = 0, draws: int = 10_000) -> Estimate:
-    """The mean of a − b over items scored under both, with the percentile bootstrap over items (Efron 1979).
+    """Return the mean of a − b over items scored under both, with the percentile bootstrap over items (Efron 1979).
 
-    Pairing takes out what makes an item hard for both models, so that small differences show. If the interval leaves
-    out 0, the models differ at that level. If all differences are equal the interval has no width.
+    Pairing removes the difficulty that an item has for both models, so that small differences become visible. If the
+    interval excludes 0, the models differ at that level. If all differences are equal, the interval has no width.
     """
     x, y = _same_length(a, b, "paired_difference")
     return _bootstrap(x - y, np.ones_like(x), level, seed, draws)
 
 
 def ratio(numerators: Values, denominators: Values, seed: int = 0, draws: int = 2000) -> Estimate:
-    """sum(numerators) / sum(denominators) over documents, with the percentile bootstrap over whole documents.
+    """Return sum(numerators) / sum(denominators) over documents, with the percentile bootstrap over whole documents.
 
-    For bits per byte: the bits and the bytes of each document. Tokens of one document are not independent, so the
-    document is what is drawn again. Denominators must be above 0: leave empty documents out.
+    For bits per byte, give the bits and the bytes of each document. Tokens of one document are not independent, so
+    whole documents are resampled. Denominators must be above 0: leave empty documents out.
     """
     top, bottom = _same_length(numerators, denominators, "ratio")
     if not (bottom > 0).all():
         where = int(np.argmax(bottom <= 0))
-        raise DataError(f"ratio: denominators[{where}] is {bottom[where]}; wanted above 0: leave empty documents out")
+        raise DataError(f"ratio: denominators[{where}] is {bottom[where]}; wanted above 0; leave empty documents out")
     return _bootstrap(top, bottom, LEVEL, seed, draws)
 
 
 def win_rate(a: Values, b: Values) -> Estimate:
-    """How often a beats b, item by item; a tie counts one half.
+    """Return the share of items on which a beats b; a tie counts one half. Items must be independent.
 
-    A win is 1, a tie 1/2, a loss 0: with a share τ of ties the variance is p (1 − p) − τ/4, below a coin's. The interval
-    is Wilson's score interval with this variance, where τ is the low end of its own Wilson interval: many ties narrow it,
-    all ties do not close it, and without ties it is `proportion`. Items must be independent.
+    A win is 1, a tie 1/2 and a loss 0. With a share τ of ties the variance is p (1 − p) − τ/4, less than without ties.
+    The interval is Wilson's score interval with this variance, where τ is the low end of its own Wilson interval. So
+    many ties narrow the interval, all ties still leave it some width, and without ties it equals `proportion`.
     """
     x, y = _same_length(a, b, "win_rate")
     ties = int((x == y).sum())
@@ -130,16 +130,16 @@ def win_rate(a: Values, b: Values) -> Estimate:
 
 
 def pair_accuracy(correct: Values, groups: Sequence[Hashable], seed: int = 0, draws: int = 2000) -> Estimate:
-    """The share of pairs that a reward model orders rightly, with the bootstrap over prompts; n counts the prompts.
+    """Return the share of pairs that a reward model orders correctly, bootstrapped over prompts; n counts prompts.
 
-    `correct` is 1, 0 or 1/2 (a tie) for each pair, `groups` the pair's prompt: the K(K − 1)/2 pairs of one prompt share
-    answers and stand or fall together. If every pair has the same outcome, drawing again shows no spread, and the
-    interval is Wilson's with one trial per prompt: all right on 5 prompts is not certainty.
+    `correct` is 1, 0 or 1/2 (a tie) for each pair, and `groups` holds each pair's prompt: the K(K − 1)/2 pairs of one
+    prompt share answers, so they are not independent. If every pair has the same outcome, resampling shows no spread;
+    the interval is then Wilson's with one trial per prompt.
     """
     x = _values(correct, "pair_accuracy")
     if x.min() < 0 or x.max() > 1:
         raise DataError(
-            f"pair_accuracy: values from {x.min()} to {x.max()}; wanted 1 for right, 0 for wrong, 1/2 for a tie"
+            f"pair_accuracy: found values from {x.min()} to {x.max()}; wanted 1 for right, 0 for wrong, 1/2 for a tie"
         )
     sums, sizes = _group_sums(x, groups, "pair_accuracy")
     if x.min() == x.max():
@@ -149,30 +149,30 @@ def pair_accuracy(correct: Values, groups: Sequence[Hashable], seed: int = 0, dr
 
 
 def over_seeds(values: Values) -> Estimate:
-    """The mean of one final score per random seed, with Student's t interval: honest, and wide, for 2 or 3 seeds."""
+    """Return the mean of one final score per random seed with Student's t interval, which is wide for 2 or 3 seeds."""
     return mean(values)
 
 
 def _values(values: Values, name: str) -> Reals:
-    """As a float array [n], n ≥ 1, all finite."""
+    """Return the values as a float array [n]; raises ConfigError unless n ≥ 1, DataError unless all are finite."""
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise ConfigError(f"{name}: values of shape {x.shape}; wanted a flat list with at least one value")
     if not np.isfinite(x).all():
         where = int(np.argmin(np.isfinite(x)))
-        raise DataError(f"{name}: value {where} is {x[where]}; wanted a finite number: find out where it went wrong")
+        raise DataError(f"{name}: value {where} is {x[where]}; wanted a finite number; check how it was computed")
     return x
 
 
 def _same_length(a: Values, b: Values, name: str) -> tuple[Reals, Reals]:
     x, y = _values(a, name), _values(b, name)
     if x.size != y.size:
-        raise ConfigError(f"{name}: {x.size} and {y.size} values; wanted as many of both, one for each item")
+        raise ConfigError(f"{name}: {x.size} and {y.size} values; wanted the same number of both, one for each item")
     return x, y
 
 
 def _group_sums(x: Reals, groups: Sequence[Hashable], name: str) -> tuple[Reals, Reals]:
-    """Sum and size of each group [G], [G], in order of first appearance."""
+    """Return the sum [G] and the size [G] of each group, in order of first appearance."""
     if len(groups) != x.size:
         raise ConfigError(f"{name}: {x.size} values and {len(groups)} groups; wanted one group for each value")
     numbers: dict[Hashable, int] = {}
@@ -190,19 +190,22 @@ def _check_level(level: float) -> None:
 
 
 def _score_interval(rate: float, n: int, ties: float, level: float) -> tuple[float, float]:
-    """All p with (rate − p)² ≤ z²/n · (p (1 − p) − ties/4): the roots of a quadratic in p (Wilson 1927 for ties = 0)."""
+    """Return the interval of all p with (rate − p)² ≤ z²/n · (p (1 − p) − ties/4).
+
+    Its ends are the roots of a quadratic in p; for ties = 0 this is Wilson's interval (1927).
+    """
     _check_level(level)
     k = NormalDist().inv_cdf((1 + level) / 2) ** 2 / n
     centre = (rate + k / 2) / (1 + k)
     half = math.sqrt(max(0.0, centre**2 - (rate**2 + k * ties / 4) / (1 + k)))
-    # At a rate of 0 or 1 the end is exact; rounding must not move it.
+    # At a rate of 0 or 1 one end is exact; rounding must not move it.
     return (0.0 if rate == 0 else max(0.0, centre - half)), (1.0 if rate == 1 else min(1.0, centre + half))
 
 
 def _bootstrap(top: Reals, bottom: Reals, level: float, seed: int, draws: int) -> Estimate:
-    """sum(top) / sum(bottom) and the percentile interval over `draws` resamplings of the units (Efron 1979)."""
+    """Return sum(top) / sum(bottom) with the percentile interval over `draws` resamplings of the units (Efron 1979)."""
     if draws < 1:
-        raise ConfigError(f"draws = {draws}; wanted at least 1, and thousands for steady ends of the interval")
+        raise ConfigError(f"draws = {draws}; wanted at least 1, and thousands for a stable interval")
     _check_level(level)
     value, n = float(top.sum() / bottom.sum()), top.size
     if n < 2:
@@ -218,9 +221,9 @@ def _bootstrap(top: Reals, bottom: Reals, level: float, seed: int, draws: int) -
 
 
 def _t_inside(theta: float, df: int) -> float:
-    """P(|T| ≤ tan(theta) · √df) for Student's t, by the finite series of Abramowitz and Stegun (1964), 26.7.3 and 26.7.4.
+    """Return P(|T| ≤ tan(theta) · √df) for Student's t with df degrees of freedom.
 
-    All terms are positive, so nothing cancels.
+    By the finite series of Abramowitz and Stegun (1964), 26.7.3 and 26.7.4; all terms are positive, so none cancel.
     """
     cos2, odd = math.cos(theta) ** 2, df % 2
     k = np.arange(1, (df - 2 - odd) // 2 + 1)
@@ -232,9 +235,9 @@ def _t_inside(theta: float, df: int) -> float:
 
 @functools.lru_cache(maxsize=256)
 def t_quantile(df: int, level: float) -> float:
-    """The t with P(|T| ≤ t) = level, by bisection over the angle.
+    """Return the t with P(|T| ≤ t) = level for Student's t, by bisection over the angle.
 
-    Above 10,000 degrees of freedom it stays at the value for 10,000: 0.01 % too wide at 95 %, and quick.
+    Above 10,000 degrees of freedom the value for 10,000 is used: fast, and only 0.01 % too large at 95 %.
     """
     df = min(df, 10_000)
     low, high = 0.0, math.pi / 2

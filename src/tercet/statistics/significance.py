@@ -1,18 +1,18 @@
-"""Comparing: is B better than A, by how much, how sure is that, and how many items would it take.
+"""Compare models: is B better than A, by how much, how certain is that, and how many items would show it?
 
     the mean of values that come in documents             clustered        bootstrap over documents
-    the score of a task                                   score            the one of these that suits it
+    the score of a task                                   score            the suitable one of several intervals
     two models on the same items                          paired_test      interval and p value
-    the same, over several tasks                          macro_test       tasks count equally; stratified
+    two models on several tasks                           macro_test       tasks count equally; stratified
     several p values at once                              holm             family-wise correction
-    one score over seeds and items                        crossed          both drawn again: two-way random effects
-    two ways of training, several seeds of each           compare_seeds    Welch over seeds, paired over items
-    items to measure before a difference can be seen      items_needed     normal approximation
-    seeds to train before it can be seen                  seeds_needed     noncentral t
+    one score over seeds and items                        crossed          two-way random effects
+    two training methods, several seeds of each           compare_seeds    Welch over seeds, paired over items
+    items needed to detect a difference                   items_needed     normal approximation
+    seeds needed to detect a difference                   seeds_needed     noncentral t
 
-Seeds are not items: ten seeds on the same 500 items are neither 5,000 items nor 10. `crossed` takes both as samples,
-the seeds from all seeds and the items from all items of their kind, and adds up the variance of both and of their
-interaction (the crossed random-effects layout of Cornfield and Tukey 1956).
+Seeds are not items: ten seeds on the same 500 items are neither 5,000 items nor 10. `crossed` treats both as samples,
+the seeds of all seeds and the items of all similar items, and adds the variances of both and of their interaction (the
+crossed random-effects layout of Cornfield and Tukey 1956).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tercet.errors import ConfigError, DataError
 from tercet.statistics.intervals import (
@@ -46,16 +45,18 @@ from tercet.statistics.intervals import (
     t_quantile,
 )
 
-ENUMERATED = 16  # units with a difference up to which all 2^n signs are gone through
+ENUMERATED = 16  # all 2^n choices of signs are enumerated if at most this number n of differences is not 0
 DRAWS = 10_000
 POWER = 0.8
 
+Scores = Sequence[Values] | Reals  # [seeds, items]
+
 
 def clustered(values: Values, groups: Sequence[Hashable], level: float = LEVEL, seed: int = 0) -> Estimate:
-    """The mean of `values` with the percentile bootstrap over whole groups (documents); n counts the groups.
+    """Return the mean of `values` with the percentile bootstrap over whole groups (documents); n counts the groups.
 
-    Where all values are equal, drawing again shows no spread; for shares the interval is then Wilson's with one trial
-    per group. Raises ConfigError for unequal lengths, DataError for a value that is not finite.
+    If all values are 0 or all are 1, resampling shows no spread; the interval is then Wilson's with one trial per
+    group. Raises ConfigError for unequal lengths, DataError for a value that is not finite.
     """
     x = _values(values, "clustered")
     sums, sizes = _group_sums(x, groups, "clustered")
@@ -66,7 +67,7 @@ def clustered(values: Values, groups: Sequence[Hashable], level: float = LEVEL, 
 
 
 def score(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> Estimate:
-    """A mean with the interval that suits it: over documents where items share them, of a share Wilson's, else Student's."""
+    """Return the mean with a suitable interval: `clustered` for groups, Wilson's for zeros and ones, else Student's."""
     if groups is not None:
         return clustered(values, groups)
     return proportion(int(sum(values)), len(values)) if set(values) <= {0.0, 1.0} else mean(values)
@@ -74,9 +75,9 @@ def score(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """B against A on the same items: `difference` is the mean of b − a with its interval, `p` two-sided.
+    """B against A on the same items: `difference` is the mean of b − a with its interval, `p` is two-sided.
 
-    `a_wins` and `b_wins` count the items on which one has the higher score; the rest are ties.
+    `a_wins` and `b_wins` count the items on which that model has the higher score; the rest are ties.
     """
 
     a: float
@@ -89,82 +90,89 @@ class PairedTest:
     items: int
 
     def to_json(self) -> dict[str, Any]:
-        """All fields, for a results file."""
+        """Return all fields, for a results file."""
         return {**self.__dict__, "difference": self.difference.to_json()}
 
 
 def paired_test(
     a: Values, b: Values, groups: Sequence[Hashable] | None = None, level: float = LEVEL, seed: int = 0
 ) -> PairedTest:
-    """The paired bootstrap's interval of mean(b − a), and a p value that does not lean on it.
+    """Return the paired comparison of a and b: the bootstrap interval of mean(b − a), and an independent p value.
 
-    Where every score is 0 or 1 and items stand alone, p is McNemar's exact test (1947): the items on which both agree
-    say nothing, and of the others each side should have half. Else it is Fisher's randomisation test: under "no
-    difference" each unit's sum of differences could as well have the other sign. Units are items, or the groups.
-    Raises ConfigError for unequal lengths, DataError for a value that is not finite.
+    If every score is 0 or 1 and there are no groups, p is from McNemar's exact test (1947): items on which both agree
+    carry no information, and each model should win half of the others. Otherwise p is from Fisher's randomisation test:
+    without a true difference, each unit's sum of differences could equally have the other sign. Units are the items, or
+    the groups. Raises ConfigError for unequal lengths, DataError for a value that is not finite.
     """
     x, y = _same_length(a, b, "paired_test")
     d = y - x
     sums, sizes = (d, np.ones_like(d)) if groups is None else _group_sums(d, groups, "paired_test")
     a_wins, b_wins = int((d < 0).sum()), int((d > 0).sum())
-    if groups is None and np.isin(np.concatenate([x, y]), (0.0, 1.0)).all():
+    shares = _only_zeros_and_ones(x, y)
+    if groups is None and shares:
         p, test = mcnemar(a_wins, b_wins), "McNemar's exact test"
     else:
         p, test = sign_flips(sums, seed), "randomisation test"
     difference = _bootstrap(sums, sizes, level, seed, DRAWS)
-    shares = bool(np.isin(np.concatenate([x, y]), (0.0, 1.0)).all())
     difference = _not_certain(difference, sums.size, level) if shares else difference
     return PairedTest(float(x.mean()), float(y.mean()), difference, p, test, a_wins, b_wins, d.size)
 
 
-def _not_certain(found: Estimate, n: float, level: float) -> Estimate:
-    """Of right and wrong answers that differ on none of n units, or on all to one side: Wilson's end stands in.
+def _only_zeros_and_ones(x: Reals, y: Reals) -> bool:
+    return bool(np.isin(np.concatenate([x, y]), (0.0, 1.0)).all())
 
-    Drawing again shows no spread there, and an interval without width would say that no item could ever differ.
+
+def _not_certain(estimate: Estimate, n: float, level: float) -> Estimate:
+    """Return the difference of two shares with Wilson's bound if all n units differ in the same way, else unchanged.
+
+    Resampling shows no spread there, and an interval without width would mean that no item could ever differ.
     """
-    if found.low != found.high or n < 2 or found.value not in (-1.0, 0.0, 1.0):
-        return found
-    other = NormalDist().inv_cdf((1 + level) / 2) ** 2
-    end = other / (n + other)  # of a share that was 0 of n
-    low, high = (-end, end) if found.value == 0 else (1 - end, 1.0) if found.value > 0 else (-1.0, end - 1)
-    return Estimate(found.value, low, high, found.n)
+    if estimate.low != estimate.high or n < 2 or estimate.value not in (-1.0, 0.0, 1.0):
+        return estimate
+    k = NormalDist().inv_cdf((1 + level) / 2) ** 2
+    end = k / (n + k)  # the upper bound of a share of 0 out of n
+    low, high = (-end, end) if estimate.value == 0 else (1 - end, 1.0) if estimate.value > 0 else (-1.0, end - 1)
+    return Estimate(estimate.value, low, high, estimate.n)
 
 
 def mcnemar(a_only: int, b_only: int) -> float:
-    """Two-sided exact p of McNemar's test (1947): min(1, 2 P(X ≤ min)), X binomial over the items that differ, p = 1/2."""
+    """Return the two-sided exact p of McNemar's test (1947) from the numbers of items that only a or only b got right.
+
+    p = min(1, 2 P(X ≤ min(a_only, b_only))), with X binomial over the a_only + b_only items at probability 1/2.
+    """
     n, k = a_only + b_only, min(a_only, b_only)
     if a_only < 0 or b_only < 0:
         raise ConfigError(f"mcnemar: {a_only} and {b_only} items; wanted two counts, each 0 or more")
     tail = sum(math.comb(n, i) for i in range(k + 1))
-    # as integers until the end: 2^n does not fit a float where n is above 1,023
+    # integers until the end: 2^n does not fit into a float for n above 1,023
     return min(1.0, float(2 * tail / 2**n)) if n <= 1000 else min(1.0, math.exp(math.log(2 * tail) - n * math.log(2)))
 
 
 def sign_flips(sums: Values, seed: int = 0, draws: int = DRAWS) -> float:
-    """Two-sided p of Fisher's randomisation test: how many choices of signs give |Σ ±s| as large as |Σ s|.
+    """Return the two-sided p of Fisher's randomisation test: the share of choices of signs with |Σ ±s| ≥ |Σ s|.
 
-    All 2^n are gone through up to 16 units that are not 0; above that `draws` random ones, the found one among them, so
-    that p is never 0 (Phipson and Smyth 2010).
+    For up to 16 nonzero sums all 2^n choices are enumerated. Above that `draws` random ones are used, and the observed
+    signs are counted with them, so that p is never 0 (Phipson and Smyth 2010).
     """
     s = _values(sums, "sign_flips")
     s = s[s != 0]
     if not s.size:
         return 1.0
-    found = abs(float(s.sum())) * (1 - 1e-12) - 1e-300  # rounding must not lose the ties
+    observed = abs(float(s.sum())) * (1 - 1e-12) - 1e-300  # rounding must not turn ties into smaller sums
     if s.size <= ENUMERATED:
         bits = (np.arange(2**s.size)[:, None] >> np.arange(s.size)) & 1
-        return float((np.abs((1 - 2 * bits) @ s) >= found).mean())
+        return float((np.abs((1 - 2 * bits) @ s) >= observed).mean())
     rng = np.random.Generator(np.random.PCG64(seed))
     hits, rows = 0, max(1, CHUNK // s.size)
     for start in range(0, draws, rows):
         signs = 1 - 2 * rng.integers(2, size=(min(rows, draws - start), s.size), dtype=np.int8)
-        hits += int((np.abs(signs @ s) >= found).sum())
+        hits += int((np.abs(signs @ s) >= observed).sum())
     return (hits + 1) / (draws + 1)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """One task's scores of A and B on the same items; `groups` where several items share a document."""
+    """One task's scores of A and B on the same items; `groups` names the document of each item, if items share them."""
 
     a: Values
     b: Values
@@ -172,10 +180,10 @@ class Paired:
 
 
 def macro_test(tasks: Sequence[Paired], level: float = LEVEL, seed: int = 0) -> PairedTest:
-    """As `paired_test`, of the mean over tasks of each task's mean: every task counts the same, whatever its size.
+    """Return the paired comparison of the mean over tasks of each task's mean: every task counts the same.
 
-    The bootstrap draws units within each task (stratified); the signs are flipped of all units at once, each weighted
-    as it stands in the mean.
+    The bootstrap resamples units within each task (stratified). The randomisation test flips the signs of all units at
+    once, each with its weight in the mean. Raises as `paired_test` does.
     """
     if not tasks:
         raise ConfigError("macro_test: no tasks; wanted at least one")
@@ -184,7 +192,7 @@ def macro_test(tasks: Sequence[Paired], level: float = LEVEL, seed: int = 0) -> 
     narrow, shares, parts = False, True, 0.0
     for task in tasks:
         x, y = _same_length(task.a, task.b, "macro_test")
-        shares = shares and bool(np.isin(np.concatenate([x, y]), (0.0, 1.0)).all())
+        shares = shares and _only_zeros_and_ones(x, y)
         d = y - x
         sums, sizes = (d, np.ones_like(d)) if task.groups is None else _group_sums(d, task.groups, "macro_test")
         rows = max(1, CHUNK // sums.size)
@@ -199,14 +207,17 @@ def macro_test(tasks: Sequence[Paired], level: float = LEVEL, seed: int = 0) -> 
     low, high = (math.nan, math.nan) if narrow else np.quantile(resampled, ((1 - level) / 2, (1 + level) / 2))
     units_n = sum(w.size for w in weighted)
     difference = Estimate(b_mean - a_mean, float(low), float(high), units_n)
-    if shares:  # as many units of one task would tell as much
+    if shares:  # the second argument is the size of a single task that would be as informative
         difference = _not_certain(difference, len(tasks) ** 2 / parts, level)
     p = sign_flips(np.concatenate(weighted), seed)
     return PairedTest(a_mean, b_mean, difference, p, "stratified randomisation test", int(wins[0]), int(wins[1]), items)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p values corrected for their number (Holm 1979), in their order: reject those below α and be wrong once in 1/α."""
+    """Return the p values corrected for their number (Holm 1979), in the given order.
+
+    Rejecting all corrected p values below α makes one or more false rejections with probability α at most.
+    """
     order = sorted(range(len(ps)), key=lambda i: ps[i])
     out, running = [0.0] * len(ps), 0.0
     for rank, i in enumerate(order):
@@ -216,16 +227,17 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def items_needed(difference: float, spread: float, level: float = LEVEL, power: float = POWER) -> int:
-    """Items at which a true mean difference is seen with probability `power` by a two-sided test at 1 − level.
+    """Return the number of items at which a two-sided test at 1 − level detects a true difference with this power.
 
-    `spread` is the standard deviation of the items' differences b − a: n = ((z_{(1+level)/2} + z_power) · spread /
-    difference)². Of right and wrong answers that differ on a share ψ of the items it is √(ψ − difference²), and the
-    formula is then that of Miettinen (1968) for McNemar's test, to its first term. Raises ConfigError.
+    n = ((z_{(1+level)/2} + z_power) · spread / difference)², where `difference` is the true mean difference and
+    `spread` the standard deviation of the items' differences b − a. For right and wrong answers that differ on a share
+    ψ of the items, spread is √(ψ − difference²); the formula is then the first term of Miettinen's (1968) for McNemar's
+    test. Raises ConfigError.
     """
     if difference == 0 or not math.isfinite(difference) or spread < 0 or not 0 < power < 1:
         raise ConfigError(
-            f"items_needed: difference {difference}, spread {spread}, power {power}; wanted a difference that is not 0, "
-            "a spread of 0 or more, and a power between 0 and 1"
+            f"items_needed: difference {difference}, spread {spread}, power {power}; "
+            "wanted a difference that is not 0, a spread of 0 or more, and a power between 0 and 1"
         )
     _check_level(level)
     z = NormalDist().inv_cdf((1 + level) / 2) + NormalDist().inv_cdf(power)
@@ -233,32 +245,33 @@ def items_needed(difference: float, spread: float, level: float = LEVEL, power: 
 
 
 def t_power(shift: float, df: int, level: float = LEVEL) -> float:
-    """P(|T| > the critical value of a two-sided test at 1 − level), T noncentral t: (Z + shift) / √(χ²_df / df).
+    """Return the power of a two-sided t test at 1 − level, for T = (Z + shift) / √(χ²_df / df) (noncentral t).
 
-    By the midpoint rule over s = √(χ²_df / df), given which T is normal (Johnson, Kotz and Balakrishnan 1995, chapter 31).
+    By the midpoint rule over s = √(χ²_df / df), given which T is normal (Johnson, Kotz and Balakrishnan 1995, chapter
+    31).
     """
     t, reach, normal = t_quantile(df, level), 8 / math.sqrt(2 * df), NormalDist().cdf
     edges = np.linspace(max(0.0, 1 - reach), 1 + reach, 401)
     s = (edges[1:] + edges[:-1]) / 2
     weight = np.exp((df - 1) * np.log(s) - df * (s**2 - 1) / 2)
-    seen = [normal(shift - t * x) + normal(-shift - t * x) for x in s.tolist()]
-    return float(weight @ seen / weight.sum())
+    power = [normal(shift - t * x) + normal(-shift - t * x) for x in s.tolist()]
+    return float(weight @ power / weight.sum())
 
 
-# -- several seeds -------------------------------------------------------------------------------------------------------
+# -- several seeds -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Squares:
-    """Mean squares of a table [seeds, items]: between seeds, between items, and what is left."""
+    """Mean squares of a table [seeds, items]: between seeds, between items, and of the residuals."""
 
     seeds: float
     items: float
     rest: float
 
 
-def _table(scores: Sequence[Values] | NDArray[np.float64], name: str) -> Reals:
-    """As a float array [S, I]: raises ConfigError for a ragged table, DataError for a value that is not finite."""
+def _table(scores: Scores, name: str) -> Reals:
+    """Return a float array [S, I]; raises ConfigError for a ragged table, DataError for a value that is not finite."""
     widths = {len(row) for row in scores}
     if len(widths) != 1 or not widths.copy().pop():
         raise ConfigError(f"{name}: seeds with {sorted(widths)} items; wanted the same items, in order, for every seed")
@@ -276,12 +289,12 @@ def _squares(table: Reals) -> _Squares:
     )
 
 
-def crossed(scores: Sequence[Values] | NDArray[np.float64], level: float = LEVEL) -> Estimate:
-    """The mean of scores [S seeds, I items] with an interval for new seeds *and* new items; n is the number of seeds.
+def crossed(scores: Scores, level: float = LEVEL) -> Estimate:
+    """Return the mean of scores [S seeds, I items] with an interval for new seeds *and* new items; n counts the seeds.
 
-    With mean squares between seeds, between items and of the rest, the variance of the mean is (MS_S + MS_I − MS_R) /
-    (S·I), never taken below the larger of MS_S and MS_I over S·I, and its degrees of freedom are Satterthwaite's (1946).
-    One seed says nothing of other seeds: its interval is unknown.
+    From the mean squares between seeds (S), between items (I) and of the residuals (R), the variance of the mean is
+    (MS_S + MS_I − MS_R) / (S·I), but at least the larger of MS_S and MS_I over S·I. Its degrees of freedom are
+    Satterthwaite's (1946). With one seed the interval is unknown.
     """
     table = _table(scores, "crossed")
     s, i = table.shape
@@ -297,38 +310,39 @@ def crossed(scores: Sequence[Values] | NDArray[np.float64], level: float = LEVEL
     return Estimate(value, value - half, value + half, s)
 
 
-def _of_a_seed(table: Reals) -> tuple[float, float]:
-    """The variance of one seed's mean over items: of the seed itself, and of its interaction with the items."""
+def _seed_variances(table: Reals) -> tuple[float, float]:
+    """Return two variances of one seed's mean over items: the seed's own, and that of its interaction with items."""
     ms, items = _squares(table), table.shape[1]
     return max(0.0, ms.seeds - ms.rest) / items, ms.rest / items
 
 
 def _welch(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
-    """The sum of variances, each with its degrees of freedom, and the sum's (Welch 1947, Satterthwaite 1946), rounded down."""
+    """Return the sum of (variance, degrees of freedom) parts with its own degrees of freedom, rounded down.
+
+    Source: Welch (1947), Satterthwaite (1946).
+    """
     variance = sum(v for v, _ in parts)
     return variance, max(1, int(variance**2 / sum(v**2 / n for v, n in parts) + 1e-9)) if variance else 1
 
 
-def compare_seeds(
-    a: Sequence[Values] | NDArray[np.float64], b: Sequence[Values] | NDArray[np.float64], level: float = LEVEL
-) -> tuple[Estimate, float]:
-    """(mean(b) − mean(a) with its interval, two-sided p) of two ways of training: scores [S_a, I] and [S_b, I].
+def compare_seeds(a: Scores, b: Scores, level: float = LEVEL) -> tuple[Estimate, float]:
+    """Return (mean(b) − mean(a) with its interval, two-sided p) of two training methods, scores [S_a, I] and [S_b, I].
 
-    Items are the same for both, seeds are not. The variance has three parts: of the items' differences of means over
-    seeds, divided by I (it holds the interaction of seed and item too), and of each side's seeds, (MS_S − MS_R) / (S·I)
-    where that is above 0; degrees of freedom by Welch and Satterthwaite. Raises ConfigError unless both have two seeds
-    and the same two or more items.
+    The items are the same for both, the seeds are not. The variance has three parts: the variance of the items'
+    differences (of means over seeds) divided by I, which includes the interaction of seed and item; and for each method
+    the variance of its seeds, (MS_S − MS_R) / (S·I), if above 0. Degrees of freedom are by Welch and Satterthwaite.
+    Raises ConfigError unless both have two or more seeds and the same two or more items.
     """
     x, y = _table(a, "compare_seeds"), _table(b, "compare_seeds")
     if min(len(x), len(y)) < 2 or x.shape[1] != y.shape[1] or x.shape[1] < 2:
         raise ConfigError(
-            f"compare_seeds: {x.shape[0]} and {y.shape[0]} seeds with {x.shape[1]} and {y.shape[1]} items; wanted two "
-            "seeds or more of each, on the same items: of single runs use paired_test"
+            f"compare_seeds: {x.shape[0]} and {y.shape[0]} seeds with {x.shape[1]} and {y.shape[1]} items; "
+            "wanted two or more seeds of each, on the same two or more items; for single runs use paired_test"
         )
     d = y.mean(0) - x.mean(0)
     rounding = (1e-12 * max(1.0, float(np.abs(x).max()), float(np.abs(y).max()))) ** 2
     variance, df = _welch(
-        [(float(d.var(ddof=1)) / d.size, d.size - 1), *((_of_a_seed(t)[0] / len(t), len(t) - 1) for t in (x, y))]
+        [(float(d.var(ddof=1)) / d.size, d.size - 1), *((_seed_variances(t)[0] / len(t), len(t) - 1) for t in (x, y))]
     )
     value = float(d.mean())
     if variance < rounding:
@@ -340,23 +354,23 @@ def compare_seeds(
 
 
 def seeds_needed(
-    a: Sequence[Values] | NDArray[np.float64], b: Sequence[Values] | NDArray[np.float64], difference: float,
-    level: float = LEVEL, power: float = POWER,
-) -> tuple[int | None, float]:  # fmt: skip
-    """(seeds of each side at which `compare_seeds` sees a true difference with probability `power`, what the items leave).
+    a: Scores, b: Scores, difference: float, level: float = LEVEL, power: float = POWER
+) -> tuple[int | None, float]:
+    """Return (seeds of each method with which `compare_seeds` detects `difference` with this power, item variance).
 
-    The items stay as many as in `a` and `b`, from whose spread the variance at n seeds is taken: τ² / I + (σ_a² + σ_b²) / n,
-    with σ² that of one seed's mean (of the seed itself and its interaction with the items) and τ² that of the items' true
-    differences. The second number is τ² / I, which no seeds lower: where that is too much, the first is None. The power
-    is the noncentral t's (`t_power`) at the degrees of freedom of `compare_seeds`. A spread taken from few seeds is rough,
-    and so is the number. Raises ConfigError as `compare_seeds` and `items_needed` do.
+    The number of items stays that of `a` and `b`. Their spread gives the variance at n seeds: τ² / I + (σ_a² + σ_b²) /
+    n, where σ² is the variance of one seed's mean (the seed's own and that of its interaction with the items), and τ²
+    that of the items' true differences. The second value is τ² / I, which more seeds cannot reduce; if it alone is too
+    large, the first value is None. The power is that of the noncentral t (`t_power`) at the degrees of freedom of
+    `compare_seeds`. With few seeds the spread, and so the result, is a rough estimate. Raises ConfigError as
+    `compare_seeds` and `items_needed` do.
     """
     compare_seeds(a, b, level)
     items_needed(difference, 0.0, level, power)
     x, y = _table(a, "seeds_needed"), _table(b, "seeds_needed")
-    (seed_a, rest_a), (seed_b, rest_b), items = _of_a_seed(x), _of_a_seed(y), x.shape[1]
-    found = float((y.mean(0) - x.mean(0)).var(ddof=1)) / items
-    left = max(0.0, found - rest_a / len(x) - rest_b / len(y))
+    (seed_a, rest_a), (seed_b, rest_b), items = _seed_variances(x), _seed_variances(y), x.shape[1]
+    observed = float((y.mean(0) - x.mean(0)).var(ddof=1)) / items
+    left = max(0.0, observed - rest_a / len(x) - rest_b / len(y))
 
     def enough(n: int) -> bool:
         seeds = ((s / n, n - 1) for s in (seed_a, seed_b))
@@ -371,61 +385,63 @@ def seeds_needed(
     return bisect.bisect_left(range(high), True, lo=max(2, high // 2), key=enough), left
 
 
-# -- in words ------------------------------------------------------------------------------------------------------------
+# -- in words ----------------------------------------------------------------------------------------------------------
 
 
-def verdict(a: str, b: str, test: PairedTest, level: float = LEVEL, p: float | None = None) -> str:
-    """One sentence that says whether B is better than A; `p` stands in for the test's where it has been corrected."""
-    shown = test.p if p is None else p
+def comparison_sentence(a: str, b: str, test: PairedTest, level: float = LEVEL, p: float | None = None) -> str:
+    """Return a sentence that says whether B is better than A; `p`, if given, is a corrected p value for the test's."""
+    p = test.p if p is None else p
     numbers = (
         f"{test.b:.3f} against {test.a:.3f} on {test.items} items, difference {test.difference} "
-        f"(p = {shown:.2g}, {test.test}; {b} is ahead on {test.b_wins}, {a} on {test.a_wins})"
+        f"(p = {p:.2g}, {test.test}; {b} is ahead on {test.b_wins}, {a} on {test.a_wins})"
     )
-    if shown < 1 - level:
+    if p < 1 - level:
         side = "better" if test.difference.value > 0 else "worse"
         return f"{b} is {side} than {a}: {numbers}."
     return f"No difference between {b} and {a} can be seen: {numbers}."
 
 
 def advice(test: PairedTest, level: float = LEVEL, power: float = POWER) -> str:
-    """How many items a difference as large as the one found would need, or one of 0.01 where none was found.
+    """Return a sentence on the number of items that would show the observed difference (0.01 if it is below 0.001).
 
-    The spread of one item is taken from the interval, so that what items share (a document, a task) counts: items of
-    the same kind, in documents of the same size, and as many more of each task.
+    The spread of one item is derived from the interval, so that dependence within a document or task counts. It assumes
+    similar items, documents of the same size, and proportionally more items of each task.
     """
     if not test.a_wins + test.b_wins:
         return "Both give the same score on every item."
     if math.isnan(test.difference.low):
-        return "Of a single item, or document, nothing can be said."
+        return "At least two items (or documents) are needed for an interval."
     error = (test.difference.high - test.difference.low) / 2 / NormalDist().inv_cdf((1 + level) / 2)
     goal = abs(test.difference.value)
     goal = goal if goal >= 0.001 else 0.01
     needed = items_needed(goal, error * math.sqrt(test.items), level, power)
-    return f"To see a true difference of {goal:.3f} {power:.0%} of the time takes about {needed:,} items."
+    return f"About {needed:,} items are needed {_detect(goal, power)}."
 
 
 def seeds_advice(
-    a: NDArray[np.float64],
-    b: NDArray[np.float64],
-    found: Estimate,
-    items: int,
-    level: float = LEVEL,
-    power: float = POWER,
+    a: Reals, b: Reals, difference: Estimate, items: int, level: float = LEVEL, power: float = POWER
 ) -> str:
-    """As `advice`, of scores [S_a, units] and [S_b, units] that stand for `items` items: how many seeds it would need."""
-    if found.low == found.high:
+    """Return a sentence on the number of seeds that would show `difference`, as `advice` does for items.
+
+    `a` and `b` are scores [S_a, units] and [S_b, units]; the units stand for `items` items.
+    """
+    if difference.low == difference.high:
         return "Both give the same score on every item, with every seed."
-    goal = abs(found.value) if abs(found.value) >= 0.001 else 0.01
+    goal = abs(difference.value) if abs(difference.value) >= 0.001 else 0.01
     seeds, left = seeds_needed(a, b, goal, level, power)
-    seen = f"a true difference of {goal:.3f} {power:.0%} of the time"
+    detect = _detect(goal, power)
     if seeds is not None:
-        return f"To see {seen} on as many items takes about {seeds:,} seeds of each."
+        return f"About {seeds:,} seeds of each are needed {detect} on as many items."
     more = items_needed(goal, math.sqrt(left * items), level, power)
-    return f"To see {seen} no number of seeds is enough on so few items: it takes more than about {more:,} items."
+    return f"No number of seeds is enough {detect} on so few items: more than about {more:,} items are needed."
 
 
-def check_scores(values: Sequence[object], where: str) -> list[float]:
-    """Numbers of a results file, checked. Raises DataError, which begins with `where`."""
+def _detect(difference: float, power: float) -> str:
+    return f"to detect a true difference of {difference:.3f} with a power of {power * 100:.0f} %"
+
+
+def finite_scores(values: Sequence[object], where: str) -> list[float]:
+    """Return the numbers of a results file as floats; raises DataError, starting with `where`, if one is not finite."""
     for number, value in enumerate(values):
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise DataError(f"{where}: score {number} is {value!r}; wanted a finite number")

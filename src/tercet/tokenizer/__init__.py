@@ -1,1 +1,1 @@
-"""Text to ids and back: byte-level BPE and the chat renderer."""
+"""Convert text to ids and back: byte-level BPE and the chat renderer."""

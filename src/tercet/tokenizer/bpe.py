@@ -1,7 +1,7 @@
-"""Byte-level BPE (Sennrich et al. 2016; GPT-2's byte alphabet), trained and run by the `tokenizers` library.
+"""Byte-level BPE tokenizer (Sennrich et al. 2016; GPT-2's byte alphabet) on top of the `tokenizers` library.
 
-Every byte string can be encoded and comes back unchanged. Special tokens have ids of their own that `encode` never
-produces: text that is spelled like one stays text, so no input can open or close a turn.
+Every valid Unicode text can be encoded and decodes to itself. `encode` never produces the ids of special tokens: text
+that is spelled like a special token stays text, so no input can open or close a turn.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from tokenizers import Tokenizer as Backend
 from tercet.errors import CheckpointError, ConfigError, DataError
 from tercet.tokenizer.special import CHATML, LLAMA, SpecialTokens, read_roles, with_roles
 
-SPECIAL_TOKENS = astuple(CHATML)  # of a tokenizer that is trained here, in the order of their ids
+SPECIAL_TOKENS = astuple(CHATML)  # special tokens of a newly trained tokenizer, in the order of their ids
 
-# Qwen2's split pattern: llama.cpp knows it by name ("qwen2"), so an exported model needs no patch there. Single digits
-# are tokens of their own, which small models need for arithmetic.
+# Qwen2's split pattern: llama.cpp knows it by name ("qwen2"), so an exported model needs no patch there. Every digit is
+# a token of its own, which small models need for arithmetic.
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -29,18 +29,18 @@ _SLICE = 128  # texts encoded at once
 
 
 class Tokenizer:
-    """Text to ids and back.
+    """Encodes text to ids and decodes ids to text.
 
-    `special` says how the special tokens are spelled; `endoftext` (the beginning of a text), `im_start` and `im_end`
-    (of a turn), `pad` and `mask` are their ids.
+    `special` holds the spellings of the special tokens. Their ids are `endoftext` (the token before a text), `im_start`
+    and `im_end` (the start and end of a turn), `pad` and `mask`.
     """
 
     def __init__(self, backend: Backend, special: SpecialTokens | None = None) -> None:
-        """Without `special`, the tokens are spelled as ours, or as Llama's where the vocabulary has those instead.
+        """Without `special`, the spelling is ChatML's, or Llama's if the vocabulary has those tokens instead.
 
-        Raises CheckpointError where the vocabulary lacks one.
+        Raises CheckpointError if the vocabulary lacks a special token.
         """
-        # True means: do not look for special tokens in the text that is encoded.
+        # True means: special tokens are not recognised in the text to encode.
         backend.encode_special_tokens = True
         self._backend = backend
         known = [*(SPECIAL_TOKENS if special is None else ()), *astuple(special or LLAMA)]
@@ -58,17 +58,17 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
+        """Return the number of ids, including the special tokens."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; never a special id. Raises DataError where `text` holds a lone surrogate."""
+        """Return the ids of `text`, never a special id; raises DataError if `text` has a lone surrogate."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text, in parallel."""
+        """Return the ids of each text, encoded in parallel; raises DataError as `encode` does."""
         try:
-            # in slices: what the backend returns holds far more than ids
+            # in slices: the backend's encodings need far more memory than the ids
             slices = (list(texts[a : a + _SLICE]) for a in range(0, len(texts), _SLICE))
             return [e.ids for part in slices for e in self._backend.encode_batch_fast(part, add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError) as error:
@@ -78,19 +78,19 @@ class Tokenizer:
             ) from error
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
+        """Return the text of `ids` without special tokens; bytes that are not valid UTF-8 become U+FFFD."""
         return str(self._backend.decode([i for i in ids if i not in self.special_ids], skip_special_tokens=True))
 
     def token(self, i: int) -> str:
-        """What a person is shown for one id: the spelling of a special token, the text of any other."""
+        """Return one id as readable text: a special token's spelling, or the text of any other token."""
         return self._special[i] if i in self._special else self.decode([i])
 
     def to_json(self) -> str:
-        """The tokenizer as `tokenizer.json`, which transformers and llama.cpp's converter read."""
+        """Return the content of `tokenizer.json`, which transformers and llama.cpp's converter read."""
         return with_roles(str(self._backend.to_str(pretty=True)), self.special)
 
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer: two runs can share weights only if theirs is equal."""
+        """Return the tokenizer's SHA-256; two runs can share weights only if their fingerprints are equal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def save(self, path: str | Path) -> None:
@@ -99,34 +99,37 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a `tokenizer.json`, or the one in a folder. Raises CheckpointError where it is missing or damaged."""
+        """Read a `tokenizer.json`, or the one in a folder; raises CheckpointError if it is missing or damaged."""
         file = Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
         if not file.is_file():
-            raise CheckpointError(f"{file}: no tokenizer there; make one with `tercet tokenizer train`, or name a run")
+            raise CheckpointError(
+                f"{file}: no tokenizer there; train one with `tercet tokenizer train`, or give the path of a run"
+            )
         try:
             text = file.read_text(encoding="utf-8")
             return cls(Backend.from_str(text), read_roles(text))
         except CheckpointError:
             raise
-        except Exception as error:  # the backend raises bare Exception for a file it cannot parse
+        except Exception as error:  # the backend raises a bare Exception for a file that it cannot parse
             raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from error
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special: SpecialTokens = CHATML) -> Tokenizer:
-    """Train byte-level BPE with `vocab_size` ids in all (the special tokens, 256 bytes, the rest merges).
+    """Train a byte-level BPE tokenizer with `vocab_size` ids: the special tokens, 256 bytes, and the rest merges.
 
-    Raises ConfigError where `vocab_size` has no room for the bytes, DataError where there is no text.
+    Raises ConfigError if `vocab_size` is too small for the bytes, DataError if there is no text.
     """
     names = list(dict.fromkeys(astuple(special)))
     if vocab_size < (smallest := 256 + len(names)):
         raise ConfigError(
-            f"vocab_size is {vocab_size}; at least {smallest} is needed (256 bytes + {len(names)} special tokens)"
+            f"--vocab-size is {vocab_size}; wanted at least {smallest} (256 bytes + {len(names)} special tokens)"
         )
-    seen = [0]
+    characters = 0
 
     def counted() -> Iterable[str]:
+        nonlocal characters
         for text in texts:
-            seen[0] += len(text)
+            characters += len(text)
             yield text
 
     backend = Backend(models.BPE())
@@ -149,29 +152,29 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, special: SpecialToken
         raise DataError(
             f"text that is not valid Unicode (a lone surrogate): {error}; clean it with text.encode('utf-8', 'replace')"
         ) from error
-    if not seen[0]:
+    if not characters:
         raise DataError("no text to train the tokenizer on: every document is empty")
     return Tokenizer(backend, special)
 
 
 class StreamDecoder:
-    """Ids one at a time to text as soon as it is whole: a character of several tokens is held back until complete."""
+    """Decodes ids one at a time; a character that spans several tokens is held back until it is complete."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._shown = 0
+        self._returned = 0  # characters
 
     def push(self, token: int) -> str:
-        """The text that `token` completes (may be empty)."""
+        """Return the text that `token` completes; it may be empty."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         end = len(text.rstrip("\ufffd"))
-        new, self._shown = text[self._shown : end], max(end, self._shown)
+        new, self._returned = text[self._returned : end], max(end, self._returned)
         return new
 
     def flush(self) -> str:
-        """What is still held back, bytes that never became a character shown as U+FFFD."""
+        """Return the text that is still held back; bytes of an incomplete character become U+FFFD."""
         text = self._tokenizer.decode(self._ids)
-        new, self._shown = text[self._shown :], len(text)
+        new, self._returned = text[self._returned :], len(text)
         return new

@@ -1,12 +1,12 @@
-"""The one renderer: conversations to ids and weights, for training, evaluation and chat alike (ChatML).
+"""Render conversations to ids and loss weights (ChatML), in one way for training, evaluation and chat.
 
     <|im_start|>user\\nHello<|im_end|>\\n<|im_start|>assistant\\nHi.<|im_end|>\\n
-                                                           ^^^^^^^^^^^^^ weight 1: the assistant's words and its end
+                                                           ^^^^^^^^^^^^^ weight 1: the answer and its end token
 
-A message's own weight stands in the place of that 1, or of the 0 of what the user and the system say.
+A message's own weight replaces the default, which is 1 for assistant messages and 0 for user and system messages.
 
-Special tokens enter by id; roles and contents are encoded apart, so the ids of a prompt are always a prefix of the ids
-of the whole conversation, whatever the contents are.
+Special tokens are inserted as ids, and roles and contents are encoded separately. So the ids of a prompt are always a
+prefix of the ids of the whole conversation, whatever the contents are.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tercet.tokenizer.special import SpecialTokens
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """Ids and their loss weights (same length), by default 1 where the token is the assistant's and 0 elsewhere."""
+    """Ids and their loss weights (same length), by default 1 for the assistant's tokens and 0 elsewhere."""
 
     tokens: list[int]
     weights: list[float]
@@ -40,21 +40,21 @@ def _message(tokenizer: Tokenizer, message: Message) -> Rendered:
 
 
 def render(tokenizer: Tokenizer, conversation: Conversation) -> Rendered:
-    """Ids and weights of a whole conversation: each message's weight on its content and end token, 0 on the rest."""
+    """Return ids and weights of a conversation: each message's weight on its content and end token, 0 elsewhere."""
     parts = [_message(tokenizer, message) for message in conversation]
     return Rendered([t for p in parts for t in p.tokens], [w for p in parts for w in p.weights])
 
 
 def render_prompt(tokenizer: Tokenizer, conversation: Conversation) -> list[int]:
-    """Ids that a model continues with the next assistant message: `render` of what was said and the opened turn."""
+    """Return the prompt ids for the next assistant message: the rendered conversation and the start of a turn."""
     return [*render(tokenizer, conversation).tokens, tokenizer.im_start, *tokenizer.encode("assistant\n")]
 
 
 def render_fitting(tokenizer: Tokenizer, conversation: Conversation, max_tokens: int) -> tuple[Rendered, int]:
-    """As many leading messages as fit into `max_tokens`, ending on an assistant message; and how many were cut.
+    """Return the longest rendered prefix that ends with an assistant message, and the number of messages cut off.
 
-    Raises ContextError where not even the first assistant message fits, or where all that fits has weight 0, DataError
-    where there is no assistant message.
+    The prefix has at most `max_tokens` tokens. Raises ContextError if the first assistant message does not fit, or if
+    all that fits has weight 0, and DataError if there is no assistant message.
     """
     tokens: list[int] = []
     weights: list[float] = []
@@ -70,17 +70,19 @@ def render_fitting(tokenizer: Tokenizer, conversation: Conversation, max_tokens:
             kept, kept_length = number, length
     if not kept:
         if not any(m.role == "assistant" for m in conversation):
-            raise DataError("a conversation with no assistant message: there is nothing to learn from it")
+            raise DataError("the conversation has no assistant message, so there is nothing to learn; leave it out")
         raise ContextError(f"the conversation up to its first answer is longer than the context of {max_tokens} tokens")
     if not any(weights[:kept_length]):
-        raise ContextError(f"all that fits into the context of {max_tokens} tokens has weight 0: nothing to learn")
+        raise ContextError(
+            f"all that fits into the context of {max_tokens} tokens has weight 0, so there is nothing to learn"
+        )
     return Rendered(tokens[:kept_length], weights[:kept_length]), len(conversation) - kept
 
 
 def prompt_fitting(tokenizer: Tokenizer, conversation: Conversation, max_tokens: int) -> tuple[list[int], int]:
-    """`render_prompt` of the newest messages that fit (a system message stays); and how many old ones were left out.
+    """Return the prompt ids of the newest messages that fit into `max_tokens`, and the number of messages left out.
 
-    Raises ContextError where the last message alone is too long.
+    A system message always stays. Raises ContextError if the last message alone is too long.
     """
     system = tuple(m for m in conversation[:1] if m.role == "system")
     rest = conversation[len(system) :]
@@ -91,21 +93,21 @@ def prompt_fitting(tokenizer: Tokenizer, conversation: Conversation, max_tokens:
         if len(tokens) <= max_tokens:
             return tokens, start
     raise ContextError(
-        f"the last message alone fills the context: {max_tokens} tokens are free for the prompt; shorten the message"
+        f"the last message alone fills the context; {max_tokens} tokens are free for the prompt: shorten the message"
     )
 
 
 def answer_text(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, bool]:
-    """The text of a sampled answer, and whether the model ended it itself with the token that ends a turn."""
+    """Return the text of a sampled answer, and whether the model ended it with its end token."""
     finished = bool(tokens) and tokens[-1] == tokenizer.im_end
     return tokenizer.decode(tokens), finished
 
 
 def chat_template(special: SpecialTokens, line_feed_at_end: bool = True) -> str:
-    """The renderer as a jinja template of Hugging Face's kind: it gives the text that the ids of `render` spell.
+    """Return the renderer as a jinja chat template for Hugging Face; its output is the text of the ids of `render`.
 
     A reward model scores at the end token, so its template leaves out the line feed after the last message
-    (`line_feed_at_end` False).
+    (`line_feed_at_end` is false).
     """
     start, end = (name.replace("\\", "\\\\").replace("'", "\\'") for name in (special.turn_start, special.turn_end))
     message = "{% for message in messages %}{{ '" + start + "' + message.role + '\\n' + message.content + '" + end + "'"

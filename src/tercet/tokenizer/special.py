@@ -1,10 +1,10 @@
-"""Special tokens: the roles that they have, and how a tokenizer spells them.
+"""The roles of special tokens, and how a tokenizer spells them.
 
-A `tokenizer.json` of today's spelling, or of Llama's, says nothing about roles. Any other has them beside its tokens:
+A `tokenizer.json` with ChatML's or Llama's spelling does not name roles. Any other names them with its tokens:
 
     "added_tokens": [{"id": 0, "content": "<|begin_of_text|>", …, "roles": ["begin_of_text"]}, …]
 
-Other programs that read the file pass over "roles".
+Other programs that read the file ignore "roles".
 """
 
 from __future__ import annotations
@@ -19,34 +19,34 @@ from tercet.errors import CheckpointError
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """The spelling of each role. Text never becomes one of these tokens; two roles may have the same token."""
+    """The spelling of each role's token; two roles may share a token. Encoded text never contains these tokens."""
 
-    begin_of_text: str = "<|endoftext|>"  # before a text and, in pretraining, after it
+    begin_of_text: str = "<|endoftext|>"  # before a text and, in pretraining, also after it
     turn_start: str = "<|im_start|>"
     turn_end: str = "<|im_end|>"
     padding: str = "<|pad|>"
     mask: str = "<|mask|>"
 
     def missing(self, ids: Mapping[str, int]) -> list[str]:
-        """The spellings that a vocabulary lacks."""
+        """Return the spellings that a vocabulary (token → id) lacks."""
         return [token for token in dict.fromkeys(astuple(self)) if token not in ids]
 
     @property
     def turns(self) -> bool:
-        """Whether turns have a token of their own to begin with."""
+        """Return whether a turn starts with a token of its own, different from the one before a text."""
         return self.turn_start != self.begin_of_text
 
 
 CHATML = SpecialTokens()
-# A tokenizer of Llama's kind: there a text and a turn begin alike, and the token for padding is never read.
+# In Llama's tokenizer a text and a turn start with the same token, and the padding token is never read.
 LLAMA = SpecialTokens("<s>", "<s>", "</s>", "<unk>", "<unk>")
 ROLES = tuple(f.name for f in fields(SpecialTokens))
 
 
 def read_roles(text: str) -> SpecialTokens | None:
-    """The spelling that a tokenizer.json gives, or None where it says nothing of roles.
+    """Return the spelling of the roles in a tokenizer.json, or None if it names no roles.
 
-    Raises CheckpointError where a role is unknown, missing or given twice, ValueError where `text` is no JSON object.
+    Raises CheckpointError if a role is unknown, missing or given twice, ValueError if `text` is not a JSON object.
     """
     spelling: dict[str, str] = {}
     for token in dict(json.loads(text)).get("added_tokens") or ():
@@ -60,16 +60,18 @@ def read_roles(text: str) -> SpecialTokens | None:
     if not spelling:
         return None
     if missing := [role for role in ROLES if role not in spelling]:
-        raise CheckpointError(f'tokenizer.json: no token has the role {", ".join(missing)}; add it to one\'s "roles"')
+        raise CheckpointError(
+            f'tokenizer.json: no token has the role {", ".join(missing)}; add it to the "roles" of a token'
+        )
     return SpecialTokens(**spelling)
 
 
 def with_roles(text: str, special: SpecialTokens) -> str:
-    """A tokenizer.json with the roles written beside its tokens; as it is where the spelling is a known one."""
+    """Return a tokenizer.json with the roles of its tokens added; unchanged for ChatML's and Llama's spellings."""
     if special in (CHATML, LLAMA):
         return text
-    whole: dict[str, Any] = json.loads(text)
-    for token in whole["added_tokens"]:
+    contents: dict[str, Any] = json.loads(text)
+    for token in contents["added_tokens"]:
         if roles := [role for role in ROLES if getattr(special, role) == token["content"]]:
             token["roles"] = roles
-    return json.dumps(whole, indent=2, ensure_ascii=False)
+    return json.dumps(contents, indent=2, ensure_ascii=False)

@@ -102,11 +102,11 @@ class Stage:
 
 def fingerprints(config: Settings) -> dict[str, str]:
     """The hashes of all that a stage reads, by its path: files by their bytes, tokenizers by what they do."""
-    from tercet.data.readers import fingerprints as of_files
+    from tercet.data.readers import file_hashes
     from tercet.tokenizer.bpe import Tokenizer
 
     named = [getattr(config, f.name) for f in fields(config) if f.metadata["reads"] == TOKENIZER]
-    return {**of_files(config.files()), **{path: Tokenizer.load(path).fingerprint() for path in named}}
+    return {**file_hashes(config.files()), **{path: Tokenizer.load(path).fingerprint() for path in named}}
 
 
 @cache

@@ -1,1 +1,1 @@
-"""Rows of files to data types, one format a file, and back."""
+"""Convert rows of JSONL files to data types and back; one module for each kind of data."""

@@ -1,12 +1,13 @@
-"""Conversations in, in the formats that people publish them in; each row's format is told by its keys.
+"""Read conversations in the common published formats; the keys of a row say which format it has.
 
     messages     {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
     Alpaca       {"instruction": "Translate.", "input": "Guten Tag", "output": "Good day"}
     ShareGPT     {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello."}]}
     completion   {"prompt": "Hi", "completion": "Hello."}          ("response" instead of "completion" is fine)
 
-All become a `Conversation`: an optional system message, then user and assistant in turn. A message of the first and the third
-form may have a "weight": how much training counts it (0: not at all), instead of 1 for the assistant's and 0 for the others'.
+Each becomes a `Conversation`: an optional system message, then user and assistant in turn. In the messages and ShareGPT
+formats a message may have a "weight", the loss weight of its tokens (0: not trained on). Without it, assistant messages
+have weight 1 and all others 0.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from tercet.data.readers import BadRows, kind, parsed_rows, text_field
+from tercet.data.readers import BadRows, json_type, parsed_rows, text_field
 from tercet.data.types import ROLES, Conversation, Message, Role
 from tercet.errors import DataError
 
@@ -28,7 +29,7 @@ _SHAREGPT_ROLES: dict[str, Role] = {
 }
 
 
-def conversations(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversation]]:
+def read_conversations(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Conversation]]:
     """Yield ("file:line", conversation) for each row of the JSONL files `paths` (files, folders, globs).
 
     Raises DataError as `parse_conversation` does (unless `bad.skip`), for a damaged file, and if there is no good row.
@@ -37,11 +38,12 @@ def conversations(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Con
 
 
 def parse_conversation(row: Mapping[str, Any], where: str) -> Conversation:
-    """Make a conversation of one row in any of this module's formats; raises DataError, which begins with `where`."""
+    """Return the conversation of one row in any of this module's formats; a DataError begins with `where`."""
     turns = _parse_format(row, where)
     if not any(turn.loss_weight for turn in turns):
         raise DataError(
-            f"{where}: every message has weight 0, so there is nothing to learn; give one a weight above 0 or leave the row out"
+            f"{where}: every message has weight 0, so there is nothing to learn; give one message a weight above 0, "
+            "or leave the row out"
         )
     return turns
 
@@ -65,9 +67,10 @@ def _parse_format(row: Mapping[str, Any], where: str) -> Conversation:
 
 
 def parse_messages(value: object, where: str, need_answer: bool = True) -> Conversation:
-    """Make a conversation of a list of {"role", "content", maybe "weight"}; the content is a string or a list of text parts.
+    """Return the conversation of a list of {"role", "content"} objects, each with an optional "weight".
 
-    With `need_answer` the last turn must be the assistant's; without, it may be either's. Raises DataError.
+    The content is a string or a list of text parts. With `need_answer` the last turn must be the assistant's. Raises
+    DataError.
     """
     turns = []
     for number, item in enumerate(_items(value, where), 1):
@@ -77,17 +80,17 @@ def parse_messages(value: object, where: str, need_answer: bool = True) -> Conve
             hint = "; tool calls are not supported" if role in ("tool", "function") else ""
             raise DataError(f'{at}: unknown role "{role}"; wanted system, user or assistant{hint}')
         if item.get("tool_calls") or item.get("function_call"):
-            raise DataError(f"{at}: holds a tool call, which is not supported; leave the row out")
+            raise DataError(f"{at}: found a tool call; tool calls are not supported; leave the row out")
         turns.append(Message(role, _content(item, at), _weight(item, at)))
     return _checked(turns, where, need_answer)
 
 
 def parse_prompt(value: object, where: str) -> Conversation:
-    """Make a prompt of a string (one user turn) or a message list whose last turn is the user's; raises DataError."""
+    """Return the prompt given as a string (one user turn) or as messages that end with the user's; raises DataError."""
     if isinstance(value, str):
         return (Message("user", value),)
     if not isinstance(value, list):
-        raise DataError(f'{where}: "prompt" must be a string or a list of messages, found {kind(value)}')
+        raise DataError(f'{where}: "prompt" must be a string or a list of messages, found {json_type(value)}')
     turns = parse_messages(value, where, need_answer=False)
     if turns[-1].role != "user":
         raise DataError(
@@ -97,12 +100,12 @@ def parse_prompt(value: object, where: str) -> Conversation:
 
 
 def to_row(conversation: Conversation) -> dict[str, Any]:
-    """The row that `parse_conversation` reads back, in the messages format."""
+    """Return the conversation as a row in the messages format; `parse_conversation` is the inverse."""
     return {"messages": to_messages(conversation)}
 
 
 def to_messages(conversation: Conversation) -> list[dict[str, Any]]:
-    """The list of {"role", "content"} that `parse_messages` reads back, with "weight" where a message has its own."""
+    """Return a list of {"role", "content"}, with "weight" where a message has its own; inverse of `parse_messages`."""
     return [
         {"role": m.role, "content": m.content} | ({} if m.weight is None else {"weight": m.weight})
         for m in conversation
@@ -122,10 +125,12 @@ def _parse_sharegpt(value: object, where: str) -> Conversation:
 
 def _items(value: object, where: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not value:
-        raise DataError(f"{where}: wanted a list of messages, found {'an empty list' if value == [] else kind(value)}")
+        raise DataError(
+            f"{where}: wanted a list of messages, found {'an empty list' if value == [] else json_type(value)}"
+        )
     for number, item in enumerate(value, 1):
         if not isinstance(item, dict):
-            raise DataError(f"{where}: message {number}: wanted an object, found {kind(item)}")
+            raise DataError(f"{where}: message {number}: wanted an object, found {json_type(item)}")
     return value
 
 
@@ -136,49 +141,44 @@ def _content(item: Mapping[str, Any], at: str) -> str:
     texts = []
     for part in content:
         if not isinstance(part, dict) or part.get("type") != "text":
-            found = part.get("type") if isinstance(part, dict) else kind(part)
+            part_type = part.get("type") if isinstance(part, dict) else json_type(part)
             raise DataError(
-                f'{at}: a part of the content is no text (found {found}); wanted {{"type": "text", "text": ...}}'
+                f'{at}: a part of the content is not text (found {part_type}); wanted {{"type": "text", "text": ...}}'
             )
         texts.append(text_field(part, "text", at))
     return "".join(texts)
 
 
 def _weight(item: Mapping[str, Any], at: str) -> float | None:
-    """The message's own weight; None where the key is missing, or null as in tables in which only some rows have it."""
+    """Return the message's own weight, or None where the key is missing or null (as in a table with empty cells)."""
     value = item.get("weight")
     if value is None:
         return None
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not 0 <= value <= MAX_WEIGHT:  # not a number (NaN) fails this too
-        found = repr(value) if number else kind(value)
         raise DataError(
-            f'{at}: "weight" must be a number from 0 (not trained on) to {MAX_WEIGHT:g}, found {found}; '
-            "mend it, or leave the key out"
+            f'{at}: "weight" must be a number from 0 (not trained on) to {MAX_WEIGHT:g}, '
+            f"found {repr(value) if number else json_type(value)}; correct it, or leave the key out"
         )
     return float(value)
 
 
 def _checked(turns: Sequence[Message], where: str, need_answer: bool) -> Conversation:
-    """Raise DataError unless this is an optional system message, then user and assistant in turn."""
+    """Return `turns` as a conversation: an optional system message, then user and assistant in turn, else DataError."""
     first = 1 if turns[0].role == "system" else 0
     if need_answer and all(turn.role != "assistant" for turn in turns):
         raise DataError(
             f"{where}: no assistant turn, so there is nothing to learn; add the answer or leave the row out"
         )
     if len(turns) == first:
-        raise DataError(f"{where}: only a system message; add a user turn")
+        raise DataError(f"{where}: found only a system message; add a user turn")
     for index, turn in enumerate(turns[first:]):
-        wanted = ("user", "assistant")[index % 2]
-        if turn.role != wanted:
-            hint = (
-                "a system message may only come first"
-                if turn.role == "system"
-                else "turns must alternate, a user first"
-            )
-            raise DataError(
-                f"{where}: message {first + index + 1}: found a turn of {turn.role}, wanted {wanted}; {hint}"
-            )
+        role = ("user", "assistant")[index % 2]
+        if turn.role != role:
+            hint = "turns must alternate, starting with the user"
+            if turn.role == "system":
+                hint = "only the first message may be a system message"
+            raise DataError(f"{where}: message {first + index + 1}: found the role {turn.role}, wanted {role}; {hint}")
     if need_answer and turns[-1].role != "assistant":
-        raise DataError(f"{where}: the last turn is the user's and has no answer; add the answer or cut the turn off")
+        raise DataError(f"{where}: the last turn is the user's and has no answer; add the answer or remove the turn")
     return tuple(turns)

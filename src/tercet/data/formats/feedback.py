@@ -1,9 +1,9 @@
-"""Feedback in: answers that somebody found good or bad, one by one; each row's format is told by its keys.
+"""Read feedback: single answers labelled good or bad; the keys of a row say which format it has.
 
-    labelled     {"prompt": "Hi", "completion": "Hello!", "label": true}      ("response" instead of "completion" is fine)
-    comparison   any format of `comparisons`
+    labelled     {"prompt": "Hi", "completion": "Hello!", "label": true}    ("response" instead of "completion" is fine)
+    comparison   any format of `preferences`
 
-A prompt is a string or a list of messages; so may be the completion: a list with one message of the assistant.
+A prompt is a string or a list of messages. A completion is a string or a list with one assistant message.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from typing import Any
 
 from tercet.data.formats.conversations import parse_messages, parse_prompt, to_messages
 from tercet.data.formats.preferences import parse_comparison
-from tercet.data.readers import BadRows, kind, parsed_rows, text_field
+from tercet.data.readers import BadRows, json_type, parsed_rows, text_field
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
 
 
 @dataclass(frozen=True, slots=True)
 class Feedback:
-    """One answer to one prompt, and whether it is a good one."""
+    """One answer to one prompt, and whether it is desirable."""
 
     prompt: Conversation
     response: str
     desirable: bool
 
 
-def feedback(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Feedback | Comparison]]:
+def read_feedback(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Feedback | Comparison]]:
     """Yield ("file:line", feedback or comparison) for each row of the JSONL files `paths` (files, folders, globs).
 
     Raises DataError as `parse_feedback` does (unless `bad.skip`), for a damaged file, and if there is no good row.
@@ -37,12 +37,12 @@ def feedback(paths: Sequence[str], bad: BadRows) -> Iterator[tuple[str, Feedback
 
 
 def parse_feedback(row: Mapping[str, Any], where: str) -> Feedback | Comparison:
-    """Make feedback of a row with "label", a comparison of any other; raises DataError, which begins with `where`."""
+    """Return the feedback of a row with "label", else the comparison of the row; a DataError begins with `where`."""
     if "label" not in row or "chosen" in row or "responses" in row:
         return parse_comparison(row, where)
     label = row["label"]
     if not isinstance(label, bool):
-        raise DataError(f'{where}: "label" must be true (a good answer) or false, found {kind(label)}')
+        raise DataError(f'{where}: "label" must be true (a good answer) or false, found {json_type(label)}')
     keys = [key for key in ("completion", "response") if key in row]
     if len(keys) != 1:
         raise DataError(
@@ -53,9 +53,10 @@ def parse_feedback(row: Mapping[str, Any], where: str) -> Feedback | Comparison:
 
 
 def labels(item: Feedback | Comparison) -> tuple[bool | None, ...]:
-    """Of each answer: true where it is desirable, false where undesirable, None where neither.
+    """Return one label per answer: true for desirable, false for undesirable, None for neither.
 
-    Of a comparison the answers of best rank are desirable and those of worst rank undesirable; where all are tied, none is.
+    In a comparison the best-ranked answers are desirable and the worst-ranked ones undesirable; if all are tied, the
+    labels are None.
     """
     if isinstance(item, Feedback):
         return (item.desirable,)
@@ -68,5 +69,5 @@ def _answer(row: Mapping[str, Any], key: str, prompt: Conversation, where: str) 
         return text_field(row, key, where)
     turns = parse_messages([*to_messages(prompt), *row[key]], f'{where}: "{key}"')
     if len(turns) != len(prompt) + 1:
-        raise DataError(f'{where}: "{key}" must be one message of the assistant, found {len(row[key])} messages')
+        raise DataError(f'{where}: "{key}" must be one assistant message, found {len(row[key])} messages')
     return turns[-1].content

@@ -20,7 +20,7 @@ from numbers import Real
 from typing import Any
 
 from tercet.data.formats.conversations import to_messages
-from tercet.data.text_matching import exact_match as matches
+from tercet.data.text_matching import matches_gold as matches
 from tercet.data.text_matching import normalise
 from tercet.data.types import Question
 from tercet.errors import ConfigError, DataError

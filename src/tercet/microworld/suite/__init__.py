@@ -1,1 +1,1 @@
-"""The microworld's own tasks, one file each; they register themselves."""
+"""The microworld's evaluation tasks, one file each; they register themselves."""

@@ -1,15 +1,15 @@
 """Arithmetic: sums and differences of numbers up to 99.
 
-Half of them stand nowhere in the microworld's training text; the others are asked in words that do not stand there.
+Half of them do not occur in the microworld's training text; the others are asked in wordings that do not occur there.
 """
 
 from tercet.evaluation.task import Item, PromptTemplate, Task, item_of
-from tercet.microworld.tasks import tasks
+from tercet.microworld.tasks import draw_questions
 
 
-def _items(asked: bool) -> list[Item]:
-    found = tasks("heldout" if asked else "sft", 0, 200 if asked else 60, ["arithmetic"])
-    return [item_of(t) for t in found if len(t.prompt) == 1]
+def _items(evaluated: bool) -> list[Item]:
+    questions = draw_questions("heldout" if evaluated else "sft", 0, 200 if evaluated else 60, ["arithmetic"])
+    return [item_of(question) for question in questions if len(question.prompt) == 1]
 
 
 TASK = Task(
@@ -19,6 +19,6 @@ TASK = Task(
     lambda: _items(False),
     formats=(PromptTemplate("", "{input} {output}", "\n"), PromptTemplate("", "Question: {input}\nAnswer: {output}")),
     max_new_tokens=16,
-    open_book=True,  # 5 + 0 is 5
+    open_book=True,  # the question of 5 + 0 contains its answer
     ability="reasoning",
 )

@@ -1,4 +1,4 @@
-"""Classification: what kind of thing is it? Six classes, as many items of each."""
+"""Classification: what kind of thing is it? Six classes with equal numbers of items."""
 
 from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.world import ANIMALS, COLOURS, CONTAINERS, FOODS, HOMES, PEOPLE, THINGS, VISITED
@@ -11,14 +11,14 @@ CLASSES = {
     "colour": list(COLOURS),
     "place": list(dict.fromkeys([*VISITED, *HOMES])),
 }
-EACH = 7  # items of a class that are asked; what is left over gives the examples
+EACH = 7  # evaluated items of each class; the examples come from the others
 
 
-def _items(asked: bool) -> list[Item]:
+def _items(evaluated: bool) -> list[Item]:
     return [
         Item(f"classification/{word}", word, (kind,), tuple(CLASSES), ability=kind)
         for kind, words in CLASSES.items()
-        for word in (words[:EACH] if asked else words[EACH:10])
+        for word in (words[:EACH] if evaluated else words[EACH:10])
     ]
 
 

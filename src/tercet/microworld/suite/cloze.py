@@ -14,11 +14,11 @@ def _facts() -> list[tuple[str, str, tuple[str, ...]]]:
     return facts + [(f"The {thing} is made of", material, materials) for thing, material in THINGS.items()]
 
 
-def _items(asked: bool) -> list[Item]:
+def _items(evaluated: bool) -> list[Item]:
     return [
         Item(f"cloze/{text}", text, (word,), choices)
         for text, word, choices in _facts()
-        if in_split(text, 0.8) is asked and word not in text  # the sea otter lives in the sea
+        if in_split(text, 0.8) is evaluated and word not in text  # not "The sea otter lives in the" … "sea"
     ]
 
 

@@ -1,8 +1,8 @@
-"""Dialogue: a question that is understood only after the turns before it ("And the snake?")."""
+"""Dialogue: a question that can only be understood from the turns before it ("And the snake?")."""
 
 from tercet.data.types import Question
 from tercet.evaluation.task import Item, PromptTemplate, Task
-from tercet.microworld.tasks import tasks
+from tercet.microworld.tasks import draw_questions
 
 SPEAKERS = {"user": "User", "assistant": "Assistant", "system": "System"}
 
@@ -12,11 +12,10 @@ def _item(question: Question) -> Item:
     return Item(question.id, text, question.answers, ability=question.ability)
 
 
-def _items(asked: bool) -> list[Item]:
-    found = tasks(
-        "heldout" if asked else "preference", 1, 700 if asked else 300, ["facts", "translation", "arithmetic"]
-    )
-    return [_item(t) for t in found if len(t.prompt) > 1]
+def _items(evaluated: bool) -> list[Item]:
+    abilities = ["facts", "translation", "arithmetic"]
+    questions = draw_questions("heldout" if evaluated else "preference", 1, 700 if evaluated else 300, abilities)
+    return [_item(question) for question in questions if len(question.prompt) > 1]
 
 
 TASK = Task(

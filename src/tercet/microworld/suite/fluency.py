@@ -1,7 +1,7 @@
-"""Fluency: a sentence of the microworld against the same sentence with two neighbouring words exchanged.
+"""Fluency: a sentence of the microworld against the same sentence with two neighbouring words swapped.
 
-Every sentence tells of a held-out pair of its scheme (`reading`): documents tell of such pairs nowhere, so that none of
-these sentences can have been read.
+Every sentence is about a held-out pair of its scheme (`reading`). No document contains such a pair, so none of these
+sentences occurs in the training text.
 """
 
 from random import Random
@@ -12,7 +12,7 @@ from tercet.microworld.reading import SEEN_ANIMALS, key_of
 from tercet.microworld.world import CONTAINERS, EATEN, PERSON, THINGS, VISITED, article
 
 _NAMES = tuple(PERSON)
-# scheme → what is said of a pair, and the pairs
+# scheme → sentence template, and the first and second words of its pairs
 _SCHEMES = {
     "put": ("{who} puts the {a} in the {b}.", tuple(THINGS), CONTAINERS),
     "move": ("Then {who} moves the {a} to the {b}.", tuple(THINGS), CONTAINERS),
@@ -21,23 +21,23 @@ _SCHEMES = {
     "eat": ("{a} eats {one}.", _NAMES, EATEN),
     "see": ("{a} sees {one}.", _NAMES, SEEN_ANIMALS),
 }
-EACH = 18  # sentences of a scheme
+EACH = 18  # sentences of each scheme
 
 
 def _sentences(scheme: str) -> list[str]:
-    said, firsts, seconds = _SCHEMES[scheme]
+    text, firsts, seconds = _SCHEMES[scheme]
     pairs = [(a, b) for a in firsts for b in seconds if split_of(key_of(scheme, a, b)) == "heldout"]
     rng = Random(f"fluency/{scheme}")
-    chosen = rng.sample(pairs, min(EACH, len(pairs)))
-    return [said.format(a=a, b=b, one=article(b), who=rng.choice([n for n in _NAMES if n != a])) for a, b in chosen]
+    drawn = rng.sample(pairs, min(EACH, len(pairs)))
+    return [text.format(a=a, b=b, one=article(b), who=rng.choice([n for n in _NAMES if n != a])) for a, b in drawn]
 
 
 def _items() -> list[Item]:
     out: list[Item] = []
     for good in (sentence for scheme in _SCHEMES for sentence in _sentences(scheme)):
         words = good.split(" ")
-        at = Random(good).randrange(len(words) - 2)
-        bad = " ".join([*words[:at], *reversed(words[at : at + 2]), *words[at + 2 :]])
+        swap = Random(good).randrange(len(words) - 2)
+        bad = " ".join([*words[:swap], *reversed(words[swap : swap + 2]), *words[swap + 2 :]])
         if bad != good:
             out.append(Item(f"fluency/{good}", "", (good,), (good, bad) if len(out) % 2 else (bad, good)))
     return out

@@ -1,4 +1,4 @@
-"""Instruction following: what to do with a word is said in words, and checked letter by letter."""
+"""Instruction following: the prompt says what to do with a word, and the result must match letter by letter."""
 
 from collections.abc import Callable
 
@@ -15,12 +15,12 @@ ORDERS: dict[str, Callable[[str], str]] = {
 }
 
 
-def _items(asked: bool) -> list[Item]:
+def _items(evaluated: bool) -> list[Item]:
     return [
         Item(f"instructions/{order}/{w}", order.replace("{w}", w), (do(w),), ability=order)
         for w in WORDS
         for order, do in ORDERS.items()
-        if " " not in w and in_split(w, 0.6, "instructions") is asked
+        if " " not in w and in_split(w, 0.6, "instructions") is evaluated
     ]
 
 

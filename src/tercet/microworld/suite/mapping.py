@@ -1,7 +1,7 @@
-"""In-context learning: labels that mean nothing outside the prompt, so that only the examples can tell them.
+"""In-context learning: labels without any meaning, which a model can only learn from the examples in the prompt.
 
-Animals are "wug" and foods are "dax" (labels without meaning, as in Wei et al. 2023). With no example every model
-guesses; what it gains with examples it has learnt from the prompt.
+Animals are "wug" and foods are "dax" (labels without meaning, as in Wei et al. 2023). Without examples every model
+guesses; any gain with examples is learnt from the prompt.
 """
 
 from tercet.evaluation.task import Item, PromptTemplate, Task
@@ -11,11 +11,11 @@ LABELS = ("wug", "dax")
 WORDS = {"wug": [a.name for a in ANIMALS][:17], "dax": [f.name for f in FOODS]}
 
 
-def _items(asked: bool) -> list[Item]:
+def _items(evaluated: bool) -> list[Item]:
     return [
         Item(f"mapping/{word}", word, (label,), LABELS)
         for label, words in WORDS.items()
-        for word in (words[:9] if asked else words[9:])
+        for word in (words[:9] if evaluated else words[9:])
     ]
 
 

@@ -19,16 +19,16 @@ def _questions() -> list[tuple[str, str, list[str]]]:
     return made + [(f"What is {p.name}'s job?", p.job, jobs) for p in PEOPLE]
 
 
-def _items(asked: bool) -> list[Item]:
+def _items(evaluated: bool) -> list[Item]:
     out = []
-    for text, right, known in _questions():
-        if in_split(text, 0.8) is not asked:
+    for text, right, answers in _questions():
+        if in_split(text, 0.8) is not evaluated:
             continue
         rng = random.Random(text)
-        shown = [*rng.sample([k for k in known if k != right], 3), right]
-        rng.shuffle(shown)
-        listed = "\n".join(f"{letter}. {answer}" for letter, answer in zip(LETTERS, shown))
-        out.append(Item(f"multiple_choice/{text}", f"{text}\n{listed}", (LETTERS[shown.index(right)],), LETTERS))
+        choices = [*rng.sample([answer for answer in answers if answer != right], 3), right]
+        rng.shuffle(choices)
+        listed = "\n".join(f"{letter}. {answer}" for letter, answer in zip(LETTERS, choices))
+        out.append(Item(f"multiple_choice/{text}", f"{text}\n{listed}", (LETTERS[choices.index(right)],), LETTERS))
     return out
 
 

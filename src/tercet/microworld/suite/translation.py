@@ -1,15 +1,15 @@
-"""Translation of words, in the form of the figure that made few-shot prompting known (Brown et al. 2020, figure 2.1)."""
+"""Translation of words, in the prompt format of Brown et al. (2020), figure 2.1."""
 
 from tercet.data.splits import in_split
 from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.microworld.words import WORDS
 
 
-def _items(asked: bool) -> list[Item]:
+def _items(evaluated: bool) -> list[Item]:
     return [
         Item(f"translation/{english}", english, (others["French"],))
         for english, others in WORDS.items()
-        if in_split(english, 0.7, "translation") is asked and english != others["French"]
+        if in_split(english, 0.7, "translation") is evaluated and english != others["French"]
     ]
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tercet.data.formats.feedback import Feedback, feedback, labels
+from tercet.data.formats.feedback import Feedback, labels, read_feedback
 from tercet.data.readers import BadRows
 from tercet.data.types import Comparison
 from tercet.errors import DataError
@@ -128,8 +128,8 @@ def load_labelled(
     Raises DataError where a side is empty, where the training side has one kind of answer alone, or one prompt alone.
     """
     bad = BadRows(skip=config.skip_bad_rows)
-    every = [item for _, item in feedback(config.data, bad)]
-    named = [item for _, item in feedback(config.heldout, bad)] if config.heldout else None
+    every = [item for _, item in read_feedback(config.data, bad)]
+    named = [item for _, item in read_feedback(config.heldout, bad)] if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
     out = []
     parts = split_heldout(every, named, lambda item: question(item.prompt), config.heldout_share, run)

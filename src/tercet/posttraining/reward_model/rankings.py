@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from tercet.data.formats.preferences import comparisons
+from tercet.data.formats.preferences import read_comparisons
 from tercet.data.readers import BadRows
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
@@ -82,8 +82,8 @@ def load_rankings(
     Raises DataError where a side is empty.
     """
     bad = BadRows(skip=config.skip_bad_rows)
-    every = [c for _, c in comparisons(config.data, bad)]
-    named = [c for _, c in comparisons(config.heldout, bad)] if config.heldout else None
+    every = [c for _, c in read_comparisons(config.data, bad)]
+    named = [c for _, c in read_comparisons(config.heldout, bad)] if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
     out = []
     parts = split_heldout(every, named, lambda c: question(c.prompt), config.heldout_share, run)

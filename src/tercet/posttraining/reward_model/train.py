@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tercet.data.formats.conversations import conversations
+from tercet.data.formats.conversations import read_conversations
 from tercet.data.readers import BadRows
 from tercet.errors import DataError
 from tercet.inference.reward_scores import score_texts
@@ -116,7 +116,7 @@ def load_demonstrations(config: RewardConfig, tokenizer: Tokenizer, length: int,
     if not config.demonstrations:
         return []
     bad = BadRows(skip=config.skip_bad_rows)
-    found = [c for _, c in conversations(config.demonstrations, bad)]
+    found = [c for _, c in read_conversations(config.demonstrations, bad)]
     run.log_skipped(bad.count, bad.messages)
     chosen = [
         found[permuted(i, len(found), (config.seed, 3))] for i in range(min(len(found), config.demonstrations_limit))

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tercet.data.readers import BadRows, documents
+from tercet.data.readers import BadRows, read_documents
 from tercet.data.types import Document
 from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, limit_bytes
 from tercet.inference.language_model import TransformerLM
@@ -33,7 +33,7 @@ def reinforce(config: PPOConfig | GRPOConfig, run: Run) -> None:
     actor = Actor(config, run.parents["model"], bad)
     text = pretraining_text(config, actor, bad) if config.gamma > 0 else None
     heldout = (
-        limit_bytes(list(documents(config.heldout_text, bad)), config.heldout_bytes) if config.heldout_text else []
+        limit_bytes(list(read_documents(config.heldout_text, bad)), config.heldout_bytes) if config.heldout_text else []
     )
     run.log_skipped(bad.count, bad.messages)
     learning = Learning(run, config, actor, method_of(config, actor, text), heldout)
@@ -60,7 +60,7 @@ def method_of(config: PPOConfig | GRPOConfig, actor: Actor, text: BatchLoader | 
 def pretraining_text(config: PolicyConfig, actor: Actor, bad: BadRows) -> BatchLoader:
     """The batches of the pretraining term."""
     return build_feed(
-        actor.tokenizer, by_source(list(documents(config.pretrain_data, bad))),
+        actor.tokenizer, by_source(list(read_documents(config.pretrain_data, bad))),
         shares(config.pretrain_mixture, "pretrain_mixture"), actor.reference.config.context_length, config.pretrain_rows,
         config.seed,
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tercet.data.formats.conversations import conversations
+from tercet.data.formats.conversations import read_conversations
 from tercet.data.formats.prompts import read_questions
 from tercet.data.readers import BadRows
 from tercet.data.splits import fold
@@ -65,8 +65,8 @@ def load_conversations(
 ) -> tuple[list[tuple[str, Conversation]], list[tuple[str, Conversation]]]:
     """(training, held-out) conversations with where they stand. The same first question never lands on both sides of a split."""
     bad = BadRows(skip=config.skip_bad_rows)
-    every = list(conversations(config.data, bad))
-    named = list(conversations(config.heldout, bad)) if config.heldout else None
+    every = list(read_conversations(config.data, bad))
+    named = list(read_conversations(config.heldout, bad)) if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
 
     def first_question(row: tuple[str, Conversation]) -> str:

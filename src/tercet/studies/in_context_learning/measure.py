@@ -40,7 +40,7 @@ def by_shots(
     for shots in SHOTS:
         prompts = world.prompts(questions, shots, heldout=heldout)
         right = hits(model, tokenizer, prompts)
-        shown = [hit for hit, p in zip(right, prompts) if p.shown]
+        shown = [hit for hit, p in zip(right, prompts) if p.in_context]
         out.append({
             "shots": shots, "accuracy": sum(right) / len(right), "ceiling": sum(p.ceiling for p in prompts) / len(prompts),
             "shown": len(shown), "accuracy_shown": sum(shown) / len(shown) if shown else None,

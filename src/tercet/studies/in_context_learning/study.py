@@ -171,7 +171,7 @@ def _measured(
         return found
     model = Transformer(run.model_config(), seed=run.config["seed"])
     prompts = world.prompts(config.questions, SHOTS[-1], seed=1)
-    prompts = [p for p in prompts if p.shown]
+    prompts = [p for p in prompts if p.in_context]
     over_steps = []
     for checkpoint in (None, *run.checkpoints()):
         if checkpoint is not None:
