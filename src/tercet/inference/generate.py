@@ -124,12 +124,12 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
     number = {p: n for n, p in enumerate(dict.fromkeys(texts))}
     layout = lay_out(list(number))
     tokens, positions, branches, last = to_device(
-        (layout.tokens, layout.positions, layout.branches, torch.from_numpy(layout.ends())), device
+        (layout.tokens, layout.positions, layout.attention, torch.from_numpy(layout.ends())), device
     )
     read = KVCache(model.config, 1, tokens.shape[1], model.output_weight)
     hidden = model.hidden(tokens, positions_BT=positions, attention=branches, cache=read, at=last)
     hidden = hidden[[number[p] for p in texts]]
-    cache = _cache_rows(model, read, [layout.places[number[p], : len(p)] for p in texts], capacity)
+    cache = _cache_rows(model, read, [layout.index[number[p], : len(p)] for p in texts], capacity)
     rows = list(range(len(which)))  # which of the batch are still in the cache
     alive = [True] * len(which)
     for step in range(params.max_new_tokens):

@@ -30,22 +30,22 @@ WANTED_SCORES = 'wanted {"scores": [one number per item]}'
 WANTED_CHAT = 'wanted {"choices": [{"message": {"content": "text"}}]}'
 
 
-class Trouble(Exception):
+class TransientError(Exception):
     """A failure that may pass: worth another try."""
 
 
 def retried(name: str, retries: int, attempt: Callable[[], T], wanted: str) -> T:
-    """The result of `attempt`, tried again after Trouble, at most `retries` times, with doubled pauses.
+    """The result of `attempt`, tried again after TransientError, at most `retries` times, with doubled pauses.
 
     Raises DataError with the last trouble, its `name` in front ("reward http", "judge") and what was `wanted` behind.
     """
-    last: Trouble | None = None
+    last: TransientError | None = None
     for number in range(retries + 1):
         if number:
             time.sleep(BACKOFF * 2 ** (number - 1))
         try:
             return attempt()
-        except Trouble as error:
+        except TransientError as error:
             last = error
     raise DataError(f"{name}: {last} (tried {retries + 1} times; {wanted})") from last
 
@@ -127,11 +127,11 @@ class HttpClient:
                 text = error.read(300).decode("utf-8", errors="replace")
             message = f"{self._url} answered with status {error.code} {error.reason}: {text!r}"
             if error.code >= 500 or error.code in (408, 429):
-                raise Trouble(message) from error
+                raise TransientError(message) from error
             raise DataError(f"{self._name}: {message}; {self._wanted} with status 200") from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise Trouble(f"{self._url}: {type(error).__name__}: {reason}") from error
+            raise TransientError(f"{self._url}: {type(error).__name__}: {reason}") from error
 
 
 class HttpScorer:

@@ -29,7 +29,7 @@ from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import answer_text
 from tercet.training.load import language_model_run, load_language_model
 
-PASS_TOKENS = 4096  # tokens of a forward pass; a prefix that several sequences share counts once
+SCORING_PASS_TOKENS = 4096  # tokens of a forward pass; a prefix that several sequences share counts once
 READ = 8  # attention may read this many times as many tokens; there a shared prefix counts for each sequence
 ROWS = 64  # texts that are generated at once
 
@@ -243,7 +243,7 @@ class TransformerLM:
         for i in sorted(range(len(work)), key=lambda i: work[i][0]):  # those with a common prefix side by side
             ids = np.array(work[i][0][:-1])
             own = len(ids) - shared_length(previous, ids)
-            if part and (new + own > PASS_TOKENS or read + len(ids) > READ * PASS_TOKENS):
+            if part and (new + own > SCORING_PASS_TOKENS or read + len(ids) > READ * SCORING_PASS_TOKENS):
                 yield dict(zip(part, self._score_pass([work[i] for i in part])))
                 part, new, read, own = [], 0, 0, len(ids)
             part.append(i)
@@ -255,11 +255,11 @@ class TransformerLM:
         rows = [row_of.setdefault(tuple(ids[:-1]), len(row_of)) for ids, _ in work]
         layout = lay_out(list(row_of))
         counts = np.array([count for _, count in work])
-        places = np.concatenate([layout.places[r, len(ids) - 1 - n : len(ids) - 1] for r, (ids, n) in zip(rows, work)])
+        places = np.concatenate([layout.index[r, len(ids) - 1 - n : len(ids) - 1] for r, (ids, n) in zip(rows, work)])
         targets = torch.tensor([i for ids, n in work for i in ids[len(ids) - n :]])
         needed, where = np.unique(places, return_inverse=True)
         hidden = layout.hidden(self.model, torch.from_numpy(needed))
-        logprob, best = predict(self.model, hidden, torch.from_numpy(where), targets)
+        logprob, best = target_logprobs(self.model, hidden, torch.from_numpy(where), targets)
         if not torch.isfinite(logprob).all():
             raise NonFiniteError("log-probabilities are not finite: the model's weights have diverged")
         ends = np.cumsum(counts)
@@ -373,7 +373,7 @@ def local(lm: LanguageModel, use: str) -> TransformerLM:
     return lm
 
 
-def predict(model: Transformer, hidden_MD: Tensor, where_A: Tensor, targets_A: Tensor) -> tuple[Tensor, Tensor]:
+def target_logprobs(model: Transformer, hidden_MD: Tensor, where_A: Tensor, targets_A: Tensor) -> tuple[Tensor, Tensor]:
     """log p of each target at hidden state `where`, and whether it is the likeliest: float64 [A] and bool [A].
 
     The output layer is computed once for every hidden state, a part of them at a time.

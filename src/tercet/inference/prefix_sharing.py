@@ -27,7 +27,7 @@ class Layout:
 
     tokens: Tensor  # [1, T] i64
     positions: Tensor  # [1, T] i64
-    branches: SharedPrefix  # which places make up each sequence
+    attention: SharedPrefix  # which places make up each sequence
     places: NDArray[np.int64]  # [N, S]: the place of each sequence's tokens; without meaning after a sequence's end
     lengths: NDArray[np.int64]  # [N]
 
@@ -36,7 +36,7 @@ class Layout:
 
         An empty `cache` (batch 1, capacity T) takes the keys and values of every place.
         """
-        tokens, positions, branches, at = to_device((self.tokens, self.positions, self.branches, at), model.device)
+        tokens, positions, branches, at = to_device((self.tokens, self.positions, self.attention, at), model.device)
         hidden = model.hidden(tokens, positions_BT=positions, attention=branches, cache=cache, at=at)
         return hidden[0] if at is None else hidden
 

@@ -11,7 +11,7 @@ from tercet.model.heads import ValueHeadModel
 from tercet.training.packing import pad_right
 from tercet.training.run import Run
 
-SCORED_TOKENS = 2048  # of a forward pass
+REWARD_PASS_TOKENS = 2048  # of a forward pass
 
 
 @torch.no_grad()
@@ -19,7 +19,7 @@ def score_texts(model: ValueHeadModel, texts: Sequence[Sequence[int]], pad: int)
     """The reward of each text (ids), read at its last token."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = [0.0] * len(texts)
-    rows = max(1, SCORED_TOKENS // max(map(len, texts), default=1))
+    rows = max(1, REWARD_PASS_TOKENS // max(map(len, texts), default=1))
     for a in range(0, len(order), rows):
         part = order[a : a + rows]
         tokens, lengths = pad_right([texts[i] for i in part], pad)

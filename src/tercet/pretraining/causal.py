@@ -61,7 +61,7 @@ def must_agree(mixture: Mapping[str, float] | None, sources: Collection[str]) ->
         )
 
 
-def build_feed(tokenizer: Tokenizer, train: Mapping[str, Sequence[Document]], mixture: Mapping[str, float] | None, length: int,
+def build_loader(tokenizer: Tokenizer, train: Mapping[str, Sequence[Document]], mixture: Mapping[str, float] | None, length: int,
                batch_size: int, seed: int) -> BatchLoader:  # fmt: skip
     """Pack each source and mix them. Raises ConfigError where the mixture names other sources than the data has."""
     must_agree(mixture, train)
@@ -80,7 +80,7 @@ def pretrain(config: PretrainConfig, run: Run) -> None:
     tokenizer.save(run.path / "tokenizer.json")
     run.save_model_config(shape)
     train, heldout = load_text(config, run)
-    feed = build_feed(
+    feed = build_loader(
         tokenizer, train, shares(config.mixture, "mixture"), config.context_length, config.batch_size, config.seed
     )
     model = Transformer(shape, seed=config.seed).to(run.device)

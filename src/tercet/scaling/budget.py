@@ -22,7 +22,7 @@ from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.pretraining.causal import must_agree
 from tercet.pretraining.stage import PretrainConfig
-from tercet.scaling.config import LadderConfig, rows_of, shape_of
+from tercet.scaling.config import LadderConfig, batch_rows, shape_of
 from tercet.scaling.fit import FAR, Choice, Law, best_choice, best_for_flops
 from tercet.scaling.flops import ENDLESS, READINGS, Text
 from tercet.statistics.intervals import Estimate
@@ -36,15 +36,15 @@ from tercet.training.settings import shares
 
 DEFAULT_LAW = Path(__file__).with_name("default_law.json")
 UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hours": 3600.0}
-CHOSEN = (*shape_of(64), "steps", "batch_size", "lr", "muon_lr", "warmup", "minutes")
-BESIDES = 0.08  # share of the time that reading and measuring may take: only a first guess, the clock decides
+PLANNED = (*shape_of(64), "steps", "batch_size", "lr", "muon_lr", "warmup", "minutes")
+OVERHEAD = 0.08  # share of the time that reading and measuring may take: only a first guess, the clock decides
 PLANNING, PLANNING_MOST = 0.05, 60.0  # share of the time, and seconds, after which no further size is measured
 REPEATS = 3
 SAMPLE = 200_000  # characters of each source from which its tokens are reckoned
 
 
 @dataclass(frozen=True)
-class Plan:
+class BudgetPlan:
     """What will be trained and what is expected of it.
 
     `seconds` is of training at this machine's speed, `measured` or reckoned from that of a smaller model.
@@ -57,7 +57,7 @@ class Plan:
     expected: Estimate
     measured: bool = True
     readings: float = 0.0  # of the text, or of its source that is read most often
-    strange: tuple[str, ...] = ()  # what makes this run unlike those that the law was fitted to
+    caveats: tuple[str, ...] = ()  # what makes this run unlike those that the law was fitted to
 
     def lines(self) -> list[str]:
         """For a person."""
@@ -71,7 +71,7 @@ class Plan:
             + ("" if self.measured else " (by the speed of a smaller model: there was no time to measure this one)"),
             f"      expected {self.expected.value:.3f} bits per byte, 90 % interval [{self.expected.low:.3f}, {self.expected.high:.3f}], "
             "if your text is like the law's",
-            *(f"      a rough guess: {', '.join(self.strange)}" for _ in self.strange[:1]),
+            *(f"      a rough guess: {', '.join(self.caveats)}" for _ in self.caveats[:1]),
         ]
 
 
@@ -84,7 +84,7 @@ def parse_budget(text: str) -> tuple[float, float]:
     return (0.0, value) if unit == "flops" else (value * UNITS[unit], 0.0)
 
 
-def measure(shape: ModelConfig, config: PretrainConfig, until: float = math.inf) -> tuple[float, float]:
+def measure_speed(shape: ModelConfig, config: PretrainConfig, until: float = math.inf) -> tuple[float, float]:
     """(seconds per row, seconds per optimizer step) of this machine for a model: the middle of a few, after one to warm up.
 
     At `until` (time.monotonic) no further one is begun, so that the first alone may have to do.
@@ -108,7 +108,7 @@ def measure(shape: ModelConfig, config: PretrainConfig, until: float = math.inf)
 
 
 class Speeds:
-    """What `measure` gives for each shape, as long as there is time for it; after that reckoned from the largest one measured.
+    """What `measure_speed` gives for each shape, as long as there is time for it; after that reckoned from the largest one measured.
 
     A row is taken to cost in proportion to its FLOPs and an optimizer step to the parameters. Larger matrices are faster than that, so
     that what is reckoned errs towards smaller models; the training itself goes by the clock.
@@ -130,15 +130,15 @@ class Speeds:
             if started + growth * self._took > self.until:
                 row, step = self.measured[last]
                 return row * growth, step * shape.parameters() / last.parameters()
-        self.measured[shape] = measure(shape, self.config, self.until)
+        self.measured[shape] = measure_speed(shape, self.config, self.until)
         self._took = time.monotonic() - started
         return self.measured[shape]
 
 
 def seconds_for(tokens: float, context_length: int, cost: tuple[float, float]) -> float:
-    """Training time of `tokens` tokens at the batch that the rule gives, by what `measure` gave."""
+    """Training time of `tokens` tokens at the batch that the rule gives, by what `measure_speed` gave."""
     rows = tokens / context_length
-    return rows * (cost[0] + cost[1] / rows_of(tokens, context_length))
+    return rows * (cost[0] + cost[1] / batch_rows(tokens, context_length))
 
 
 def tokens_within(seconds: float, context_length: int, cost: tuple[float, float]) -> float:
@@ -176,7 +176,7 @@ class _Sample:
         return self.count + self.characters * rate
 
 
-def text_of(config: PretrainConfig, tokenizer: Tokenizer, until: float = math.inf) -> Text:
+def estimate_text(config: PretrainConfig, tokenizer: Tokenizer, until: float = math.inf) -> Text:
     """About how many tokens each source has, by the characters of all and the tokens of some. Raises DataError for bad rows, as training would.
 
     A text that takes longer than `until` (time.monotonic) to read is taken to have no end: it is read a hundred times as fast as a model learns.
@@ -210,7 +210,7 @@ def least_flops(law: Law, target: float, vocab_size: int, context_length: int) -
 
 
 def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, law: str | Path = "",
-         began: float | None = None) -> Plan:  # fmt: skip
+         began: float | None = None) -> BudgetPlan:  # fmt: skip
     """Choose size, tokens, batch and learning rate of `config`. `began` (time.monotonic) is when the time started to run.
 
     Raises ConfigError where not exactly one of `budget` and `target_bpb` is given, where `config` sets something that the budget
@@ -220,23 +220,23 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
     if bool(budget) == (target_bpb > 0):
         raise ConfigError("give --budget or --target-bpb, one of them and above 0")
     fields = {f.name: f.default for f in dataclasses.fields(config)}
-    if given := [f"--{n.replace('_', '-')}" for n in CHOSEN if getattr(config, n) != fields[n]]:
+    if given := [f"--{n.replace('_', '-')}" for n in PLANNED if getattr(config, n) != fields[n]]:
         raise ConfigError(f"the budget chooses {', '.join(given)}; leave out the one or the other")
     seconds, flops = parse_budget(budget) if budget else (0.0, 0.0)
     tokenizer = Tokenizer.load(config.tokenizer)
     planning = min(PLANNING * seconds or PLANNING_MOST, PLANNING_MOST)
     ends = time.monotonic() + planning
-    text = text_of(config, tokenizer, ends - planning / 2 if seconds else math.inf)
+    text = estimate_text(config, tokenizer, ends - planning / 2 if seconds else math.inf)
     laws = dataclasses.replace(Law.load(law or DEFAULT_LAW), text=text)
     vocab, context = tokenizer.vocab_size, config.context_length
     cost = Speeds(config, ends)
     if seconds:
-        choice = best_choice(laws, vocab, context, lambda s: tokens_within(seconds * (1 - BESIDES), context, cost(s)))
+        choice = best_choice(laws, vocab, context, lambda s: tokens_within(seconds * (1 - OVERHEAD), context, cost(s)))
     elif flops:
         choice = best_for_flops(laws, flops, vocab, context)
     else:
         choice = least_flops(laws, target_bpb, vocab, context)
-    values = chosen(config, choice)
+    values = planned_settings(config, choice)
     if seconds:
         values["minutes"] = (seconds - (time.monotonic() - began)) / 60
         if values["minutes"] <= 0:
@@ -245,13 +245,13 @@ def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, l
     tokens = new.steps * new.batch_size * context
     expected = laws.predict(choice.shape.parameters(), tokens)
     speed = cost(choice.shape)
-    return Plan(
+    return BudgetPlan(
         new, choice.shape, tokens, seconds_for(tokens, context, speed), expected, choice.shape in cost.measured, laws.text.readings(tokens),
-        _strange(laws, choice.shape, tokens),
+        _caveats(laws, choice.shape, tokens),
     )  # fmt: skip
 
 
-def _strange(law: Law, shape: ModelConfig, tokens: float) -> tuple[str, ...]:
+def _caveats(law: Law, shape: ModelConfig, tokens: float) -> tuple[str, ...]:
     times = tokens * shape.flops_per_token() / law.flops
     found = {
         f"the law's runs have {law.vocab_size} token ids, this one {shape.vocab_size}": law.vocab_size != shape.vocab_size,
@@ -263,7 +263,7 @@ def _strange(law: Law, shape: ModelConfig, tokens: float) -> tuple[str, ...]:
     return tuple(text for text, true in found.items() if true)
 
 
-def chosen(config: PretrainConfig, choice: Choice) -> dict[str, Any]:
+def planned_settings(config: PretrainConfig, choice: Choice) -> dict[str, Any]:
     """The settings that a choice stands for, by the rules of the ladder."""
     ladder = LadderConfig(
         data=config.data,
@@ -272,5 +272,5 @@ def chosen(config: PretrainConfig, choice: Choice) -> dict[str, Any]:
         context_length=config.context_length,
         widths=(choice.width,),
     )
-    rung = ladder.rung(choice.width, choice.tokens, config.seed)
-    return {name: getattr(rung, name) for name in CHOSEN if name != "minutes"}
+    point = ladder.point(choice.width, choice.tokens, config.seed)
+    return {name: getattr(point, name) for name in PLANNED if name != "minutes"}

@@ -37,7 +37,7 @@ def shape_of(width: int) -> dict[str, Any]:
     }
 
 
-def rows_of(tokens: float, context_length: int) -> int:
+def batch_rows(tokens: float, context_length: int) -> int:
     """Rows of a step, near 512 · √(tokens / 65,536) tokens.
 
     The batch beyond which more rows buy no fewer steps grows with the tokens of a run, by about their square root, and
@@ -46,8 +46,8 @@ def rows_of(tokens: float, context_length: int) -> int:
     return max(1, round(BATCH_TOKENS * math.sqrt(tokens / AT) / context_length))
 
 
-def rate_of(lr: float, tokens: float) -> float:
-    """The learning rate of a run of so many tokens: that of 65,536 times (tokens / 65,536)^−1/4, with the batch of `rows_of`.
+def learning_rate(lr: float, tokens: float) -> float:
+    """The learning rate of a run of so many tokens: that of 65,536 times (tokens / 65,536)^−1/4, with the batch of `batch_rows`.
 
     Longer runs want a lower rate (Bjorck et al. 2024, "Scaling optimal LR across token horizons": a power −.32 at one batch);
     the batch that grows takes a part of that back. The rate does not depend on the width: Muon's updates have a given spectral
@@ -94,25 +94,25 @@ class LadderConfig(Settings):
         for width in self.widths:
             shape_of(width)
 
-    def rungs(self, vocab_size: int) -> dict[str, PretrainConfig]:
+    def points(self, vocab_size: int) -> dict[str, PretrainConfig]:
         """The runs by name, the cheapest first. Raises ConfigError where none is left."""
         out: list[tuple[float, str, PretrainConfig]] = []
         for width in self.widths:
             per_token = ModelConfig(vocab_size, self.context_length, **shape_of(width)).flops_per_token()
             for wanted in self.tokens or [flops / per_token for flops in self.flops]:
                 for seed in self.seeds:
-                    config = self.rung(width, wanted, seed)
+                    config = self.point(width, wanted, seed)
                     tokens = config.steps * config.batch_size * config.context_length
                     cost = tokens * per_token
                     if not self.max_flops or cost <= self.max_flops:
                         out.append((cost, f"w{width}-t{tokens}-s{seed}", config))
         if not out:
             raise ConfigError(f"every run has more than --max-flops {self.max_flops:g}; raise it, or ask for less")
-        return {name: config for _, name, config in sorted(out, key=lambda rung: rung[:2])}
+        return {name: config for _, name, config in sorted(out, key=lambda point: point[:2])}
 
-    def rung(self, width: int, tokens: float, seed: int) -> PretrainConfig:
+    def point(self, width: int, tokens: float, seed: int) -> PretrainConfig:
         """One run of about `tokens` tokens, in whole steps."""
-        rows = rows_of(tokens, self.context_length)
+        rows = batch_rows(tokens, self.context_length)
         steps = max(1, round(tokens / (rows * self.context_length)))
         shared: dict[str, Any] = {
             name: getattr(self, name)
@@ -120,6 +120,6 @@ class LadderConfig(Settings):
         }
         return PretrainConfig(
             **shared, **shape_of(width), steps=steps, batch_size=rows, warmup=max(1, round(WARMUP * steps)),
-            lr=rate_of(self.lr, tokens), muon_lr=rate_of(self.muon_lr, tokens),
+            lr=learning_rate(self.lr, tokens), muon_lr=learning_rate(self.muon_lr, tokens),
             checkpoint_every=1000, keep=1, seed=seed,
         )  # fmt: skip

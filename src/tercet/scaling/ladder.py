@@ -43,7 +43,7 @@ def begun(path: Path) -> bool:
 
 
 def run_point(config: PretrainConfig, path: str) -> float:
-    """Do one rung, or go on with it; returns its seconds. A finished one is left as it is.
+    """Do one point, or go on with it; returns its seconds. A finished one is left as it is.
 
     Raises CheckpointError where a run of other settings is there.
     """
@@ -75,15 +75,15 @@ def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, backend:
     if backend != "ray" and address:
         raise ConfigError("--address is for --backend ray; give both or neither")
     say = (progress or silent()).say
-    rungs = {str(Path(out) / name): rung for name, rung in config.rungs(_vocabulary(config)).items()}
+    points = {str(Path(out) / name): point for name, point in config.points(_vocabulary(config)).items()}
     left = {
-        path: rung
-        for path, rung in rungs.items()
+        path: point
+        for path, point in points.items()
         if not begun(Path(path)) or Run(path).manifest["status"] != "finished"
     }
-    for path in rungs.keys() - left.keys():
-        run_point(rungs[path], path)  # refuses what is not this ladder's
-    say(f"{len(rungs)} runs, of which {len(rungs) - len(left)} are finished")
+    for path in points.keys() - left.keys():
+        run_point(points[path], path)  # refuses what is not this ladder's
+    say(f"{len(points)} runs, of which {len(points) - len(left)} are finished")
     count = itertools.count(1)
 
     def report(path: str, seconds: float) -> None:
@@ -96,8 +96,8 @@ def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, backend:
 
         on_ray(run_point, left, out, address, report)
     elif jobs == 1:
-        for path, rung in left.items():
-            report(path, run_point(rung, path))
+        for path, point in left.items():
+            report(path, run_point(point, path))
     else:
         _side_by_side(left, jobs, report)
     return Path(out)
@@ -106,7 +106,7 @@ def run_ladder(config: LadderConfig, out: str | Path, *, jobs: int = 1, backend:
 def _side_by_side(left: Mapping[str, PretrainConfig], jobs: int, report: Callable[[str, float], None]) -> None:
     # new interpreters: torch's threads do not survive a fork
     with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting = {pool.submit(run_point, rung, path): path for path, rung in left.items()}
+        waiting = {pool.submit(run_point, point, path): path for path, point in left.items()}
         try:
             for done in as_completed(waiting):
                 report(waiting[done], done.result())
@@ -121,10 +121,10 @@ def commands(config: LadderConfig, out: str | Path) -> list[str]:
     One process each: a run is not divided among several.
     """
     lines = []
-    for name, rung in config.rungs(_vocabulary(config)).items():
+    for name, point in config.points(_vocabulary(config)).items():
         path = Path(out) / name
         if not begun(path):
-            lines.append(shlex.join([*TORCHRUN, "tercet", "pretrain", *_options(rung), "--out", str(path)]))
+            lines.append(shlex.join([*TORCHRUN, "tercet", "pretrain", *_options(point), "--out", str(path)]))
         elif Run(path).manifest["status"] != "finished":
             lines.append(shlex.join([*TORCHRUN, "tercet", "resume", str(path)]))
     return lines

@@ -11,7 +11,7 @@
 
 Everything is fitted to ln L. The laws in two variables are minimised from many starts at once by Levenberg and Marquardt's method,
 the parametric one for Hoffmann's Huber loss (delta = 1e-3), which is done by weighting again at every step. Intervals
-are percentiles of a bootstrap over runs, made wider for few runs (`interval`), 95 % unless said otherwise: they know the noise of the
+are percentiles of a bootstrap over runs, made wider for few runs (`expanded_interval`), 95 % unless said otherwise: they know the noise of the
 runs, not whether the law is true beyond them.
 """
 
@@ -168,7 +168,7 @@ LAWS: dict[str, tuple[str, tuple[str, ...]]] = {  # name: equation, its paramete
 SCALES = {"Nc", "Dc", "Cc", "E", "A", "B"}  # kept as logarithms: they span many powers of ten
 
 
-def interval(value: float, draws: Reals, level: float, free: int) -> tuple[float, float]:
+def expanded_interval(value: float, draws: Reals, level: float, free: int) -> tuple[float, float]:
     """Percentiles of draws [R] moved away from `value` by t / z: `free` degrees of freedom are fewer than endless ones.
 
     With `near_fit` this is the expanded percentile interval of Hesterberg 2015 ("What teachers should know about the bootstrap").
@@ -236,7 +236,7 @@ class Fit:
 
     def interval(self, value: float, draws: Reals, level: float) -> tuple[float, float]:
         """Of something that the fit says is `value` and its draws say is `draws` [R]."""
-        return interval(value, self.around(value, draws), level, len(self.residuals) - len(self.theta))
+        return expanded_interval(value, self.around(value, draws), level, len(self.residuals) - len(self.theta))
 
     def runs(self, size: float, tokens: float) -> tuple[float, Reals]:
         """ln L of a run that has not been made, and [R · P] draws of it: each of the fit's with the scatter of each run."""
@@ -299,7 +299,7 @@ def forecast(fits: Sequence[Fit], size: float, tokens: float, level: float = 0.9
     found = [fit.runs(size, tokens) for fit in fits]
     value = sum(v for v, _ in found) / len(found)
     free = min(len(fit.residuals) - len(fit.theta) for fit in fits)
-    low, high = interval(value, np.concatenate([draws for _, draws in found]), level, free)
+    low, high = expanded_interval(value, np.concatenate([draws for _, draws in found]), level, free)
     return Estimate(math.exp(value), math.exp(low), math.exp(high), len(fits[0].residuals))
 
 
@@ -505,7 +505,7 @@ def iso_flop(points: Points, budgets: Sequence[float] | Reals, draws: int = DRAW
     estimates = {}
     for name, values in (("a", minima), ("b", tokens)):
         slopes = np.polyfit(log_c, values.T, 1)[0]
-        low, high = interval(float(slopes[0]), slopes[1:], LEVEL, free)
+        low, high = expanded_interval(float(slopes[0]), slopes[1:], LEVEL, free)
         estimates[name] = Estimate(float(slopes[0]), low, high, len(residuals))
     losses = [float(np.exp(p[2] - p[1] ** 2 / (4 * p[0]))) for p in parabolas]
     natural = [np.poly1d(p)(np.poly1d([1, -x[g].mean()])).coeffs for g, p in zip(kept, parabolas)]

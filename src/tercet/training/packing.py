@@ -16,12 +16,12 @@ from tercet.errors import DataError
 PAD_SEGMENT = -1
 V = TypeVar("V")
 # Tokens of a forward pass in training: larger passes are not faster on a CPU, and take more memory (docs/log.md).
-PASS_TOKENS = 1024
+TRAINING_PASS_TOKENS = 1024
 
 
 def sequences_per_pass(micro_batch: int, tokens_per_row: float) -> int:
-    """Rows of a forward pass in training: `micro_batch`, or with 0 as many as make about PASS_TOKENS tokens."""
-    return micro_batch or max(1, round(PASS_TOKENS / tokens_per_row))
+    """Rows of a forward pass in training: `micro_batch`, or with 0 as many as make about TRAINING_PASS_TOKENS tokens."""
+    return micro_batch or max(1, round(TRAINING_PASS_TOKENS / tokens_per_row))
 
 
 def to_device(value: V, device: torch.device) -> V:

@@ -29,7 +29,7 @@ class PackedGroups:
 
     tokens: Tensor  # [1, T] i64
     positions: Tensor  # [1, T] i64
-    branches: SharedPrefix  # which positions make up the sequence of each answer
+    attention: SharedPrefix  # which positions make up the sequence of each answer
     # [A] i64: for every answer token, the position of the token before it (for the first: the prompt's last)
     before: Tensor
     target: Tensor  # [A] i64: that answer token's id
@@ -43,7 +43,7 @@ class PackedGroups:
 
     def hidden(self, model: Transformer, at: Tensor) -> Tensor:
         """Hidden states of the positions `at`, [A, D]."""
-        return model.hidden(self.tokens, positions_BT=self.positions, attention=self.branches, at=at)
+        return model.hidden(self.tokens, positions_BT=self.positions, attention=self.attention, at=at)
 
     def token_logprobs(self, model: Transformer, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
         """log π of every answer token, and the entropy of π there, both [A]; log π with gradients."""

@@ -93,20 +93,20 @@ class Stage:
             Run.start(self.verb, config, out, parents=parents, resume=resume, progress=progress) as run,
             threads(getattr(config, "threads", 0)),
         ):
-            run.pin_inputs(fingerprints(config))
+            run.pin_inputs(input_hashes(config))
             if self.makes and "model" in parents:
                 Tokenizer.load(parents["model"].path).save(run.path / "tokenizer.json")
                 run.save_model_config(parents["model"].model_config())
             yield run
 
 
-def fingerprints(config: Settings) -> dict[str, str]:
+def input_hashes(config: Settings) -> dict[str, str]:
     """The hashes of all that a stage reads, by its path: files by their bytes, tokenizers by what they do."""
-    from tercet.data.readers import fingerprints as of_files
+    from tercet.data.readers import fingerprints
     from tercet.tokenizer.bpe import Tokenizer
 
     named = [getattr(config, f.name) for f in fields(config) if f.metadata["reads"] == TOKENIZER]
-    return {**of_files(config.files()), **{path: Tokenizer.load(path).fingerprint() for path in named}}
+    return {**fingerprints(config.files()), **{path: Tokenizer.load(path).fingerprint() for path in named}}
 
 
 @cache
