@@ -28,7 +28,7 @@ from tercet.scaling import budget, ladder, laws
 from tercet.scaling import fit as scaling
 from tercet.scaling import flops as counting
 from tercet.scaling import ray as cluster
-from tercet.scaling.config import LadderConfig, learning_rate, batch_rows, shape_of
+from tercet.scaling.config import LadderConfig, batch_rows, learning_rate, shape_of
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.optim import schedule
 from tercet.training.run import Run, in_use

@@ -195,7 +195,7 @@ def test_patterns_of_attention_are_those_of_the_model(make_model: Make) -> None:
     """With learned positions too: the last layer's patterns give its output."""
     model, tokens = make_model(4, torch.float64, **GPT2), tokens_of(1, 6)
     last: Any = model.model.layers[1]
-    x, rope = model.placed(model.model.embed_tokens(tokens))
+    x, rope = model.with_positions(model.model.embed_tokens(tokens))
     x = model.model.layers[0](x, rope, Dense(causal=True), None, 0)
     _, _, v = last.self_attn.project(last.input_layernorm(x), rope)
     x = x + last.self_attn.o_proj((attention_patterns(model, tokens)[1] @ v).transpose(1, 2).flatten(2))
