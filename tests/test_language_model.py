@@ -279,14 +279,14 @@ def test_what_cannot_be_asked_is_refused(ask: TransformerLM, tmp_path: Path) -> 
         ask.loglikelihood([("a", "b"), ("a", "")])
     with pytest.raises(ContextError, match=r"request 0: the continuation has .* tokens, but the model's context is 64"):
         ask.loglikelihood([("a", "the dog sat " * 40)])
-    with pytest.raises(ConfigError, match="max_new_tokens is 64"):
+    with pytest.raises(ConfigError, match="--max-new-tokens is 64"):
         ask.generate_until([("a", ())], max_new_tokens=64)
     with pytest.raises(ConfigError, match="a stop string is empty"):
         ask.generate_until([("a", ("",))], max_new_tokens=8)
-    with pytest.raises(ConfigError, match="rolling context is 65"):
+    with pytest.raises(ConfigError, match="context is 65; wanted 1 to 64"):
         ask.rolling(["a"], context=65)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"request cache .*cannot be read or written"):
+    with pytest.raises(ConfigError, match=r"--cache .*cannot be read or written"):
         TransformerLM(ask.model, ask.tokenizer, cache=tmp_path / "file" / "cache")
     assert ask.loglikelihood([]) == ask.rolling([]) == ask.generate_until([], 8) == []
 

@@ -83,10 +83,10 @@ def test_the_batch_grows_with_the_tokens_and_the_rate_falls() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"widths": (20,)}, "--widths has 20; wanted a multiple of 16"),
-        ({"tokens": (), "flops": ()}, "a ladder has --tokens or --flops"),
-        ({"flops": (1e9,)}, "a ladder has --tokens or --flops"),
-        ({"tokens": (5, 5)}, "wanted numbers above 0, each once"),
+        ({"widths": (20,)}, "--widths has 20; wanted multiples of 16"),
+        ({"tokens": (), "flops": ()}, "either --tokens or --flops, but got neither"),
+        ({"flops": (1e9,)}, "either --tokens or --flops, but got both"),
+        ({"tokens": (5, 5)}, "wanted numbers of at least 1, each once"),
     ],
 )
 def test_impossible_ladders_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -106,7 +106,7 @@ def test_an_iso_flop_ladder_spends_the_same_on_every_size() -> None:
     grouped = scaling.budgets(np.array(spent))
     assert len(set(grouped)) == 2
     assert grouped == pytest.approx([1e10] * 3 + [4e10] * 3, rel=0.01)
-    with pytest.raises(ConfigError, match="every run has more than --max-flops"):
+    with pytest.raises(ConfigError, match="--max-flops is 1000, and every run has more"):
         config(Path(), max_flops=1e3).points(300)
 
 
@@ -147,7 +147,7 @@ def test_a_ladder_goes_on_where_it_was(home: Path, tmp_path: Path, monkeypatch: 
     assert Run(folder / names[1]).weights_hash() == expected
     assert Run(folder / names[2]).weights_hash() == Run(home / "ladder" / names[2]).weights_hash()
     assert ladder.commands(small, folder) == []
-    with pytest.raises(CheckpointError, match="other settings than this ladder's"):
+    with pytest.raises(CheckpointError, match="other settings than this ladder;"):
         ladder.run_ladder(config(home, lr=0.001), folder)
     with pytest.raises(ConfigError, match="--jobs is 0"):
         ladder.run_ladder(small, folder, jobs=0)
@@ -189,8 +189,8 @@ def test_a_cluster_that_cannot_be_had_is_said(home: Path, tmp_path: Path, monkey
     options = ladder_options(home, tmp_path)
     for more, message in (
         (["--backend", "slurm"], "--backend is 'slurm'; wanted processes or ray"),
-        (["--address", "auto"], "--address is for --backend ray"),
-        (["--backend", "ray", "--jobs", "2"], "--jobs is for --backend processes"),
+        (["--address", "auto"], "--address is auto, but only --backend ray uses it"),
+        (["--backend", "ray", "--jobs", "2"], "--jobs is 2, but --backend ray decides"),
         (["--backend", "ray"], "install it with `pip install 'tercet[ray]'`"),
     ):
         monkeypatch.setitem(sys.modules, "ray", None)
@@ -381,7 +381,7 @@ def test_what_repeated_text_is_worth() -> None:
     """A quarter of what is read comes from a source of 100 tokens: beyond 1,600 tokens it gives nothing more."""
     text = counting.Text(((0.25, 100.0), (0.75, 5000.0)))
     assert [text.worth(tokens) for tokens in (300.0, 1600.0, 2000.0, 1e6)] == [300, 1600, 400 + 1500, 400 + 20_000]
-    assert text.readings(2000) == 5
+    assert text.epochs(2000) == 5
 
 
 def test_the_dial_counts_the_text_that_there_is(home: Path) -> None:
@@ -391,11 +391,11 @@ def test_the_dial_counts_the_text_that_there_is(home: Path) -> None:
     ((share, tokens),) = budget.estimate_text(settings, tokenizer).sources
     assert (share, tokens) == (1.0, pytest.approx(ids, rel=0.05))
     found = budget.plan(settings, budget="1e11flops")
-    assert found.readings == pytest.approx(found.tokens / tokens)
-    assert any(f"your text {found.readings:,.1f} times" in line for line in found.lines())
+    assert found.epochs == pytest.approx(found.tokens / tokens)
+    assert any(f"{found.epochs:,.1f} epochs of your text" in line for line in found.lines())
     fresh = scaling.best_for_flops(scaling.Law.load(budget.DEFAULT_LAW), 1e11, tokenizer.vocab_size, 32)
     assert (
-        fresh.tokens > counting.READINGS * tokens > found.tokens
+        fresh.tokens > counting.EPOCHS * tokens > found.tokens
     )  # a larger model, rather than the same text still again
     assert found.expected.value > fresh.loss
     with pytest.raises(ConfigError, match="mixture and data disagree on other"):
@@ -409,14 +409,14 @@ def test_the_dial_keeps_to_models_that_a_text_is_worth(home: Path, tmp_path: Pat
     found = budget.plan(settings, budget="1e15flops")
     tokens = budget.estimate_text(settings, Tokenizer.load(settings.tokenizer)).tokens()
     assert 8 * tokens < found.shape.parameters() <= 16 * tokens
-    assert "readings of your text beyond four count for nothing" in found.lines()[-1]
+    assert "epochs beyond the fourth are not expected to help" in found.lines()[-1]
     assert budget.estimate_text(settings, Tokenizer.load(settings.tokenizer), until=0.0) == counting.ENDLESS
 
 
 def test_a_fit_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     value = json.loads(budget.DEFAULT_LAW.read_text())
     for changed, said in (
-        ({"format": 1}, "format 1, wanted 2; make it again"),
+        ({"format": 1}, "its format is 1, wanted 2; fit the laws again"),
         ({"drift": math.nan}, "drift is nan"),
         ({"drift": -0.5}, "wanted 0 to 1"),
     ):
@@ -428,9 +428,9 @@ def test_a_fit_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> N
 
 
 def test_the_dial_refuses_what_it_would_choose_itself(home: Path) -> None:
-    with pytest.raises(ConfigError, match="the budget chooses --hidden-size, --steps; leave out"):
+    with pytest.raises(ConfigError, match="--hidden-size, --steps cannot be combined with a budget"):
         budget.plan(base(home, hidden_size=64, steps=7), budget="1min")
-    with pytest.raises(ConfigError, match="give --budget or --target-bpb"):
+    with pytest.raises(ConfigError, match="wanted either --budget or --target-bpb, above 0"):
         budget.plan(base(home), budget="1min", target_bpb=2)
     with pytest.raises(ConfigError, match="too small for a single step"):
         budget.plan(base(home), budget="10flops")

@@ -187,7 +187,7 @@ def test_adapters_keep_biases(make_model: Make, name: str) -> None:
 
 
 def test_adapters_on_layers_that_are_not_there_are_refused(make_model: Make) -> None:
-    with pytest.raises(ConfigError, match=r"gate_proj.*is in this model"):
+    with pytest.raises(ConfigError, match=r"are gate_proj, but the model has no such layer"):
         apply_lora(make_model(**GPT2), LoRAConfig(2, targets=("gate_proj",)), seed=1)
 
 

@@ -16,7 +16,7 @@ from tercet.model.config import ModelConfig
 from tercet.model.layers import RMSNorm, Rope, rotate
 from tercet.model.ops.linear import Linear
 
-# -- kinds of attention: which tokens of its own text a token attends to ----------------------------------------------------
+# -- kinds of attention: which tokens of its own text a token attends to ----------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 
 from tercet.errors import ConfigError
 
-SIZES = tuple(
-    ["context_length", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size"]
-)
+SIZES = ("context_length", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "intermediate_size")
 # Settings of a model that are names, with their values.
 CHOICES = {
     "attention_bias": ("none", "qkv", "qkvo"),

@@ -126,7 +126,8 @@ def save_adapter(model: Transformer | ValueHeadModel, folder: str | Path) -> Non
         "peft_type": "LORA", "task_type": "SEQ_CLS" if isinstance(model, ValueHeadModel) else "CAUSAL_LM",
         "base_model_name_or_path": None, "r": config.rank, "lora_alpha": config.alpha,
         "target_modules": list(config.targets),
-        "modules_to_save": ["score"] if isinstance(model, ValueHeadModel) else None, "lora_dropout": 0.0, "bias": "none",
+        "modules_to_save": ["score"] if isinstance(model, ValueHeadModel) else None,
+        "lora_dropout": 0.0, "bias": "none",
         "fan_in_fan_out": False, "init_lora_weights": True, "inference_mode": True,
     }  # fmt: skip
     path = Path(folder)
@@ -178,10 +179,7 @@ def _supported(described: dict[str, Any], tensors: dict[str, Tensor], path: Path
     """Return the settings of a PEFT folder. Targets come from the tensors' names: PEFT has many ways to give them."""
     unsupported = [name for name in _UNSUPPORTED if described.get(name)]
     if described.get("peft_type") != "LORA" or described.get("bias", "none") != "none" or unsupported:
-        unsupported = unsupported or [
-            f"peft_type {described.get('peft_type')}",
-            f"bias {described.get('bias', 'none')}",
-        ]
+        unsupported = unsupported or [f"{name} {described.get(name, 'none')}" for name in ("peft_type", "bias")]
         raise ConfigError(f"{path / 'adapter_config.json'}: wanted plain LoRA, found {', '.join(unsupported)}")
     targets = dict.fromkeys(name.split(".")[-3] for name in tensors if name.endswith(".lora_A.weight"))
     try:

@@ -69,7 +69,7 @@ def _low(x: Tensor) -> bool:
 def linear_token_logprobs(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """Return log softmax(weight · hidden_n / temperature)[targets_n] and that distribution's entropy, both [N], in nats.
+    """Return log softmax(weight · hidden_n / temperature)[targets_n] and the distribution's entropy, both [N], in nats.
 
     The first is differentiable, the entropy is not. Memory is at most CHUNK · V floats.
     """
