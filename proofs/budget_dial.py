@@ -24,7 +24,7 @@ from scaling_prediction import DATA, own_text, prepare
 from tercet import pretrain
 from tercet.model.config import ModelConfig
 from tercet.pretraining.stage import PretrainConfig
-from tercet.scaling.budget import BESIDES, chosen, measure, parse_budget, tokens_within
+from tercet.scaling.budget import OVERHEAD, measure_speed, parse_budget, planned_settings, tokens_within
 from tercet.scaling.config import shape_of
 from tercet.scaling.fit import Choice
 from tercet.tokenizer.bpe import Tokenizer
@@ -39,8 +39,8 @@ def of_width(width: int, budget: str, config: PretrainConfig, out: Path, began: 
     """One size of the grid with the budget that began at `began` (time.monotonic)."""
     shape = ModelConfig(Tokenizer.load(config.tokenizer).vocab_size, config.context_length, **shape_of(width))
     seconds, flops = parse_budget(budget)
-    tokens = flops / shape.flops_per_token() if flops else tokens_within(seconds * (1 - BESIDES), config.context_length, measure(shape, config))  # fmt: skip
-    values = chosen(config, Choice(width, shape, tokens, 0.0))
+    tokens = flops / shape.flops_per_token() if flops else tokens_within(seconds * (1 - OVERHEAD), config.context_length, measure_speed(shape, config))  # fmt: skip
+    values = planned_settings(config, Choice(width, shape, tokens, 0.0))
     if seconds:
         values["minutes"] = (seconds - (time.monotonic() - began)) / 60
     pretrain(dataclasses.replace(config, **values), out, progress=Plain())

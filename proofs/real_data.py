@@ -47,7 +47,7 @@ from tercet.posttraining.reward_model.train import collate, normalise, ranking_l
 from tercet.posttraining.rl.ppo import PPO
 from tercet.posttraining.rl.rollouts import Clock, generate_rollouts
 from tercet.posttraining.rl.stage import PPOConfig
-from tercet.pretraining.causal import build_feed
+from tercet.pretraining.causal import build_loader
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.learner import Learner
 from tercet.training.loader import permuted
@@ -80,7 +80,7 @@ def pretrain_base(folder: Path, out: Path) -> dict[str, float]:
     began = time.process_time()
     sources = base_text(folder)
     tokenizer = train_tokenizer((d.text for parts in sources.values() for d in parts), VOCABULARY)
-    feed = build_feed(tokenizer, sources, MIXTURE, CONTEXT, BASE_ROWS, seed=0)
+    feed = build_loader(tokenizer, sources, MIXTURE, CONTEXT, BASE_ROWS, seed=0)
     model = Transformer(shape(tokenizer), seed=0)
     learner = Learner(model, OptimizerConfig(lr=3e-3, muon_lr=0.02), "bfloat16")
     losses = []

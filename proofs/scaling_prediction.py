@@ -76,13 +76,13 @@ def one(
     law = Law.load(fit_file)
     if not before.is_file():
         choice = best_for_flops(law, FACTOR * max(flops))
-        rung = config.rung(choice.width, choice.tokens, TARGET_SEED)
-        tokens = rung.steps * rung.batch_size * rung.context_length
+        point = config.point(choice.width, choice.tokens, TARGET_SEED)
+        tokens = point.steps * point.batch_size * point.context_length
         expected = law.predict(choice.shape.parameters(), tokens)
         write_text(before, json.dumps({"width": choice.width, "tokens": tokens, "loss": expected.to_json()}) + "\n")
     said = json.loads(before.read_text())
     target = str(out / name / "target")
-    run_point(config.rung(said["width"], said["tokens"], TARGET_SEED), target)
+    run_point(config.point(said["width"], said["tokens"], TARGET_SEED), target)
     truth = read_runs([target])
     expected = said["loss"]
     return {

@@ -84,14 +84,14 @@ def trains(path: Path | str) -> bool:
 
 
 def hashes(folder: str) -> dict[str, str]:
-    return {name: Run(Path(folder) / name).weights_hash() for name in config().rungs(300)}
+    return {name: Run(Path(folder) / name).weights_hash() for name in config().points(300)}
 
 
 def test_a_ladder_on_ray_is_the_same_and_goes_on_where_it_was(home: Path, address: str) -> None:
     ladder.run_ladder(config(), "tasks", backend="ray", address=address)
     assert hashes("tasks") == hashes("alone")
-    first, second, third, _ = (Path("tasks") / name for name in config().rungs(300))
-    assert {p.name for p in Path("tasks").iterdir()} == set(config().rungs(300))  # the mark is gone
+    first, second, third, _ = (Path("tasks") / name for name in config().points(300))
+    assert {p.name for p in Path("tasks").iterdir()} == set(config().points(300))  # the mark is gone
     before = (first / "metrics.jsonl").stat().st_mtime_ns
     shutil.rmtree(second / "checkpoints")  # as if it had been killed before its first checkpoint
     Run(second).update(status="running")
@@ -120,7 +120,7 @@ ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the node know
 
 def elsewhere(given: PretrainConfig, path: str) -> float:
     """What a node does that has none of the folders here."""
-    return cluster.at_home(ladder.climb, given, path, "/no/such/folder", "mark")
+    return cluster.at_home(ladder.run_point, given, path, "/no/such/folder", "mark")
 
 
 def lost(given: PretrainConfig, path: str) -> float:
@@ -129,23 +129,23 @@ def lost(given: PretrainConfig, path: str) -> float:
 
 
 def test_a_node_without_the_folder_and_a_lost_task_are_told(home: Path, address: str) -> None:
-    rungs = dict(list(config().rungs(300).items())[:1])
+    points = dict(list(config().points(300).items())[:1])
     with pytest.raises(ConfigError, match="does not see the folder"):
-        cluster.on_ray(elsewhere, rungs, "x", address, print)
+        cluster.on_ray(elsewhere, points, "x", address, print)
     with pytest.raises(Exception, match="its Ray task was lost"):
-        cluster.on_ray(lost, rungs, "x", address, print)
+        cluster.on_ray(lost, points, "x", address, print)
 
 
 def fail_beside(given: PretrainConfig, path: str) -> float:
     """Train, or fail once the other run has trained a little."""
     if not path.endswith("bad"):
-        return ladder.climb(given, path)
+        return ladder.run_point(given, path)
     wait_for(lambda: trains("beside/long"))  # each has a node
     raise DataError("no good")
 
 
 def test_where_one_fails_the_others_save_and_stop(home: Path, address: str) -> None:
-    (long,) = config(widths=(16,), tokens=(2_000_000,)).rungs(300).values()
+    (long,) = config(widths=(16,), tokens=(2_000_000,)).points(300).values()
     with pytest.raises(DataError, match="no good"):
         cluster.on_ray(fail_beside, {"beside/long": long, "beside/bad": long}, "beside", address, print)
     run = Run("beside/long")
@@ -157,13 +157,13 @@ def noted(given: PretrainConfig, path: str) -> float:
     """Train, and note where."""
     with Path("lost/nodes").open("a") as file:
         file.write(f"{ray.get_runtime_context().get_node_id()}\n")
-    return ladder.climb(given, path)
+    return ladder.run_point(given, path)
 
 
 def test_a_run_whose_node_is_lost_goes_on_at_another(home: Path, nodes: Cluster) -> None:
-    (given,) = config(widths=(16,), tokens=(200_000,)).rungs(300).values()
+    (given,) = config(widths=(16,), tokens=(200_000,)).points(300).values()
     given = dataclasses.replace(given, checkpoint_every=20)
-    ladder.climb(given, "kept")
+    ladder.run_point(given, "kept")
     Path("lost").mkdir()
 
     def lose() -> None:
@@ -187,7 +187,7 @@ def test_a_run_whose_node_is_lost_goes_on_at_another(home: Path, nodes: Cluster)
 def test_ctrl_c_ends_the_command_and_not_the_cluster(home: Path, address: str) -> None:
     """More runs than nodes. The same command then ends the ladder."""
     three = config(widths=(16,), tokens=(200_000,), seeds=(0, 1, 2))
-    runs = [Path("stopped") / name for name in three.rungs(300)]
+    runs = [Path("stopped") / name for name in three.points(300)]
     words = ["scaling", "run", *options(three), "--out", "stopped", "--backend", "ray", "--address", address]
     command = [sys.executable, "-c", "from tercet.cli.main import main; main()", *words]
     with subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True) as pressed:

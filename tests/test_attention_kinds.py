@@ -114,7 +114,7 @@ def test_segments_do_not_go_with_a_filled_cache_or_shared_prefixes(make_model: M
     cache = KVCache(model.config, 1, 8, model.output_weight)
     model.hidden(tokens, cache=cache)
     segments = torch.zeros(1, 4, dtype=torch.int32)
-    for more in ({"cache": cache, "positions_BT": torch.arange(4, 8)[None]}, {"attention": batch.branches}):
+    for more in ({"cache": cache, "positions_BT": torch.arange(4, 8)[None]}, {"attention": batch.attention}):
         with pytest.raises(ValueError, match="segments cannot be combined"):
             model.hidden(tokens, segments, **more)  # type: ignore[arg-type]
 
@@ -140,8 +140,8 @@ def test_three_frames_of_our_own_lead_to_torchs_attention(
     model = make_model(1)
     if shared:
         batch = pack_groups([[1, 2, 3]], [[[4], [5, 6]]])
-        assert isinstance(batch.branches, SharedPrefix)
-        model.hidden(batch.tokens, positions_BT=batch.positions, attention=batch.branches)
+        assert isinstance(batch.attention, SharedPrefix)
+        model.hidden(batch.tokens, positions_BT=batch.positions, attention=batch.attention)
     else:
         model.hidden(tokens_of(2, 12), torch.tensor(SEGMENTS))
     assert [[name.split(".")[-1] for name in path] for path in paths] == [["hidden", "forward", "forward"]]

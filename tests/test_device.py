@@ -69,10 +69,10 @@ def test_shared_prefixes(model: Transformer) -> None:
     batch = to_device(pack_groups([[1, 2, 3], [4]], [[[5], [6, 7]], [[8]]]), META)
     x = model.model.embed_tokens(batch.tokens)
     rope = model.rope_cos[batch.positions], model.rope_sin[batch.positions]
-    out = model.model.layers[0](x, rope, batch.branches, None, 0)
+    out = model.model.layers[0](x, rope, batch.attention, None, 0)
     assert (out.device, out.shape) == (META, x.shape)
     assert batch.sum(torch.zeros(4, device=META)).device == META
-    assert devices(to_device(lay_out([[1, 2], [1, 3, 4]] * 2).branches, META)) == {"meta"}
+    assert devices(to_device(lay_out([[1, 2], [1, 3, 4]] * 2).attention, META)) == {"meta"}
 
 
 def test_losses_and_log_probabilities(model: Transformer) -> None:

@@ -140,7 +140,7 @@ TEXT = st.lists(st.integers(10, 20), max_size=30)
 def test_a_stream_has_every_token_as_target_once(texts: list[list[int]], length: int) -> None:
     """Every token but a text's first, which nothing may predict; in order; and never a padding token."""
     if sum(map(len, texts)) < 2:
-        with pytest.raises(DataError, match="fewer than two tokens"):
+        with pytest.raises(DataError, match="tokens in all; wanted at least 2"):
             pack_stream(texts, length, PAD)
         return
     rows = pack_stream(texts, length, PAD)

@@ -149,7 +149,7 @@ def test_errors_of_an_endpoint_call_it_a_judge(endpoint):
     for address, error, message in (
         ("http://127.0.0.1:9/v1", DataError, r"^judge: http://127.0.0.1:9/v1/chat/completions: .*tried 1 times"),
         (f"{url}/missing", DataError, r"^judge: http://.*/missing/chat/completions answered with status 404"),
-        ("http:///v1", ConfigError, r"^judge: 'http:///v1/chat/completions' is no address"),
+        ("http:///v1", ConfigError, r"^judge: 'http:///v1/chat/completions' is not an address"),
     ):
         with pytest.raises(error, match=message):
             list(endpoint_judge(address)(PAIRS[:1]))

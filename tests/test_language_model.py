@@ -93,7 +93,7 @@ def test_the_batch_changes_nothing(ask: TransformerLM, monkeypatch: pytest.Monke
         (rng.choice(["", shared]) + " ".join(rng.choices(words, k=rng.randint(1, 20))), " " + rng.choice(words))
         for _ in range(60)
     ]
-    monkeypatch.setattr(language_model, "PASS_TOKENS", 500)
+    monkeypatch.setattr(language_model, "SCORING_PASS_TOKENS", 500)
     together = ask.loglikelihood(requests)
     alone = [ask.loglikelihood([r])[0] for r in requests]
     shuffled = list(range(60))
@@ -221,7 +221,7 @@ def test_samples_depend_on_request_and_seed_only(ask: TransformerLM) -> None:
 def test_what_is_nearly_certain_is_not_lost_in_the_rounding_of_large_logits() -> None:
     logits = torch.tensor([[100.0, 88.0, 80.0]])  # float32 has steps of 8e-6 there
     model: Any = SimpleNamespace(logits=torch.clone, config=SimpleNamespace(vocab_size=3))
-    found, best = language_model.predict(model, logits, torch.tensor([0, 0]), torch.tensor([0, 1]))
+    found, best = language_model.target_logprobs(model, logits, torch.tensor([0, 0]), torch.tensor([0, 1]))
     rest = math.log1p(math.exp(-12) + math.exp(-20))
     assert found.tolist() == pytest.approx([-rest, -12 - rest], abs=1e-7)
     assert best.tolist() == [True, False]
@@ -230,7 +230,7 @@ def test_what_is_nearly_certain_is_not_lost_in_the_rounding_of_large_logits() ->
 def test_a_killed_evaluation_goes_on(
     make_model: Callable[..., Transformer], tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(language_model, "PASS_TOKENS", 20)  # several passes
+    monkeypatch.setattr(language_model, "SCORING_PASS_TOKENS", 20)  # several passes
 
     class Killed(Exception):
         pass
@@ -279,14 +279,14 @@ def test_what_cannot_be_asked_is_refused(ask: TransformerLM, tmp_path: Path) -> 
         ask.loglikelihood([("a", "b"), ("a", "")])
     with pytest.raises(ContextError, match=r"request 0: the continuation has .* tokens, but the model's context is 64"):
         ask.loglikelihood([("a", "the dog sat " * 40)])
-    with pytest.raises(ConfigError, match="max_new_tokens is 64"):
+    with pytest.raises(ConfigError, match="--max-new-tokens is 64"):
         ask.generate_until([("a", ())], max_new_tokens=64)
     with pytest.raises(ConfigError, match="a stop string is empty"):
         ask.generate_until([("a", ("",))], max_new_tokens=8)
-    with pytest.raises(ConfigError, match="rolling context is 65"):
+    with pytest.raises(ConfigError, match="context is 65; wanted 1 to 64"):
         ask.rolling(["a"], context=65)
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"request cache .*cannot be read or written"):
+    with pytest.raises(ConfigError, match=r"--cache .*cannot be read or written"):
         TransformerLM(ask.model, ask.tokenizer, cache=tmp_path / "file" / "cache")
     assert ask.loglikelihood([]) == ask.rolling([]) == ask.generate_until([], 8) == []
 
@@ -302,7 +302,7 @@ def test_a_layout_computes_each_beginning_once(make_model: Callable[..., Transfo
         hidden = layout.hidden(model)
         for row, ids in enumerate(sequences):
             expected = model.hidden(torch.tensor([ids]))[0]
-            torch.testing.assert_close(hidden[layout.places[row, : len(ids)]], expected, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(hidden[layout.index[row, : len(ids)]], expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="at least one"):
         lay_out([[1], []])
 

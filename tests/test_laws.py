@@ -255,7 +255,7 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         laws.fit_parametric(one_size)
     with pytest.raises(DataError, match="4 runs; this law needs at least 6"):
         laws.fit_parametric(Points.of([1, 2, 3, 4], [1, 2, 3, 4], [4, 3, 2, 1]))
-    with pytest.raises(DataError, match=r"at 1 places; wanted at least 3"):
+    with pytest.raises(DataError, match=r"at 1 different values; wanted at least 3"):
         laws.fit_power("size", one_size)
     with pytest.raises(DataError, match="0 of 8 budgets"):
         laws.iso_flop(one_size, one_size.flops)
@@ -263,5 +263,5 @@ def test_what_cannot_be_fitted_is_refused() -> None:
         Points.of([1, 2], [1, 2], [math.nan, 1])
     with pytest.raises(DataError, match="not a fitted law"):
         laws.Fit.from_json({"law": "size", "theta": [1], "draws": [], "residuals": []}, "fit.json")
-    with pytest.raises(ConfigError, match="wanted more than 0"):
+    with pytest.raises(ConfigError, match="wanted a number above 0"):
         counting.Counts.of(ModelConfig(300), 0)

@@ -212,17 +212,17 @@ def test_a_scalar_model_keeps_its_head_trained(make_model: Make) -> None:
 def test_a_model_is_wrapped_once(make_model: Make) -> None:
     model = make_model(1)
     apply_lora(model, RANK4, seed=0)
-    with pytest.raises(ConfigError, match="adapters already"):
+    with pytest.raises(ConfigError, match="already has LoRA adapters"):
         apply_lora(model, RANK4, seed=0)
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rank": 0}, "rank of LoRA is 0"),
-        ({"rank": 4, "alpha": 0.0}, "alpha of LoRA is 0"),
-        ({"rank": 4, "targets": ("q_proj", "w_proj")}, "targets of LoRA are q_proj, w_proj; wanted some of q_proj, k_proj"),
-        ({"rank": 4, "targets": ()}, "targets of LoRA are none"),
+        ({"rank": 0}, r"--lora-rank\) is 0; it must be at least 1"),
+        ({"rank": 4, "alpha": 0.0}, r"--lora-alpha\) is 0; it must be above 0"),
+        ({"rank": 4, "targets": ("q_proj", "w_proj")}, r"--lora-targets\) are q_proj, w_proj; wanted some of q_proj, k_"),
+        ({"rank": 4, "targets": ()}, r"--lora-targets\) are empty"),
         ({"rank": 4, "targets": ("q_proj", "q_proj")}, "each once"),
     ],
 )  # fmt: skip
@@ -241,7 +241,7 @@ def test_without_a_rank_nothing_is_wrapped(make_model: Make, tmp_path: Path) -> 
     assert adapt(model, SFTConfig(model="m", data=("d",))) is model
     assert [type(m) for m in model.modules()] == kinds
     assert all(p.requires_grad for p in model.parameters())
-    with pytest.raises(ConfigError, match="no adapters to save"):
+    with pytest.raises(ConfigError, match="no LoRA adapters to save"):
         save_adapter(model, tmp_path / "adapter")
     assert not (tmp_path / "adapter").exists()
 
@@ -313,11 +313,11 @@ def change_json(folder: Path, **fields: Any) -> None:
 @pytest.mark.parametrize(
     ("fields", "kind", "message"),
     [
-        ({"peft_type": "IA3"}, ConfigError, "plain LoRA is wanted, found peft_type IA3"),
+        ({"peft_type": "IA3"}, ConfigError, "wanted plain LoRA, found peft_type IA3"),
         ({"use_dora": True}, ConfigError, "found use_dora"),
         ({"use_rslora": True, "rank_pattern": {"q_proj": 8}}, ConfigError, "found use_rslora, rank_pattern"),
         ({"bias": "all"}, ConfigError, "bias all"),
-        ({"r": None}, CheckpointError, "r and lora_alpha are wanted"),
+        ({"r": None}, CheckpointError, "wanted numbers for r and lora_alpha"),
         ({"r": 5}, CheckpointError, "an adapter of another model: .*lora_A"),
     ],
 )
@@ -435,7 +435,7 @@ def test_a_reward_model_with_adapters_is_loaded_plain(world: World, make_model: 
 def test_a_run_whose_checkpoint_lacks_its_adapters_is_refused(world: World, tuned: Run) -> None:
     run = Run(tuned.path)
     run.config = run.config | {"lora_rank": 5}
-    with pytest.raises(CheckpointError, match="weights of another model"):
+    with pytest.raises(CheckpointError, match="do not fit the model that model.json describes"):
         load_language_model(run)
 
 

@@ -50,7 +50,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def stopped(world: World) -> Path:
     """A pretraining run that Ctrl-C ended after step 7; to be copied, not changed."""
-    with pytest.raises(Interrupted, match="after step 7 and saved; go on with `tercet resume"):
+    with pytest.raises(Interrupted, match="after step 7 and saved; continue with `tercet resume"):
         world.run("pretrain", "stopped", progress=At(7, press_ctrl_c))
     return world.folder / "stopped"
 
@@ -354,7 +354,7 @@ def test_the_command_line_resumes_after_kill_and_ctrl_c_and_repeats_a_run_from_i
     code, err = signalled(interrupted, signal.SIGINT, "pretrain", *words, "--out", str(interrupted))
     assert (code, Run(interrupted).manifest["status"]) == (130, "interrupted")
     assert err.startswith("error: interrupted after step")
-    assert f"go on with `tercet resume {interrupted}`" in err
+    assert f"continue with `tercet resume {interrupted}`" in err
     assert "Traceback" not in err
     assert int(Run(interrupted).last_checkpoint().name[5:]) == records(interrupted)[-1]["step"] < 40
     finish("resume", str(interrupted))

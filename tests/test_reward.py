@@ -190,14 +190,14 @@ def test_scores_come_back_in_order_as_if_alone(judge: ValueHeadModel, monkeypatc
     for pad in (3, 299):
         assert score_texts(judge, texts, pad) == pytest.approx(wanted, abs=1e-10)
         assert score_texts(judge, [*texts, [7] * 60], pad)[:-1] == pytest.approx(wanted, abs=1e-10)
-    monkeypatch.setattr("tercet.inference.reward_scores.SCORED_TOKENS", 30)
+    monkeypatch.setattr("tercet.inference.reward_scores.REWARD_PASS_TOKENS", 30)
     assert score_texts(judge, texts, 3) == pytest.approx(wanted, abs=1e-10)
 
 
 def test_ranked_answers_are_scored_in_order(
     judge: ValueHeadModel, ranked: list[Ranked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tercet.training.packing.PASS_TOKENS", 60)
+    monkeypatch.setattr("tercet.training.packing.TRAINING_PASS_TOKENS", 60)
     found = score_ranked(judge, ranked)
     for one, scores in zip(ranked, found, strict=True):
         assert scores == pytest.approx([alone(judge, text).item() for text in one.texts], abs=1e-10)

@@ -125,9 +125,9 @@ def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, judges: l
         ("process:", "'no command' is no program"),
         ("process:no-such-program-at-all -x", "'no-such-program-at-all' is no program that can be run"),
         ("process:cat 'x", "cannot be read: No closing quotation"),
-        ("http://", "'http://' is no address"),
-        ("http://host:port/x", "'http://host:port/x' is no address"),
-        ("https://me:secret@host/x", "is no address"),
+        ("http://", "'http://' is not an address"),
+        ("http://host:port/x", "'http://host:port/x' is not an address"),
+        ("https://me:secret@host/x", "is not an address"),
     ],
 )  # fmt: skip
 def test_a_wrong_spec_is_refused_with_the_way_out(opened: Open, spec: str, message: str) -> None:
@@ -365,7 +365,7 @@ def test_a_process_that_crashes_or_hangs_is_started_again(opened: Open, script: 
     [
         ("print('no GPU', file=sys.stderr); sys.exit(3)", r"reward process: .*exit code 3; its stderr ends:\nscorer starts\nno GPU\n.*tried 2 times"),
         ("time.sleep(600)", r"no answer within 0.4 s; .*tried 2 times; wanted \{\"scores\": \[one number per item\]\}"),
-        ("print('hello', flush=True)", "reward process: (the answer is no JSON .*'hello|the process wrote more than one line)"),
+        ("print('hello', flush=True)", "reward process: (the reply is not JSON .*'hello|the process wrote more than one line)"),
         ("print('{\"score\": 1}'); scores.clear() or sys.exit()", r"reward process: found .*wanted \{\"scores\""),
         ("scores = scores[1:]", r"reward process: 1 scores for 2 answers \(the first to tasks.jsonl:1\); wanted one each"),
         ("scores[1] = float('nan')", "tasks.jsonl:2: reward process gave nan"),
@@ -470,7 +470,7 @@ def test_an_overloaded_endpoint_is_asked_again(opened: Open, endpoint: Endpoint)
         (429, "slow down", 3, "status 429"),
         (404, "nobody", 1, r"/score answered with status 404 Not Found: 'nobody'; wanted .* with status 200"),
         (302, "", 1, "status 302"),
-        (200, "<html>", 1, "the answer is no JSON .*<html>"),
+        (200, "<html>", 1, "the reply is not JSON .*<html>"),
         (200, '{"scores": 1}', 1, r"reward http: found .*wanted \{\"scores\""),
         (200, '{"scores": [1, 2, 3]}', 1, "reward http: 3 scores for 2 answers"),
         (200, '{"scores": [1, 1e999]}', 1, "tasks.jsonl:2: reward http gave inf"),

@@ -244,7 +244,7 @@ def test_an_absurd_learning_rate_ends_with_the_step_and_a_hint(
     with pytest.raises(NonFiniteError) as caught:
         stages()[verb](config, tmp_path / "out")
     assert re.search(r"step \d+", str(caught.value))
-    assert f"in {tmp_path / 'out'}; no checkpoint was written yet. Hint: lower the learning rate" in str(caught.value)
+    assert f"in {tmp_path / 'out'}; no checkpoint was written yet. Hint: lower --lr" in str(caught.value)
     run = Run(tmp_path / "out")
     assert run.manifest["status"] == "failed"
     assert run.manifest["error"].startswith("NonFiniteError: ")
@@ -300,7 +300,7 @@ def test_a_loss_that_is_nan_names_the_last_good_checkpoint_from_which_the_run_go
             stages()[verb](world.config(verb), out)
     good = out / "checkpoints" / "step-00000004"
     assert str(caught.value).startswith(
-        f"step 5: the loss is nan in {out}; the last good checkpoint is {good}. Hint: lower the learning rate"
+        f"step 5: the loss is nan in {out}; the last good checkpoint is {good}. Hint: lower --lr"
     )
     run = Run(out)
     assert (run.manifest["status"], run.manifest["error"]) == ("failed", "NonFiniteError: step 5: the loss is nan")

@@ -28,7 +28,7 @@ from tercet.scaling import budget, ladder, laws
 from tercet.scaling import fit as scaling
 from tercet.scaling import flops as counting
 from tercet.scaling import ray as cluster
-from tercet.scaling.config import LadderConfig, rate_of, rows_of, shape_of
+from tercet.scaling.config import LadderConfig, batch_rows, learning_rate, shape_of
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.optim import schedule
 from tercet.training.run import Run, in_use
@@ -75,18 +75,18 @@ def test_shapes_are_possible_and_grow(width: int) -> None:
 
 
 def test_the_batch_grows_with_the_tokens_and_the_rate_falls() -> None:
-    assert [rows_of(65_536 * k, 128) for k in (1, 2, 16, 256)] == [4, 6, 16, 64]
-    assert rows_of(10, 128) == 1
-    assert [rate_of(0.01, 65_536 * k) for k in (1, 16, 256)] == pytest.approx([0.01, 0.005, 0.0025])
+    assert [batch_rows(65_536 * k, 128) for k in (1, 2, 16, 256)] == [4, 6, 16, 64]
+    assert batch_rows(10, 128) == 1
+    assert [learning_rate(0.01, 65_536 * k) for k in (1, 16, 256)] == pytest.approx([0.01, 0.005, 0.0025])
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"widths": (20,)}, "--widths has 20; wanted a multiple of 16"),
-        ({"tokens": (), "flops": ()}, "a ladder has --tokens or --flops"),
-        ({"flops": (1e9,)}, "a ladder has --tokens or --flops"),
-        ({"tokens": (5, 5)}, "wanted numbers above 0, each once"),
+        ({"widths": (20,)}, "--widths has 20; wanted multiples of 16"),
+        ({"tokens": (), "flops": ()}, "either --tokens or --flops, but got neither"),
+        ({"flops": (1e9,)}, "either --tokens or --flops, but got both"),
+        ({"tokens": (5, 5)}, "wanted numbers of at least 1, each once"),
     ],
 )
 def test_impossible_ladders_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -95,19 +95,19 @@ def test_impossible_ladders_are_refused(changes: dict[str, Any], message: str) -
 
 
 def test_an_iso_flop_ladder_spends_the_same_on_every_size() -> None:
-    rungs = config(Path(), tokens=(), flops=(1e10, 4e10)).rungs(300)
+    points = config(Path(), tokens=(), flops=(1e10, 4e10)).points(300)
     spent = []
-    for rung in rungs.values():
-        shape = ModelConfig(300, 32, **{k: getattr(rung, k) for k in shape_of(16)})
-        spent.append(rung.steps * rung.batch_size * 32 * shape.flops_per_token())
+    for point in points.values():
+        shape = ModelConfig(300, 32, **{k: getattr(point, k) for k in shape_of(16)})
+        spent.append(point.steps * point.batch_size * 32 * shape.flops_per_token())
     assert len(spent) == 6
     assert spent == sorted(spent)
     assert spent == pytest.approx([1e10] * 3 + [4e10] * 3, rel=0.02)
     grouped = scaling.budgets(np.array(spent))
     assert len(set(grouped)) == 2
     assert grouped == pytest.approx([1e10] * 3 + [4e10] * 3, rel=0.01)
-    with pytest.raises(ConfigError, match="every run has more than --max-flops"):
-        config(Path(), max_flops=1e3).rungs(300)
+    with pytest.raises(ConfigError, match="--max-flops is 1000, and every run has more"):
+        config(Path(), max_flops=1e3).points(300)
 
 
 # -- ladders --------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def test_a_ladder_goes_on_where_it_was(home: Path, tmp_path: Path, monkeypatch: 
     folder = tmp_path / "ladder"
     shutil.copytree(home / "ladder", folder)
     small = config(home)
-    names = list(small.rungs(300))
+    names = list(small.points(300))
     before = (folder / names[0] / "metrics.jsonl").stat().st_mtime_ns
     expected = Run(folder / names[1]).weights_hash()
     run = Run(folder / names[1])
@@ -147,7 +147,7 @@ def test_a_ladder_goes_on_where_it_was(home: Path, tmp_path: Path, monkeypatch: 
     assert Run(folder / names[1]).weights_hash() == expected
     assert Run(folder / names[2]).weights_hash() == Run(home / "ladder" / names[2]).weights_hash()
     assert ladder.commands(small, folder) == []
-    with pytest.raises(CheckpointError, match="other settings than this ladder's"):
+    with pytest.raises(CheckpointError, match="other settings than this ladder;"):
         ladder.run_ladder(config(home, lr=0.001), folder)
     with pytest.raises(ConfigError, match="--jobs is 0"):
         ladder.run_ladder(small, folder, jobs=0)
@@ -167,7 +167,7 @@ def test_the_printed_commands_make_the_same_runs(home: Path, tmp_path: Path, mon
     subprocess.run(
         ["sh", "-c", line], check=True, capture_output=True, env={**os.environ, "PATH": programs}, timeout=300
     )
-    (name,) = config(home, widths=(16,), tokens=(1024,)).rungs(300)
+    (name,) = config(home, widths=(16,), tokens=(1024,)).points(300)
     run = Run(tmp_path / "l" / name)
     assert run.manifest["status"] == "finished"
     assert run.weights_hash() == Run(home / "ladder" / name).weights_hash()
@@ -189,8 +189,8 @@ def test_a_cluster_that_cannot_be_had_is_said(home: Path, tmp_path: Path, monkey
     options = ladder_options(home, tmp_path)
     for more, message in (
         (["--backend", "slurm"], "--backend is 'slurm'; wanted processes or ray"),
-        (["--address", "auto"], "--address is for --backend ray"),
-        (["--backend", "ray", "--jobs", "2"], "--jobs is for --backend processes"),
+        (["--address", "auto"], "--address is auto, but only --backend ray uses it"),
+        (["--backend", "ray", "--jobs", "2"], "--jobs is 2, but --backend ray decides"),
         (["--backend", "ray"], "install it with `pip install 'tercet[ray]'`"),
     ):
         monkeypatch.setitem(sys.modules, "ray", None)
@@ -241,7 +241,7 @@ def test_a_task_waits_for_a_process_that_is_still_at_its_run(tmp_path: Path, mon
 def test_side_by_side_is_the_same(home: Path, tmp_path: Path) -> None:
     two = config(home, widths=(16,), tokens=(1024, 2048))
     ladder.run_ladder(two, tmp_path, jobs=2)
-    for name in two.rungs(300):
+    for name in two.points(300):
         assert Run(tmp_path / name).weights_hash() == Run(home / "ladder" / name).weights_hash()
 
 
@@ -353,10 +353,10 @@ def test_other_budgets_are_refused(text: str) -> None:
 def test_tokens_within_a_time() -> None:
     cost = (0.01, 0.02)
     tokens = budget.tokens_within(30.0, 128, cost)
-    steps = tokens / 128 / rows_of(tokens, 128)
+    steps = tokens / 128 / batch_rows(tokens, 128)
     assert tokens / 128 * 0.01 + steps * 0.02 == pytest.approx(30, rel=0.03)
     more = tokens * 1.02
-    assert more / 128 * (0.01 + 0.02 / rows_of(more, 128)) > 30
+    assert more / 128 * (0.01 + 0.02 / batch_rows(more, 128)) > 30
 
 
 def base(home: Path, **changes: Any) -> PretrainConfig:
@@ -381,21 +381,21 @@ def test_what_repeated_text_is_worth() -> None:
     """A quarter of what is read comes from a source of 100 tokens: beyond 1,600 tokens it gives nothing more."""
     text = counting.Text(((0.25, 100.0), (0.75, 5000.0)))
     assert [text.worth(tokens) for tokens in (300.0, 1600.0, 2000.0, 1e6)] == [300, 1600, 400 + 1500, 400 + 20_000]
-    assert text.readings(2000) == 5
+    assert text.epochs(2000) == 5
 
 
 def test_the_dial_counts_the_text_that_there_is(home: Path) -> None:
     settings = base(home)
     tokenizer = Tokenizer.load(settings.tokenizer)
     ids = sum(len(tokenizer.encode(d.text)) + 1 for d in readers.read_documents(settings.data, readers.BadRows()))
-    ((share, tokens),) = budget.text_of(settings, tokenizer).sources
+    ((share, tokens),) = budget.estimate_text(settings, tokenizer).sources
     assert (share, tokens) == (1.0, pytest.approx(ids, rel=0.05))
     found = budget.plan(settings, budget="1e11flops")
-    assert found.readings == pytest.approx(found.tokens / tokens)
-    assert any(f"your text {found.readings:,.1f} times" in line for line in found.lines())
+    assert found.epochs == pytest.approx(found.tokens / tokens)
+    assert any(f"{found.epochs:,.1f} epochs of your text" in line for line in found.lines())
     fresh = scaling.best_for_flops(scaling.Law.load(budget.DEFAULT_LAW), 1e11, tokenizer.vocab_size, 32)
     assert (
-        fresh.tokens > counting.READINGS * tokens > found.tokens
+        fresh.tokens > counting.EPOCHS * tokens > found.tokens
     )  # a larger model, rather than the same text still again
     assert found.expected.value > fresh.loss
     with pytest.raises(ConfigError, match="mixture and data disagree on other"):
@@ -407,16 +407,16 @@ def test_the_dial_keeps_to_models_that_a_text_is_worth(home: Path, tmp_path: Pat
     write_rows(tmp_path / "few.jsonl", ({"text": t} for t in ["A red cat sat on a mat."] * 400))
     settings = base(home, data=(str(tmp_path / "few.jsonl"),))
     found = budget.plan(settings, budget="1e15flops")
-    tokens = budget.text_of(settings, Tokenizer.load(settings.tokenizer)).tokens()
+    tokens = budget.estimate_text(settings, Tokenizer.load(settings.tokenizer)).tokens()
     assert 8 * tokens < found.shape.parameters() <= 16 * tokens
-    assert "readings of your text beyond four count for nothing" in found.lines()[-1]
-    assert budget.text_of(settings, Tokenizer.load(settings.tokenizer), until=0.0) == counting.ENDLESS
+    assert "epochs beyond the fourth are not expected to help" in found.lines()[-1]
+    assert budget.estimate_text(settings, Tokenizer.load(settings.tokenizer), until=0.0) == counting.ENDLESS
 
 
 def test_a_fit_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> None:
     value = json.loads(budget.DEFAULT_LAW.read_text())
     for changed, said in (
-        ({"format": 1}, "format 1, wanted 2; make it again"),
+        ({"format": 1}, "its format is 1, wanted 2; fit the laws again"),
         ({"drift": math.nan}, "drift is nan"),
         ({"drift": -0.5}, "wanted 0 to 1"),
     ):
@@ -428,9 +428,9 @@ def test_a_fit_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> N
 
 
 def test_the_dial_refuses_what_it_would_choose_itself(home: Path) -> None:
-    with pytest.raises(ConfigError, match="the budget chooses --hidden-size, --steps; leave out"):
+    with pytest.raises(ConfigError, match="--hidden-size, --steps cannot be combined with a budget"):
         budget.plan(base(home, hidden_size=64, steps=7), budget="1min")
-    with pytest.raises(ConfigError, match="give --budget or --target-bpb"):
+    with pytest.raises(ConfigError, match="wanted either --budget or --target-bpb, above 0"):
         budget.plan(base(home), budget="1min", target_bpb=2)
     with pytest.raises(ConfigError, match="too small for a single step"):
         budget.plan(base(home), budget="10flops")

@@ -187,7 +187,7 @@ def test_adapters_keep_biases(make_model: Make, name: str) -> None:
 
 
 def test_adapters_on_layers_that_are_not_there_are_refused(make_model: Make) -> None:
-    with pytest.raises(ConfigError, match=r"gate_proj.*is in this model"):
+    with pytest.raises(ConfigError, match=r"are gate_proj, but the model has no such layer"):
         apply_lora(make_model(**GPT2), LoRAConfig(2, targets=("gate_proj",)), seed=1)
 
 
@@ -195,7 +195,7 @@ def test_patterns_of_attention_are_those_of_the_model(make_model: Make) -> None:
     """With learned positions too: the last layer's patterns give its output."""
     model, tokens = make_model(4, torch.float64, **GPT2), tokens_of(1, 6)
     last: Any = model.model.layers[1]
-    x, rope = model.placed(model.model.embed_tokens(tokens))
+    x, rope = model.with_positions(model.model.embed_tokens(tokens))
     x = model.model.layers[0](x, rope, Dense(causal=True), None, 0)
     _, _, v = last.self_attn.project(last.input_layernorm(x), rope)
     x = x + last.self_attn.o_proj((attention_patterns(model, tokens)[1] @ v).transpose(1, 2).flatten(2))

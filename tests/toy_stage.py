@@ -31,7 +31,7 @@ class ToyConfig(TuneSettings):
 def toy(config: ToyConfig, run: Run) -> None:
     """Read the text for some steps."""
     from tercet.data.readers import BadRows, read_documents
-    from tercet.pretraining.causal import build_feed
+    from tercet.pretraining.causal import build_loader
     from tercet.tokenizer.bpe import Tokenizer
     from tercet.training.learner import Learner
     from tercet.training.load import adapt, load_language_model
@@ -42,7 +42,7 @@ def toy(config: ToyConfig, run: Run) -> None:
     model = adapt(load_language_model(run.parents["model"]), config)
     texts = {"toy": list(read_documents(config.data, BadRows()))}
     length = model.config.context_length
-    feed = build_feed(Tokenizer.load(run.path), texts, None, length, config.batch_size, config.seed)
+    feed = build_loader(Tokenizer.load(run.path), texts, None, length, config.batch_size, config.seed)
     learner = Learner(model, OptimizerConfig.of(config))
     for step in training_steps(run, config, learner, lambda done: run.log(done, heldout=1.0)):
         batches = [feed.batch(step.number)]

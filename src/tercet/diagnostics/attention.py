@@ -25,7 +25,7 @@ def attention_patterns(model: Transformer, tokens_BT: Tensor) -> Tensor:
     """
     T, c = tokens_BT.shape[1], model.config.head_dim
     later = torch.ones(T, T, dtype=torch.bool, device=tokens_BT.device).triu(1)
-    (x, rope), out = model.placed(model.model.embed_tokens(tokens_BT)), list[Tensor]()
+    (x, rope), out = model.with_positions(model.model.embed_tokens(tokens_BT)), list[Tensor]()
     for number, layer in enumerate(model.model.layers):
         assert isinstance(layer, Block)
         attention, h = layer.self_attn, layer.input_layernorm(x)

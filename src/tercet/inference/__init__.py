@@ -1,1 +1,1 @@
-"""Weights to tokens and probabilities: generation, chat, the language-model protocol, reward scores, HTTP."""
+"""Use of trained models: generation, chat, the language-model interface, reward scores, HTTP clients."""

@@ -1,7 +1,7 @@
-"""The sampler: prompts of ids to continuations, in batches, with a KV cache.
+"""The sampler: continue prompts of ids in batches, with a key-value cache.
 
-A continuation depends only on its prompt, its seed and the settings, not on what else is in the batch. With each token
-comes its log-probability under softmax(logits / temperature), before top-k and top-p: the trainer's definition.
+A continuation depends only on its prompt, its seed and the settings, not on the rest of the batch. Each token has a
+log-probability under softmax(logits / temperature), before top-k and top-p; the trainer uses the same definition.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from tercet.model.attention import KVCache
 from tercet.model.transformer import Transformer
 from tercet.training.packing import to_device
 
-_COMPACT_EVERY = 8  # steps between throwing finished sequences out of the batch
+_COMPACT_EVERY = 8  # steps between removals of finished sequences from the batch
+
+OnToken = Callable[[int, int], None]  # (prompt index, token)
+Until = Callable[[int, Sequence[int]], bool]  # (prompt index, ids so far) → whether the continuation is finished
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to continue. Temperature 0 takes the likeliest token; `top_k` 0 and `top_p` 1 switch those off."""
+    """Settings of sampling. Temperature 0 takes the likeliest token; `top_k` 0 and `top_p` 1 are no filters."""
 
     max_new_tokens: int = 64
     temperature: float = 1.0
@@ -37,17 +40,17 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ConfigError(f"max_new_tokens is {self.max_new_tokens}; it must be at least 1")
+            raise ConfigError(f"--max-new-tokens is {self.max_new_tokens}; it must be at least 1")
         if not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ConfigError(
-                f"temperature {self.temperature}, top_k {self.top_k}, top_p {self.top_p}: "
-                "wanted temperature ≥ 0, top_k ≥ 0 and 0 < top_p ≤ 1"
+                f"--temperature is {self.temperature}, --top-k {self.top_k} and --top-p {self.top_p}; "
+                "wanted a temperature of at least 0, top-k of at least 0, and top-p above 0 and at most 1"
             )
 
 
 @dataclass
 class Completion:
-    """Sampled ids (a stop token included), the log-probability of each, and why it ended: "stop" or "length"."""
+    """Sampled ids (with the stop token), the log-probability of each, and the reason of the end: "stop" or "length"."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -55,7 +58,10 @@ class Completion:
 
 
 def pick(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Next token [B] by inverting the cumulative distribution at `uniform_B` ∈ [0, 1), and its log-probability [B]."""
+    """Sample the next tokens: ids [B] and their log-probabilities [B].
+
+    The cumulative distribution is inverted at `uniform_B` ∈ [0, 1). Raises NonFiniteError if the logits are not finite.
+    """
     logits = logits_BV.double()
     logp = F.log_softmax(logits / (params.temperature or 1.0), dim=-1)
     if torch.isnan(logp).any():
@@ -69,35 +75,35 @@ def pick(logits_BV: Tensor, params: SamplingParams, uniform_B: Tensor) -> tuple[
             allowed = allowed.masked_fill(logp < kth, -torch.inf)
         if params.top_p < 1:
             ordered, order = allowed.softmax(-1).sort(dim=-1, descending=True)
-            before = ordered.cumsum(-1) - ordered  # a token stays where the likelier ones do not yet reach top_p
+            before = ordered.cumsum(-1) - ordered  # a token is allowed if all likelier ones together stay below top_p
             allowed = allowed.masked_fill(
                 torch.zeros_like(allowed, dtype=torch.bool).scatter(1, order, before >= params.top_p), -torch.inf
             )
         cumulative = allowed.softmax(-1).cumsum(-1)
-        # scaled by the last entry, so that rounding can never point behind the last allowed token
+        # scaled by the last entry, so that rounding can never select a token after the last allowed one
         selected = torch.searchsorted(cumulative, uniform_B[:, None] * cumulative[:, -1:], right=True)[:, 0]
     return selected, logp.gather(1, selected[:, None])[:, 0]
 
 
 def uniforms(seed: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The random numbers of one request: a counter-based stream of its own."""
+    """Return `count` random numbers in [0, 1) for one request, from its own counter-based stream."""
     return np.random.Generator(np.random.Philox(key=seed % 2**64)).random(count)
 
 
+# not one per line: the options are few and short
 @torch.no_grad()
 def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int], *,
-             batch_size: int = 64, on_token: Callable[[int, int], None] | None = None,
-             until: Callable[[int, Sequence[int]], bool] | None = None) -> list[Completion]:  # fmt: skip
-    """Continue every prompt; `seeds` holds one seed a prompt. `on_token(prompt index, token)` is told of each token.
+             batch_size: int = 64, on_token: OnToken | None = None,
+             until: Until | None = None) -> list[Completion]:  # fmt: skip
+    """Continue every prompt; `seeds` contains one seed per prompt. `on_token` is called with each sampled token.
 
-    `until(prompt index, ids so far)` is called after each token; where it is true, that continuation finishes with
-    "stop".
+    `until` is called after each token; if it returns True, that continuation finishes with "stop".
 
-    Raises ContextError where a prompt leaves no room in the context. A prompt near the end of the context gets the room
-    that is left and finishes with "length".
+    Raises ContextError if a prompt leaves no room in the context. A prompt near the end of the context gets the
+    remaining room and finishes with "length".
     """
     if len(seeds) != len(prompts):
-        raise ConfigError(f"{len(prompts)} prompts but {len(seeds)} seeds: wanted one each")
+        raise ConfigError(f"{len(prompts)} prompts but {len(seeds)} seeds; wanted one seed per prompt")
     limit = model.config.context_length
     for number, prompt in enumerate(prompts):
         if not 0 < len(prompt) < limit:
@@ -112,25 +118,32 @@ def generate(model: Transformer, prompts: Sequence[Sequence[int]], params: Sampl
     return out
 
 
-def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int],
-                    which: list[int], out: list[Completion], on_token: Callable[[int, int], None] | None,
-                    until: Callable[[int, Sequence[int]], bool] | None) -> None:  # fmt: skip
+def _generate_batch(
+    model: Transformer,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    which: list[int],
+    out: list[Completion],
+    on_token: OnToken | None,
+    until: Until | None,
+) -> None:
     limit, device = model.config.context_length, model.device
     uniform = torch.from_numpy(np.stack([uniforms(seeds[i], params.max_new_tokens) for i in which])).to(device)
     room = min(params.max_new_tokens, limit - min(len(prompts[i]) for i in which))
     capacity = max(len(prompts[i]) for i in which) + room
-    # shared prefixes of prompts are read once; then each prompt's keys and values become a row of the cache
+    # shared prefixes of prompts are computed once; then each prompt's keys and values become a row of the cache
     texts = [tuple(prompts[i]) for i in which]
     number = {p: n for n, p in enumerate(dict.fromkeys(texts))}
     layout = lay_out(list(number))
-    tokens, positions, branches, last = to_device(
-        (layout.tokens, layout.positions, layout.branches, torch.from_numpy(layout.ends())), device
+    tokens, positions, attention, last = to_device(
+        (layout.tokens, layout.positions, layout.attention, torch.from_numpy(layout.ends())), device
     )
-    read = KVCache(model.config, 1, tokens.shape[1], model.output_weight)
-    hidden = model.hidden(tokens, positions_BT=positions, attention=branches, cache=read, at=last)
+    shared = KVCache(model.config, 1, tokens.shape[1], model.output_weight)
+    hidden = model.hidden(tokens, positions_BT=positions, attention=attention, cache=shared, at=last)
     hidden = hidden[[number[p] for p in texts]]
-    cache = _cache_rows(model, read, [layout.places[number[p], : len(p)] for p in texts], capacity)
-    rows = list(range(len(which)))  # which of the batch are still in the cache
+    cache = _cache_rows(model, shared, [layout.index[number[p], : len(p)] for p in texts], capacity)
+    rows = list(range(len(which)))  # the sequences of the batch that are still in the cache
     alive = [True] * len(which)
     for step in range(params.max_new_tokens):
         selected, logp = pick(model.logits(hidden), params, uniform[rows, step])
@@ -146,28 +159,28 @@ def _generate_batch(model: Transformer, prompts: Sequence[Sequence[int]], params
                 done.finish, alive[row] = "stop", False
             elif len(prompts[which[row]]) + len(done.tokens) >= limit:
                 alive[row] = False
-        kept = [place for place, row in enumerate(rows) if alive[row]]
+        kept = [i for i, row in enumerate(rows) if alive[row]]
         if not kept or step == params.max_new_tokens - 1:
             return
         if step % _COMPACT_EVERY == _COMPACT_EVERY - 1 and len(kept) < len(rows):
             index = torch.tensor(kept, device=device)
             cache.keep(index)
-            rows, selected = [rows[place] for place in kept], selected[index]
-        # a sequence that ended at the border of the context may stay in the batch for some steps
+            rows, selected = [rows[i] for i in kept], selected[index]
+        # a sequence that reached the end of the context may stay in the batch for some steps
         positions = cache.lengths.clamp(max=limit - 1)[:, None]
         hidden = model.hidden(selected[:, None], positions_BT=positions, cache=cache)[:, -1]
 
 
-def _cache_rows(model: Transformer, read: KVCache, places: Sequence[NDArray[np.int64]], capacity: int) -> KVCache:
-    """A cache with a row for every prompt, from one with the keys and values of all their tokens at `places`."""
-    longest, like = max(map(len, places)), model.output_weight
-    index = torch.zeros(len(places), longest, dtype=torch.long)
-    for row, mine in enumerate(places):
-        index[row, : len(mine)] = torch.from_numpy(mine)
+def _cache_rows(model: Transformer, shared: KVCache, columns: Sequence[NDArray[np.int64]], capacity: int) -> KVCache:
+    """Make a cache with one row per prompt, from the one row of `shared`, where `columns` are each prompt's tokens."""
+    longest, like = max(map(len, columns)), model.output_weight
+    index = torch.zeros(len(columns), longest, dtype=torch.long)
+    for row, own in enumerate(columns):
+        index[row, : len(own)] = torch.from_numpy(own)
     index = index.to(like.device)
-    cache = KVCache(model.config, len(places), capacity, like)
+    cache = KVCache(model.config, len(columns), capacity, like)
     for layer in range(model.config.num_layers):
-        for into, out in ((cache.keys, read.keys), (cache.values, read.values)):
+        for into, out in ((cache.keys, shared.keys), (cache.values, shared.values)):
             into[layer, :, :, :longest] = out[layer, 0].transpose(0, 1)[index].transpose(1, 2)
-    cache.lengths, cache.width = torch.tensor([len(p) for p in places], device=like.device), longest
+    cache.lengths, cache.width = torch.tensor([len(own) for own in columns], device=like.device), longest
     return cache

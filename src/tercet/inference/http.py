@@ -1,6 +1,6 @@
-"""Other programs over HTTP: one client with retries, scores of answers, a chat model at an OpenAI-compatible address.
+"""HTTP clients: one with retries, one for scores of answers, one for a chat model at an OpenAI-compatible address.
 
-What may pass (no answer in time, an overloaded server) is tried again; an answer that is wrong in itself is not.
+Transient failures (no reply in time, an overloaded server) are retried; a reply with wrong contents is not.
 """
 
 from __future__ import annotations
@@ -20,40 +20,41 @@ from typing import Any, NoReturn, TypeVar
 from tercet.data.formats.conversations import to_messages
 from tercet.data.types import Conversation
 from tercet.errors import ConfigError, DataError
-from tercet.inference.language_model import ChatAnswer
+from tercet.inference.language_model import ChatAnswer, UntilRequests
 
 T = TypeVar("T")
-Items = Sequence[dict[str, Any]]  # one answer each: prompt, answer, finished, answers, id
+Items = Sequence[dict[str, Any]]  # one per answer: prompt, answer, finished, answers, id
 
-BACKOFF = 0.5  # seconds before the second try; doubled before each further one
+BACKOFF = 0.5  # seconds before the first retry; doubled before each further one
 WANTED_SCORES = 'wanted {"scores": [one number per item]}'
 WANTED_CHAT = 'wanted {"choices": [{"message": {"content": "text"}}]}'
 
 
-class Trouble(Exception):
-    """A failure that may pass: worth another try."""
+class TransientError(Exception):
+    """A failure after which a retry may succeed."""
 
 
 def retried(name: str, retries: int, attempt: Callable[[], T], wanted: str) -> T:
-    """The result of `attempt`, tried again after Trouble, at most `retries` times, with doubled pauses.
+    """Return the result of `attempt`, which is retried after TransientError, at most `retries` times.
 
-    Raises DataError with the last trouble, its `name` in front ("reward http", "judge") and what was `wanted` behind.
+    Pauses double from try to try. Raises DataError with the last failure, beginning with `name` ("reward http") and
+    ending with `wanted`, a description of a good reply.
     """
-    last: Trouble | None = None
+    last: TransientError | None = None
     for number in range(retries + 1):
         if number:
             time.sleep(BACKOFF * 2 ** (number - 1))
         try:
             return attempt()
-        except Trouble as error:
+        except TransientError as error:
             last = error
     raise DataError(f"{name}: {last} (tried {retries + 1} times; {wanted})") from last
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
-    """The result of `work`; raises TimeoutError where it takes longer (it is then left behind in its thread).
+    """Return the result of `work`. Raises TimeoutError if it takes longer than `seconds`; its thread is then abandoned.
 
-    A timeout of the socket or pipe alone is not enough: it starts anew with every byte that arrives.
+    A timeout of the socket or pipe alone is not enough: it restarts with every byte that arrives.
     """
     done: queue.SimpleQueue[tuple[T | None, Exception | None]] = queue.SimpleQueue()
 
@@ -81,7 +82,10 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
 
 
 class HttpClient:
-    """An address that answers JSON sent by POST; `headers` go with every request, and errors say what was `wanted`."""
+    """A client that sends JSON by POST to one address.
+
+    `headers` are sent with every request. Errors begin with `name` and end with `wanted`, which describes a good reply.
+    """
 
     def __init__(
         self,
@@ -99,14 +103,14 @@ class HttpClient:
             good = False
         if not good:
             raise ConfigError(
-                f"{name}: {url!r} is no address; wanted http(s)://host[:port]/path, other letters than ASCII as %XX"
+                f"{name}: {url!r} is not an address; wanted http(s)://host[:port]/path, with %XX for non-ASCII letters"
             )
         self._name, self._url, self._timeout, self._retries = name, url, timeout, retries
         self._headers, self._wanted = headers or {}, wanted
         self._opener = urllib.request.build_opener(_NoRedirects())
 
     def post(self, body: object) -> str:
-        """The answer to one request; a failure that may pass is tried again. Raises DataError."""
+        """Send a request and return the reply; transient failures are retried. Raises DataError if all tries fail."""
         data = json.dumps(body, ensure_ascii=False).encode()
         return retried(self._name, self._retries, lambda: self._send(data), self._wanted)
 
@@ -117,8 +121,8 @@ class HttpClient:
 
         def post() -> bytes:
             with self._opener.open(request, timeout=self._timeout) as reply:
-                found: bytes = reply.read()
-            return found
+                content: bytes = reply.read()
+            return content
 
         try:
             return within(self._timeout, post).decode("utf-8", errors="replace")
@@ -127,33 +131,33 @@ class HttpClient:
                 text = error.read(300).decode("utf-8", errors="replace")
             message = f"{self._url} answered with status {error.code} {error.reason}: {text!r}"
             if error.code >= 500 or error.code in (408, 429):
-                raise Trouble(message) from error
+                raise TransientError(message) from error
             raise DataError(f"{self._name}: {message}; {self._wanted} with status 200") from error
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
-            raise Trouble(f"{self._url}: {type(error).__name__}: {reason}") from error
+            raise TransientError(f"{self._url}: {type(error).__name__}: {reason}") from error
 
 
 class HttpScorer:
-    """An address that scores answers, sent to it a batch at a time (docs/reference/formats.md)."""
+    """A scorer at an HTTP address, which gets answers in batches (docs/reference/formats.md)."""
 
     def __init__(self, name: str, url: str, timeout: float, retries: int) -> None:
         self._name, self._http = name, HttpClient(name, url, timeout, retries, WANTED_SCORES)
 
     def __call__(self, items: Items) -> list[Any]:
-        """The scores as the address gave them. Raises DataError where it gave none."""
+        """Return the scores of the reply. Raises DataError if there are none."""
         return scores_of(self._name, self._http.post({"items": items}))
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing: no connection is kept open."""
 
 
 def scores_of(name: str, reply: str) -> list[Any]:
-    """The list under "scores". Raises DataError where the reply is not the protocol's."""
+    """Return the list "scores" of a reply. Raises DataError if the reply does not follow the protocol."""
     try:
         value = json.loads(reply)
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: the answer is no JSON ({error}): {reply[:200]!r}; {WANTED_SCORES}") from error
+        raise DataError(f"{name}: the reply is not JSON ({error}): {reply[:200]!r}; {WANTED_SCORES}") from error
     if not isinstance(value, dict) or not isinstance(value.get("scores"), list):
         raise DataError(f"{name}: found {reply[:200]!r}; {WANTED_SCORES}")
     scores: list[Any] = value["scores"]
@@ -161,9 +165,9 @@ def scores_of(name: str, reply: str) -> list[Any]:
 
 
 class ChatEndpoint:
-    """A chat model at an OpenAI-compatible address, as a `LanguageModel` that answers conversations and nothing else.
+    """A chat model at an OpenAI-compatible address, as a `LanguageModel` that only answers conversations.
 
-    Its key, where it needs one, is the environment variable OPENAI_API_KEY. Errors begin with `role`.
+    If the address needs a key, set the environment variable OPENAI_API_KEY. Errors begin with `role`.
     """
 
     parameters = None
@@ -176,9 +180,14 @@ class ChatEndpoint:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._http = HttpClient(role, self._address, timeout, retries, WANTED_CHAT, headers)
 
-    def chat(self, prompts: Sequence[tuple[str, Conversation]], max_new_tokens: int = 64,
-             temperature: float = 0.0, seed: int = 0) -> list[ChatAnswer]:  # fmt: skip
-        """An answer to every (where, conversation), one request each. Raises DataError where there is none."""
+    def chat(
+        self,
+        prompts: Sequence[tuple[str, Conversation]],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[ChatAnswer]:
+        """Answer every (where, conversation), with one request each. Raises DataError if there is no answer."""
         return [
             self._answer(prompt, max_new_tokens, temperature, seed + number)
             for number, (_, prompt) in enumerate(prompts)
@@ -197,23 +206,25 @@ class ChatEndpoint:
         return ChatAnswer(text, choice.get("finish_reason") != "length")
 
     def count_tokens(self, texts: Sequence[str]) -> NoReturn:
-        """Raises ConfigError: the endpoint does not count tokens."""
+        """Raise ConfigError: the endpoint does not count tokens."""
         self._refuse("counts of tokens")
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> NoReturn:
-        """Raises ConfigError: the endpoint gives no log-probabilities of given texts."""
+        """Raise ConfigError: the endpoint gives no log-probabilities of given texts."""
         self._refuse("log-probabilities of given texts")
 
     def rolling(self, texts: Sequence[str], context: int = 1, reach_back: bool = True) -> NoReturn:
-        """Raises ConfigError: the endpoint gives no log-probabilities of given texts."""
+        """Raise ConfigError: the endpoint gives no log-probabilities of given texts."""
         self._refuse("log-probabilities of given texts")
 
-    def generate_until(self, requests: Sequence[tuple[str, tuple[str, ...]]], max_new_tokens: int = 64,
-                       temperature: float = 0.0, seed: int = 0) -> NoReturn:  # fmt: skip
-        """Raises ConfigError: the endpoint answers conversations, and continues no text."""
+    def generate_until(
+        self, requests: UntilRequests, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0
+    ) -> NoReturn:
+        """Raise ConfigError: the endpoint only answers conversations; it does not continue texts."""
         self._refuse("continuations of a text")
 
     def _refuse(self, what: str) -> NoReturn:
         raise ConfigError(
-            f"{self._role} {self._address}: a chat endpoint gives no {what}, only answers to conversations; name a run"
+            f"{self._role} {self._address}: a chat endpoint gives no {what}, only answers to conversations; "
+            "use a run instead"
         )

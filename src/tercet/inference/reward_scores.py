@@ -1,4 +1,4 @@
-"""Texts to rewards: a reward model's score of each."""
+"""Scores of texts by a reward model."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from tercet.model.heads import ValueHeadModel
 from tercet.training.packing import pad_right
 from tercet.training.run import Run
 
-SCORED_TOKENS = 2048  # of a forward pass
+REWARD_PASS_TOKENS = 2048  # tokens per forward pass, with padding
 
 
 @torch.no_grad()
 def score_texts(model: ValueHeadModel, texts: Sequence[Sequence[int]], pad: int) -> list[float]:
-    """The reward of each text (ids), read at its last token."""
+    """Return the reward of each text (ids), which is the value head's output at its last token."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
     out = [0.0] * len(texts)
-    rows = max(1, SCORED_TOKENS // max(map(len, texts), default=1))
+    rows = max(1, REWARD_PASS_TOKENS // max(map(len, texts), default=1))
     for a in range(0, len(order), rows):
         part = order[a : a + rows]
         tokens, lengths = pad_right([texts[i] for i in part], pad)
@@ -29,10 +29,10 @@ def score_texts(model: ValueHeadModel, texts: Sequence[Sequence[int]], pad: int)
     return out
 
 
-def check_contexts(judge: ValueHeadModel, context_length: int, judge_run: Run, run: Run) -> None:
-    """Raises ConfigError where the reward model cannot read all that the language model can write."""
-    if judge.config.context_length < context_length:
+def check_contexts(reward_model: ValueHeadModel, context_length: int, reward_run: Run, run: Run) -> None:
+    """Check that the reward model can read all that the language model can write. Raises ConfigError if not."""
+    if reward_model.config.context_length < context_length:
         raise ConfigError(
-            f"the reward model {judge_run.path} reads {judge.config.context_length} tokens, but {run.path} writes up to "
-            f"{context_length}; train the reward model from a model with as long a context"
+            f"the reward model {reward_run.path} has a context of {reward_model.config.context_length} tokens, but "
+            f"{run.path} writes up to {context_length}; train the reward model from a model with at least that context"
         )

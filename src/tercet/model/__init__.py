@@ -1,1 +1,1 @@
-"""Ids to logits: the transformer and its heads."""
+"""The transformer, its heads and LoRA: token ids in, logits out."""

@@ -1,4 +1,4 @@
-"""Attention: which keys a query sees, the key-value cache, and the attention layer.
+"""Attention: masks and patterns, the key-value cache, and the attention layer.
 
 Shape legend: B batch, T queries, S keys, H heads, K key/value heads, C head dimension, D hidden size, L layers.
 """
@@ -16,30 +16,30 @@ from tercet.model.config import ModelConfig
 from tercet.model.layers import RMSNorm, Rope, rotate
 from tercet.model.ops.linear import Linear
 
-# -- kinds of attention: which tokens of its own text a token sees ----------------------------------------------------
+# -- kinds of attention: which tokens of its own text a token attends to ----------------------------------------------
 
 
 @dataclass(frozen=True)
 class Causal:
-    """A token sees itself and the tokens before it."""
+    """A token attends to itself and the tokens before it."""
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """True where the query at an index of its text sees the key at another; the two shapes broadcast."""
+        """Return whether each query index attends to each key index of the same text; the shapes broadcast."""
         return key <= query
 
 
 @dataclass(frozen=True)
 class Bidirectional:
-    """A token sees every token."""
+    """A token attends to every token."""
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """True everywhere, in the shape that query and key have together."""
+        """Return True everywhere, in the broadcast shape of query and key."""
         return torch.ones_like(key <= query)
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The first `length` tokens of a text see one another both ways, the others are causal.
+    """The first `length` tokens of a text attend to one another in both directions; the others are causal.
 
     `length` is one number, or a tensor that broadcasts to [B, T, 1]: one for each row, or for the text of each token
     (Raffel et al. 2020, section 3.2.1, "prefix LM").
@@ -48,85 +48,86 @@ class Prefix:
     length: int | Tensor
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """True for keys of the prefix and for keys up to the query's own."""
+        """Return True for keys in the prefix and for keys up to the query's own."""
         return (key <= query) | (key < self.length)
 
 
 @dataclass(frozen=True)
 class Window:
-    """A token sees itself and the `size` − 1 tokens before it (Beltagy et al. 2020: sliding window)."""
+    """A token attends to itself and the `size` − 1 tokens before it (Beltagy et al. 2020: sliding window)."""
 
     size: int
 
     def sees(self, query: Tensor, key: Tensor) -> Tensor:
-        """True for the `size` keys up to the query's own."""
+        """Return True for the `size` keys up to the query's own."""
         return (key <= query) & (key > query - self.size)
 
 
 @dataclass(frozen=True)
 class PrefixPart:
-    """Some of the sequences of `SharedPrefix`, side by side, padded on the right."""
+    """A batch of the sequences of a `SharedPrefix`, padded on the right."""
 
-    rows: Tensor  # [N, S] i64: the positions of each sequence's tokens in the batch row
-    asked: Tensor | None = None  # [N, Q] i64: the positions among them that are queries; None: all of them, causally
-    mask: Tensor | None = None  # [N, 1, Q, S] bool: the keys that these queries see
+    keys: Tensor  # [N, S] i64: where each sequence's tokens are in the batch row
+    queries: Tensor | None = None  # [N, Q] i64: where its queries are; None: every key is also a query, causally
+    mask: Tensor | None = None  # [N, 1, Q, S] bool: the keys that these queries attend to
 
 
 @dataclass(frozen=True)
 class SharedPrefix:
-    """Sequences that share prefixes (tree attention): one batch row of T positions holds each shared token once.
+    """Shared-prefix (tree) attention: one batch row of T tokens holds several sequences, each shared token once.
 
-    Only attention mixes tokens: it alone works on whole sequences, one row for each. Everything else works on the T
-    positions. A part holds sequences of similar lengths, so that there is little padding. Each sequence is causal.
+    Only attention mixes tokens, so only attention works on whole sequences, one row for each. Everything else works on
+    the T tokens. A part holds sequences of similar lengths, so that there is little padding. Each sequence is causal.
     """
 
     parts: tuple[PrefixPart, ...]
-    home: Tensor  # [T] i64: for each position, its row among the outputs of all parts, one part after the other
+    output_rows: Tensor  # [T] i64: for each token, the row of its output when all parts' outputs are concatenated
 
     def split(self, q_1HTC: Tensor, k_1KTC: Tensor, v_1KTC: Tensor) -> Iterator[Piece]:
-        """One problem of dense attention for each part."""
+        """Yield one problem of dense attention for each part."""
         q, k, v = (x[0].transpose(0, 1) for x in (q_1HTC, k_1KTC, v_1KTC))
         for p in self.parts:
-            asked = p.rows if p.asked is None else p.asked
-            yield _spread(q, asked), _spread(k, p.rows), _spread(v, p.rows), p.mask, p.mask is None
+            queries = p.keys if p.queries is None else p.queries
+            yield _gather(q, queries), _gather(k, p.keys), _gather(v, p.keys), p.mask, p.mask is None
 
     def join(self, outputs: list[Tensor]) -> Tensor:
-        """The parts' outputs [N, H, Q, C] as one batch row, [1, H, T, C]."""
+        """Return the parts' outputs [N, H, Q, C] as one batch row, [1, H, T, C]."""
         flat = [out.transpose(1, 2).flatten(0, 1) for out in outputs]
         every = flat[0] if len(flat) == 1 else torch.cat(flat)
-        return every.index_select(0, self.home).transpose(0, 1)[None]
+        return every.index_select(0, self.output_rows).transpose(0, 1)[None]
 
 
-def _spread(x_THC: Tensor, rows_NS: Tensor) -> Tensor:
-    """The positions of one batch row as sequences, [N, H, S, C]."""
-    return x_THC.index_select(0, rows_NS.flatten()).view(*rows_NS.shape, *x_THC.shape[1:]).transpose(1, 2)
+def _gather(x_THC: Tensor, index_NS: Tensor) -> Tensor:
+    """Return the tokens of one batch row as sequences, [N, H, S, C]."""
+    return x_THC.index_select(0, index_NS.flatten()).view(*index_NS.shape, *x_THC.shape[1:]).transpose(1, 2)
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Each batch row is one row of keys. Without `mask`, a query sees all keys; with `causal`, those up to its own."""
+    """Attention within each batch row. Without `mask`, a query attends to all keys, or up to its own if `causal`."""
 
     mask: Tensor | None = None  # [B or 1, 1, T, S] bool
     causal: bool = False
 
     def split(self, q_BHTC: Tensor, k_BKSC: Tensor, v_BKSC: Tensor) -> Iterator[Piece]:
-        """The one problem of dense attention that this is."""
+        """Yield the single problem of dense attention."""
         yield q_BHTC, k_BKSC, v_BKSC, self.mask, self.causal
 
     def join(self, outputs: list[Tensor]) -> Tensor:
-        """Its output, [B, H, T, C]."""
+        """Return its output, [B, H, T, C]."""
         return outputs[0]
 
 
-Kind = Causal | Bidirectional | Prefix | Window  # of a text's tokens among one another
+Kind = Causal | Bidirectional | Prefix | Window  # which tokens of a text attend to which
+Pattern = Dense | SharedPrefix
 Piece = tuple[Tensor, Tensor, Tensor, Tensor | None, bool]  # queries, keys, values, mask, causal: for torch's function
 CAUSAL = Causal()
 
 
 def segment_mask(segments_BT: Tensor, kind: Kind = CAUSAL) -> Tensor:
-    """[B, 1, T, T] bool: True where query and key are of one segment, and `kind` lets the query see the key.
+    """Return a mask [B, 1, T, T]: True if query and key are in the same segment and `kind` lets the query see the key.
 
-    A segment is a run of equal numbers; indices count from its first token.
+    A segment is a run of equal numbers in `segments_BT`; indices count from its first token.
     """
     column = torch.arange(segments_BT.shape[1], device=segments_BT.device)
     first = torch.ones_like(segments_BT, dtype=torch.bool)
@@ -137,13 +138,13 @@ def segment_mask(segments_BT: Tensor, kind: Kind = CAUSAL) -> Tensor:
     return (same & kind.sees(index[:, :, None], index[:, None, :]))[:, None]
 
 
-def pattern(kind: Kind | SharedPrefix, tokens: int, segments_BT: Tensor | None, cache: KVCache | None,
-            device: torch.device) -> Dense | SharedPrefix:  # fmt: skip
-    """What `Attention` works with: a mask, or the flag of plain causal attention, which is faster.
+def pattern(
+    kind: Kind | SharedPrefix, tokens: int, segments_BT: Tensor | None, cache: KVCache | None, device: torch.device
+) -> Pattern:
+    """Return the pattern for `Attention`: a mask, or the flag for plain causal attention, which is faster.
 
-    `tokens` is the number of queries, for which the cache has made room. Rows that are one segment each need no mask.
-    Raises ValueError where segments meet a shared-prefix layout or a cache that holds earlier tokens: neither has a use
-    for them.
+    `tokens` is the number of queries, for which the cache has made room. Rows of a single segment need no mask.
+    Raises ValueError if segments are combined with a shared-prefix layout or with a cache that holds earlier tokens.
     """
     filled = cache is not None and cache.width > tokens
     if segments_BT is not None and (filled or isinstance(kind, SharedPrefix)):
@@ -164,22 +165,22 @@ def pattern(kind: Kind | SharedPrefix, tokens: int, segments_BT: Tensor | None, 
 
 
 class KVCache:
-    """Keys and values of the tokens so far, in memory that is allocated once: [L, B, K, capacity, C].
+    """Keys and values of the earlier tokens, in memory that is allocated once: [L, B, K, capacity, C].
 
-    Each row has a length of its own: its tokens are in the columns 0 to `lengths[b]` − 1, and new ones follow.
+    Rows may have different lengths: the tokens of row b are in columns 0 to `lengths[b]` − 1, and new ones follow.
     """
 
     def __init__(self, config: ModelConfig, batch: int, capacity: int, like: Tensor) -> None:
-        """Memory for `batch` rows of `capacity` tokens, with the type and on the device of `like`."""
+        """Allocate `batch` rows of `capacity` tokens, with the dtype and on the device of `like`."""
         shape = (config.num_layers, batch, config.num_kv_heads, capacity, config.head_dim)
         self.keys, self.values = like.new_zeros(shape), like.new_zeros(shape)
         self.lengths = torch.zeros(batch, dtype=torch.long, device=like.device)
-        self.width = 0  # columns that hold a token of any row: the longest length, known without asking the device
-        self.columns = self.lengths[:, None]  # [B, T]: where the newest tokens are
-        self._index = self.lengths  # [B · K · T]: the same among all vectors of a layer
+        self.width = 0  # the longest length; a Python number, so that reading it does not wait for the device
+        self.columns = self.lengths[:, None]  # [B, T]: the columns of the newest tokens
+        self._index = self.lengths  # [B · K · T]: the same columns, as indices of a layer's flattened vectors
 
     def reserve(self, tokens: int) -> None:
-        """Make room for `tokens` new tokens in each row; every layer then appends theirs."""
+        """Make room for `tokens` new tokens in each row; every layer then calls `append` once."""
         self.columns = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)
         self.lengths, self.width = self.lengths + tokens, self.width + tokens
         _, batch, heads, capacity, _ = self.keys.shape
@@ -187,19 +188,19 @@ class KVCache:
         self._index = (first + self.columns[:, None]).flatten()
 
     def append(self, layer: int, k_BKTC: Tensor, v_BKTC: Tensor) -> tuple[Tensor, Tensor]:
-        """Store the new tokens' keys and values in their columns; returns all of this layer's, [B, K, width, C]."""
+        """Store the new tokens' keys and values, and return all keys and values of the layer, [B, K, width, C]."""
         for stored, new in ((self.keys[layer], k_BKTC), (self.values[layer], v_BKTC)):
             vectors = new.to(stored.dtype).reshape(-1, stored.shape[-1])
             stored.view(-1, stored.shape[-1]).index_copy_(0, self._index, vectors)
         return self.keys[layer, :, :, : self.width], self.values[layer, :, :, : self.width]
 
     def mask(self, kind: Kind) -> Tensor:
-        """[B, 1, T, width] bool: the tokens of its row that each of the newest tokens sees."""
+        """Return a mask [B, 1, T, width]: the tokens of its row that each of the newest tokens attends to."""
         key = torch.arange(self.width, device=self.lengths.device)[None, None]
         return (kind.sees(self.columns[:, :, None], key) & (key < self.lengths[:, None, None]))[:, None]
 
     def keep(self, rows: Tensor) -> None:
-        """Drop every sequence of the batch but `rows` (indices)."""
+        """Drop every row of the batch except `rows` (indices)."""
         self.keys, self.values, self.lengths = self.keys[:, rows], self.values[:, rows], self.lengths[rows]
 
 
@@ -207,12 +208,12 @@ class KVCache:
 
 
 def selected(x_BTD: Tensor, at: Tensor | None) -> Tensor:
-    """The positions `at` of the B · T, [A, D]; without, all of them as they are."""
+    """Return the tokens at the flat indices `at` ([A], into B · T), [A, D]; `None` returns the input unchanged."""
     return x_BTD if at is None else x_BTD.flatten(0, 1).index_select(0, at)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al. 2023), by default with normalised queries and keys."""
+    """Grouped-query attention (Ainslie et al. 2023), by default with QK-norm (RMSNorm of queries and keys)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -227,7 +228,7 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(c, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def project(self, x_BTD: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, H, T, C], keys and values [B, K, T, C] of the inputs; `rope` rotates queries and keys."""
+        """Return queries [B, H, T, C], keys and values [B, K, T, C]; `rope` rotates queries and keys."""
         heads = (*x_BTD.shape[:2], -1, self.config.head_dim)
         q = self.q_norm(self.q_proj(x_BTD).view(heads)).transpose(1, 2)
         k = self.k_norm(self.k_proj(x_BTD).view(heads)).transpose(1, 2)
@@ -235,9 +236,10 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         return q, k, self.v_proj(x_BTD).view(heads).transpose(1, 2)
 
-    def forward(self, x_BTD: Tensor, rope: Rope, pattern: Dense | SharedPrefix, cache: KVCache | None,
-                layer: int, at: Tensor | None) -> Tensor:  # fmt: skip
-        """Attend to the keys that `pattern` lets each query see: [B, T, D], or [A, D] of the positions `at` alone."""
+    def forward(
+        self, x_BTD: Tensor, rope: Rope, pattern: Pattern, cache: KVCache | None, layer: int, at: Tensor | None
+    ) -> Tensor:
+        """Attend to the keys that `pattern` gives each query: [B, T, D], or [A, D] for the flat indices `at` alone."""
         q, k, v = self.project(x_BTD, rope)
         if cache is not None:
             k, v = cache.append(layer, k, v)

@@ -1,4 +1,4 @@
-"""Heads on a transformer: one number for each token."""
+"""The value head: one number per token on top of a transformer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tercet.model.transformer import Transformer
 
 
 class ValueHeadModel(nn.Module):
-    """A transformer with one number per token: the reward model and PPO's critic.
+    """A transformer whose output is one number per token: the reward model and PPO's critic.
 
     The output is gain · (w·h + b) + bias. `bias` and `gain` are not trained: the reward stage sets them so that
     demonstrations score 0 on average (Ouyang et al. 2022, section 3.5).
@@ -30,9 +30,9 @@ class ValueHeadModel(nn.Module):
         self.register_buffer("gain", torch.ones(()))
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """One number per token, [B, T]."""
+        """Return one number per token, [B, T]."""
         return self.read(self.backbone.hidden(tokens_BT, segments_BT))
 
     def read(self, hidden: Tensor) -> Tensor:
-        """One number per hidden state: [..., D] to [...]."""
+        """Return one number per hidden state: [..., D] to [...]."""
         return self.gain * self.score(hidden).squeeze(-1) + self.bias  # type: ignore[no-any-return]

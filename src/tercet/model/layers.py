@@ -1,4 +1,4 @@
-"""Layers without attention: normalisation, rotary positions, the feed-forward layer."""
+"""Layers other than attention: normalisation, rotary positions (RoPE), the feed-forward layer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tercet.model.ops.linear import Linear
 
 
 class _Normalise(torch.autograd.Function):
-    """x / √(mean x² + eps) · gain, and its gradient in a third of the passes over memory that autograd makes."""
+    """RMSNorm, x / √(mean x² + eps) · gain, with a gradient that reads memory a third as often as autograd's."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, eps: float) -> Tensor:
@@ -52,16 +52,16 @@ class RMSNorm(nn.Module):
 
 
 def norm_of(config: ModelConfig) -> nn.Module:
-    """The normalisation of the hidden states that the model's shape asks for."""
+    """Make the normalisation layer for the hidden states: RMSNorm or LayerNorm, as `config.norm` says."""
     if config.norm == "layernorm":
         return nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
     return RMSNorm(config.hidden_size, config.norm_eps)
 
 
 class _Rotate(torch.autograd.Function):
-    """Rotation that writes each half of the result once, and turns gradients back.
+    """The rotation of RoPE; its gradient is the inverse rotation.
 
-    It makes a third of the passes over memory that autograd makes.
+    It writes each half of the result once, and so reads memory a third as often as autograd's version.
     """
 
     @staticmethod
@@ -85,17 +85,17 @@ def _turned(x: Tensor, cos: Tensor, sin: Tensor, dtype: torch.dtype, sign: float
     return out
 
 
-Rope = tuple[Tensor, Tensor] | None  # cosines and sines [B or 1, T, C] of the positions; None: nothing is rotated
+Rope = tuple[Tensor, Tensor] | None  # cosines and sines [B or 1, T, C] of the positions; None: no rotation
 
 
 def rotate(x_BHTC: Tensor, cos_BTC: Tensor, sin_BTC: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021): the halves of the head dimension are real and imaginary parts, rotated."""
+    """Apply RoPE (Su et al. 2021): rotate the head dimension, whose halves are real and imaginary parts."""
     turned: Tensor = _Rotate.apply(x_BHTC, cos_BTC, sin_BTC)  # type: ignore[no-untyped-call]
     return turned
 
 
 class MLP(nn.Module):
-    """The feed-forward layer: SwiGLU (Shazeer 2020), or GPT-2's with GELU (Hendrycks & Gimpel 2016, its tanh form)."""
+    """The feed-forward layer: SwiGLU (Shazeer 2020), or GPT-2's with tanh-form GELU (Hendrycks & Gimpel 2016)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

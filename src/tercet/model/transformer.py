@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tercet.errors import ContextError
-from tercet.model.attention import CAUSAL, Attention, Dense, Kind, KVCache, SharedPrefix, pattern, selected
+from tercet.model.attention import CAUSAL, Attention, Kind, KVCache, Pattern, SharedPrefix, pattern, selected
 from tercet.model.config import ModelConfig
 from tercet.model.layers import MLP, Rope, norm_of
 from tercet.model.ops.linear import Linear, linear
@@ -26,15 +26,16 @@ class Block(nn.Module):
         self.input_layernorm = norm_of(config)
         self.post_attention_layernorm = norm_of(config)
 
-    def forward(self, x: Tensor, rope: Rope, pattern: Dense | SharedPrefix, cache: KVCache | None,
-                layer: int, at: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Residual stream in, residual stream out: [B, T, D]; with `at` only those positions come out, [A, D]."""
+    def forward(
+        self, x: Tensor, rope: Rope, pattern: Pattern, cache: KVCache | None, layer: int, at: Tensor | None = None
+    ) -> Tensor:
+        """Update the residual stream [B, T, D]; with the flat indices `at`, return only those tokens, [A, D]."""
         x = selected(x, at) + self.self_attn(self.input_layernorm(x), rope, pattern, cache, layer, at)
         return x + self.mlp(self.post_attention_layernorm(x))  # type: ignore[no-any-return]
 
 
 class Decoder(nn.Module):
-    """Embedding, blocks and the last norm: everything but the output layer."""
+    """Embeddings, blocks and the final norm: everything except the output layer."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -46,9 +47,9 @@ class Decoder(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A causal language model; `forward` gives logits, `hidden` what heads and losses work on.
+    """A decoder-only language model: `forward` returns logits, `hidden` the hidden states for heads and losses.
 
-    Weights are drawn on the CPU, so that they are the same on every device; `.to(device)` moves them.
+    Weights are initialised on the CPU, so that they are the same on every device; `.to(device)` moves them.
     """
 
     rope_cos: Tensor
@@ -68,49 +69,51 @@ class Transformer(nn.Module):
         self._initialise(seed)
 
     def _initialise(self, seed: int) -> None:
-        """Draw every matrix from Normal(0, 0.02), smaller by 1/√(2 L) where it writes into the residual stream (GPT-2).
+        """Initialise matrices from Normal(0, 0.02), scaled by 1/√(2 L) if they write into the residual stream (GPT-2).
 
         Biases are 0.
         """
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                writes = name.endswith(("o_proj.weight", "down_proj.weight"))
-                std = 0.02 / (2 * self.config.num_layers) ** 0.5 if writes else 0.02
+                writes_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+                std = 0.02 / (2 * self.config.num_layers) ** 0.5 if writes_residual else 0.02
                 nn.init.normal_(parameter, std=std, generator=generator)
             elif name.endswith(".bias"):
                 nn.init.zeros_(parameter)
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are; what is computed with them has to be there too."""
+        """The device of the weights; inputs must be on the same device."""
         return self.output_weight.device
 
     @property
     def output_weight(self) -> Tensor:
-        """The output layer's matrix [V, D]: that of the embeddings where the two are tied."""
+        """The output layer's matrix [V, D]; with tied embeddings this is the embedding matrix."""
         return (self.model.embed_tokens if self.lm_head is None else self.lm_head).weight
 
+    # not one per line: eight parameters, most of them optional
     def hidden(self, tokens_BT: Tensor | None = None, segments_BT: Tensor | None = None, *,
                inputs_embeds: Tensor | None = None, positions_BT: Tensor | None = None,
                attention: Kind | SharedPrefix = CAUSAL, cache: KVCache | None = None, noise: Tensor | None = None,
                at: Tensor | None = None) -> Tensor:  # fmt: skip
-        """Final hidden states [B, T, D], or [A, D] of the positions `at` ([A] i64, numbered through B · T) alone.
+        """Compute the final hidden states [B, T, D], or [A, D] for the flat indices `at` ([A] i64, into B · T) alone.
 
-        The inputs are ids, or `inputs_embeds` [B, T, D] in the place of their embeddings (for what is no token, such as
-        a part of an image). With `at`, the last layer computes only what is read: its feed-forward is a fifth of a
-        four-layer model.
+        The inputs are ids, or `inputs_embeds` [B, T, D] instead of their embeddings (for inputs that are not tokens,
+        such as image patches). With `at`, the last layer computes only these tokens' feed-forward, which saves a fifth
+        of a four-layer model.
 
-        `segments_BT` keeps packed texts apart: a token attends only to tokens of its own segment. `attention` says
-        which tokens of its text a token sees. `cache` holds the keys and values of earlier tokens and takes those of
-        these; positions then continue each row's. `positions_BT` replaces the positions. `noise` [B, T, D] is added to
-        the embeddings.
+        `segments_BT` separates packed texts: a token attends only to tokens of its own segment. `attention` says which
+        tokens of its text a token attends to. `cache` holds the keys and values of earlier tokens and receives those of
+        the new ones; positions then continue in each row. `positions_BT` sets the positions instead. `noise` [B, T, D]
+        is added to the embeddings.
 
-        Raises ContextError where a sequence is longer than the context, ValueError for both ids and embeddings, or
-        none.
+        Raises ContextError if a sequence is longer than the context, ValueError unless exactly one of ids and
+        embeddings is given.
         """
         if (tokens_BT is None) == (inputs_embeds is None):
-            raise ValueError("wanted token ids or inputs_embeds, one of the two")
+            given = "neither" if tokens_BT is None else "both"
+            raise ValueError(f"hidden() got {given} of token ids and inputs_embeds; give exactly one of the two")
         x = self.model.embed_tokens(tokens_BT) if inputs_embeds is None else inputs_embeds
         T = x.shape[1]
         if cache is not None:
@@ -121,16 +124,16 @@ class Transformer(nn.Module):
             raise ContextError(
                 f"{longest} tokens, but the model's context is {self.config.context_length}; shorten the text"
             )
-        seen = pattern(attention, T, segments_BT, cache, x.device)
-        x, rope = self.placed(x, positions_BT)
+        layer_pattern = pattern(attention, T, segments_BT, cache, x.device)
+        x, rope = self.with_positions(x, positions_BT)
         if noise is not None:
             x = x + noise
         for number, layer in enumerate(self.model.layers):
-            x = layer(x, rope, seen, cache, number, at if number == self.config.num_layers - 1 else None)
+            x = layer(x, rope, layer_pattern, cache, number, at if number == self.config.num_layers - 1 else None)
         return self.model.norm(x)  # type: ignore[no-any-return]
 
-    def placed(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Rope]:
-        """Embeddings with learned positions added, or as they are with the rotation of each position.
+    def with_positions(self, x_BTD: Tensor, positions_BT: Tensor | None = None) -> tuple[Tensor, Rope]:
+        """Return the embeddings with learned positions added, or unchanged with the rotations of the positions.
 
         Without `positions_BT`, the positions of each row are 0, 1, ….
         """
@@ -143,9 +146,9 @@ class Transformer(nn.Module):
         return x_BTD, (self.rope_cos[positions_BT], self.rope_sin[positions_BT])
 
     def forward(self, tokens_BT: Tensor, segments_BT: Tensor | None = None) -> Tensor:
-        """Logits [B, T, V]."""
+        """Return logits [B, T, V]."""
         return self.logits(self.hidden(tokens_BT, segments_BT))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """The output layer: [..., D] to [..., V]."""
+        """Apply the output layer: [..., D] to logits [..., V]."""
         return linear(hidden, self.output_weight)

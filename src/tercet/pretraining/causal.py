@@ -11,7 +11,7 @@ from tercet.errors import ConfigError, DataError
 from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, limit_bytes
 from tercet.inference.generate import SamplingParams, generate
 from tercet.inference.language_model import TransformerLM
-from tercet.model.config import ModelConfig
+from tercet.model.config import SIZES, ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.pretraining.stage import PretrainConfig
 from tercet.tokenizer.bpe import Tokenizer
@@ -27,7 +27,7 @@ from tercet.training.trainer import training_steps
 
 
 def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int) -> PackedSequences:
-    """Documents as rows of `length` targets, each between two `<|endoftext|>`."""
+    """Pack documents, each between two `<|endoftext|>`, into rows of `length` targets."""
     eot = tokenizer.endoftext
     return pack_stream(
         [[eot, *ids, eot] for ids in tokenizer.encode_batch([d.text for d in texts])], length, tokenizer.pad
@@ -35,60 +35,62 @@ def pack_documents(tokenizer: Tokenizer, texts: Sequence[Document], length: int)
 
 
 def load_text(config: PretrainConfig, run: Run) -> tuple[dict[str, list[Document]], list[Document]]:
-    """(training documents by source, held-out documents) as the config says. Raises DataError where either is empty."""
+    """Read (training documents by source, held-out documents). Raises DataError if either is empty."""
     bad = BadRows(skip=config.skip_bad_rows)
     every = list(read_documents(config.data, bad))
     if config.heldout:
         train, heldout = every, list(read_documents(config.heldout, bad))
     else:
         train, heldout = split(every, config.heldout_share)
-        if not heldout:  # a handful of documents: hashing may leave none; the last one is as good as any
+        if not heldout:  # of a few documents the hash may select none; then the last one is held out
             train, heldout = every[:-1], every[-1:]
     if not train or not heldout:
         raise DataError(
-            f"{len(every)} document(s) in {', '.join(config.data)}: training needs some and held-out measuring needs others; "
-            "give more documents (JSONL rows), or name other files with --heldout"
+            f"{len(every)} document(s) in {', '.join(config.data)}; wanted at least two, one to train on and one to "
+            "hold out: give more documents (JSONL rows), or name other files with --heldout"
         )
     run.log_skipped(bad.count, bad.messages)
     return by_source(train), limit_bytes(heldout, config.heldout_bytes)
 
 
-def must_agree(mixture: Mapping[str, float] | None, sources: Collection[str]) -> None:
-    """Raises ConfigError where a mixture names other sources than the data has."""
+def check_mixture(mixture: Mapping[str, float] | None, sources: Collection[str]) -> None:
+    """Check that a mixture names exactly the sources of the data. Raises ConfigError if it does not."""
     if mixture is not None and (wrong := sorted(set(mixture) ^ set(sources))):
         raise ConfigError(
-            f"mixture and data disagree on {', '.join(wrong)}; the data's sources are {', '.join(sources)}"
+            f"mixture and data disagree on {', '.join(wrong)}; give a share for each of the data's sources, "
+            f"{', '.join(sources)}, and no other"
         )
 
 
-def build_feed(tokenizer: Tokenizer, train: Mapping[str, Sequence[Document]], mixture: Mapping[str, float] | None, length: int,
-               batch_size: int, seed: int) -> BatchLoader:  # fmt: skip
-    """Pack each source and mix them. Raises ConfigError where the mixture names other sources than the data has."""
-    must_agree(mixture, train)
-    return BatchLoader(
-        {source: pack_documents(tokenizer, group, length) for source, group in train.items()}, mixture, batch_size, seed
-    )
+def build_loader(
+    tokenizer: Tokenizer,
+    train: Mapping[str, Sequence[Document]],
+    mixture: Mapping[str, float] | None,
+    length: int,
+    batch_size: int,
+    seed: int,
+) -> BatchLoader:
+    """Pack each source and mix them. Raises ConfigError if the mixture names other sources than the data has."""
+    check_mixture(mixture, train)
+    packed = {source: pack_documents(tokenizer, group, length) for source, group in train.items()}
+    return BatchLoader(packed, mixture, batch_size, seed)
 
 
 def pretrain(config: PretrainConfig, run: Run) -> None:
-    """Train a language model from scratch."""
+    """Train a language model from scratch by next-token prediction."""
     tokenizer = Tokenizer.load(config.tokenizer)
-    shape = ModelConfig(
-        tokenizer.vocab_size, config.context_length, config.hidden_size, config.num_layers, config.num_heads,
-        config.num_kv_heads, config.head_dim, config.intermediate_size,
-    )  # fmt: skip
+    shape = ModelConfig(tokenizer.vocab_size, **{name: getattr(config, name) for name in SIZES})
     tokenizer.save(run.path / "tokenizer.json")
     run.save_model_config(shape)
     train, heldout = load_text(config, run)
-    feed = build_feed(
-        tokenizer, train, shares(config.mixture, "mixture"), config.context_length, config.batch_size, config.seed
-    )
+    mixture = shares(config.mixture, "--mixture")
+    loader = build_loader(tokenizer, train, mixture, config.context_length, config.batch_size, config.seed)
     model = Transformer(shape, seed=config.seed).to(run.device)
     learner = Learner(model, OptimizerConfig.of(config), config.precision)
     run.log_line(
         f"{shape.parameters():,} parameters ({shape.parameters(embeddings=False):,} without embeddings), "
         f"{config.steps * config.batch_size * config.context_length:,} tokens in {config.steps} steps"
-        + (f", or what fits into {config.minutes:g} minutes" if config.minutes else "")
+        + (f", or as many as fit into {config.minutes:g} minutes" if config.minutes else "")
     )
     deadline = Deadline.after(60 * config.minutes - run.elapsed()) if config.minutes else None
 
@@ -102,13 +104,13 @@ def pretrain(config: PretrainConfig, run: Run) -> None:
 
     micro = sequences_per_pass(config.micro_batch, config.context_length)
     for step in training_steps(run, config, learner, evaluate, deadline):
-        batches = list(feed.batch(step.number).split(micro))
+        batches = list(loader.batch(step.number).split(micro))
         metrics = learner.forward_backward(batches, next_token)
         step.update(learner, metrics, batches)
 
 
 def continue_texts(model: Transformer, tokenizer: Tokenizer, config: PretrainConfig) -> list[str]:
-    """What the model writes after each of `sample_prompts`: the same random numbers at every measurement."""
+    """Generate a continuation of each of `sample_prompts`, with the same random numbers at every evaluation."""
     prompts = [[tokenizer.endoftext, *tokenizer.encode(p)] for p in config.sample_prompts]
     params = SamplingParams(max_new_tokens=60, temperature=0.7, stop_ids=(tokenizer.endoftext,))
     return [

@@ -1,7 +1,8 @@
-"""The budget dial: from a time, a number of FLOPs or a loss to size, tokens, batch and learning rate.
+"""The budget planner: choose size, tokens, batch and learning rate for a time, a number of FLOPs or a target loss.
 
-This machine's speed is measured for one size after another; a scaling law says what loss each size would reach with the tokens
-that it could read; the best is taken. The law is the user's own fit.json, or the one that comes with tercet.
+The planner measures this machine's speed for several sizes. A scaling law predicts the loss of each size with the
+tokens that fit into the budget, and the size with the lowest loss is selected. The law is the user's own fit.json, or
+the one that comes with tercet.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from tercet.data.readers import BadRows, read_documents
 from tercet.errors import ConfigError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.pretraining.causal import must_agree
+from tercet.pretraining.causal import check_mixture
 from tercet.pretraining.stage import PretrainConfig
-from tercet.scaling.config import LadderConfig, rows_of, shape_of
+from tercet.scaling.config import LadderConfig, batch_rows, shape_of
 from tercet.scaling.fit import FAR, Choice, Law, best_choice, best_for_flops
-from tercet.scaling.flops import ENDLESS, READINGS, Text
+from tercet.scaling.flops import ENDLESS, EPOCHS, Text
 from tercet.statistics.intervals import Estimate
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
@@ -36,18 +37,18 @@ from tercet.training.settings import shares
 
 DEFAULT_LAW = Path(__file__).with_name("default_law.json")
 UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hours": 3600.0}
-CHOSEN = (*shape_of(64), "steps", "batch_size", "lr", "muon_lr", "warmup", "minutes")
-BESIDES = 0.08  # share of the time that reading and measuring may take: only a first guess, the clock decides
+PLANNED = (*shape_of(64), "steps", "batch_size", "lr", "muon_lr", "warmup", "minutes")
+OVERHEAD = 0.08  # share of the time expected for reading and evaluating; the training itself follows the clock
 PLANNING, PLANNING_MOST = 0.05, 60.0  # share of the time, and seconds, after which no further size is measured
 REPEATS = 3
-SAMPLE = 200_000  # characters of each source from which its tokens are reckoned
+SAMPLE = 200_000  # characters of each source from which its number of tokens is estimated
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What will be trained and what is expected of it.
+class BudgetPlan:
+    """A planned run and its expected loss.
 
-    `seconds` is of training at this machine's speed, `measured` or reckoned from that of a smaller model.
+    `seconds` is the training time at this machine's speed, which is `measured` or estimated from a smaller model.
     """
 
     config: PretrainConfig
@@ -56,38 +57,39 @@ class Plan:
     seconds: float
     expected: Estimate
     measured: bool = True
-    readings: float = 0.0  # of the text, or of its source that is read most often
-    strange: tuple[str, ...] = ()  # what makes this run unlike those that the law was fitted to
+    epochs: float = 0.0  # passes over the text; with several sources, over the one that is read most often
+    caveats: tuple[str, ...] = ()  # differences between this run and the runs that the law was fitted to
 
     def lines(self) -> list[str]:
-        """For a person."""
-        c = self.config
+        """Return the plan as lines of text."""
+        c, shape, e = self.config, self.shape, self.expected
         return [
-            f"plan: {self.shape.parameters():,} parameters ({self.shape.parameters(embeddings=False):,} without embeddings), "
+            f"plan: {shape.parameters():,} parameters ({shape.parameters(embeddings=False):,} without embeddings), "
             f"width {c.hidden_size}, {c.num_layers} layers",
-            f"      {self.tokens:,} tokens, your text {self.readings:,.1f} times, in {c.steps:,} steps of {c.batch_size} rows, "
-            f"learning rates {c.lr:g} and {c.muon_lr:g}",
-            f"      {self.tokens * self.shape.flops_per_token():.2e} FLOPs, about {self.seconds:,.0f} s of training here"
-            + ("" if self.measured else " (by the speed of a smaller model: there was no time to measure this one)"),
-            f"      expected {self.expected.value:.3f} bits per byte, 90 % interval [{self.expected.low:.3f}, {self.expected.high:.3f}], "
+            f"      {self.tokens:,} tokens ({self.epochs:,.1f} epochs of your text) in {c.steps:,} steps of "
+            f"{c.batch_size} rows, learning rates {c.lr:g} (AdamW) and {c.muon_lr:g} (Muon)",
+            f"      {self.tokens * shape.flops_per_token():.2e} FLOPs, about {self.seconds:,.0f} s of training here"
+            + ("" if self.measured else " (estimated from a smaller model: there was no time to measure this one)"),
+            f"      expected loss {e.value:.3f} bits per byte, 90 % interval [{e.low:.3f}, {e.high:.3f}], "
             "if your text is like the law's",
-            *(f"      a rough guess: {', '.join(self.strange)}" for _ in self.strange[:1]),
+            *(f"      a rough guess: {', '.join(self.caveats)}" for _ in self.caveats[:1]),
         ]
 
 
 def parse_budget(text: str) -> tuple[float, float]:
-    """(seconds, FLOPs), one of them 0, of "20min", "90s", "1.5h" or "1e15flops". Raises ConfigError for anything else."""
-    found = re.fullmatch(r"(\d+\.?\d*(?:e\+?\d+)?)\s*(s|sec|min|h|hours|flops)", text.strip().lower())
-    if found is None or not 0 < float(found[1]) < math.inf:
+    """Parse "20min", "90s", "1.5h" or "1e15flops" as (seconds, FLOPs), one of them 0. Raises ConfigError for others."""
+    parts = re.fullmatch(r"(\d+\.?\d*(?:e\+?\d+)?)\s*(s|sec|min|h|hours|flops)", text.strip().lower())
+    if parts is None or not 0 < float(parts[1]) < math.inf:
         raise ConfigError(f"--budget is {text!r}; wanted a time or FLOPs, such as 20min, 90s, 1.5h or 1e15flops")
-    value, unit = float(found[1]), found[2]
+    value, unit = float(parts[1]), parts[2]
     return (0.0, value) if unit == "flops" else (value * UNITS[unit], 0.0)
 
 
-def measure(shape: ModelConfig, config: PretrainConfig, until: float = math.inf) -> tuple[float, float]:
-    """(seconds per row, seconds per optimizer step) of this machine for a model: the middle of a few, after one to warm up.
+def measure_speed(shape: ModelConfig, config: PretrainConfig, until: float = math.inf) -> tuple[float, float]:
+    """Measure (seconds per row, seconds per optimizer step) of a model on this machine.
 
-    At `until` (time.monotonic) no further one is begun, so that the first alone may have to do.
+    Each is the median of a few measurements after one for warm-up. No further measurement begins after `until`
+    (time.monotonic), so the first one may be the only one.
     """
     rows = sequences_per_pass(config.micro_batch, shape.context_length)
     tokens = torch.arange(rows * shape.context_length).reshape(rows, -1) % shape.vocab_size
@@ -108,19 +110,19 @@ def measure(shape: ModelConfig, config: PretrainConfig, until: float = math.inf)
 
 
 class Speeds:
-    """What `measure` gives for each shape, as long as there is time for it; after that reckoned from the largest one measured.
+    """The results of `measure_speed` for each shape, or estimates from the largest measured shape if time is short.
 
-    A row is taken to cost in proportion to its FLOPs and an optimizer step to the parameters. Larger matrices are faster than that, so
-    that what is reckoned errs towards smaller models; the training itself goes by the clock.
+    An estimate assumes that a row costs in proportion to its FLOPs, and an optimizer step to the parameters. Larger
+    matrices are faster than that, so estimates favour smaller models. The training itself follows the clock.
     """
 
     def __init__(self, config: PretrainConfig, until: float = math.inf) -> None:
         self.config, self.until = config, until
         self.measured: dict[ModelConfig, tuple[float, float]] = {}
-        self._took = 0.0  # seconds, by the last measurement
+        self._took = 0.0  # seconds of the last measurement
 
     def __call__(self, shape: ModelConfig) -> tuple[float, float]:
-        """(seconds per row, seconds per optimizer step)."""
+        """Return (seconds per row, seconds per optimizer step) of a shape."""
         if shape in self.measured:
             return self.measured[shape]
         started, growth = time.monotonic(), 1.0
@@ -130,19 +132,19 @@ class Speeds:
             if started + growth * self._took > self.until:
                 row, step = self.measured[last]
                 return row * growth, step * shape.parameters() / last.parameters()
-        self.measured[shape] = measure(shape, self.config, self.until)
+        self.measured[shape] = measure_speed(shape, self.config, self.until)
         self._took = time.monotonic() - started
         return self.measured[shape]
 
 
 def seconds_for(tokens: float, context_length: int, cost: tuple[float, float]) -> float:
-    """Training time of `tokens` tokens at the batch that the rule gives, by what `measure` gave."""
+    """Return the training time of `tokens` tokens with the batch size of `batch_rows` and the `cost` of a `Speeds`."""
     rows = tokens / context_length
-    return rows * (cost[0] + cost[1] / rows_of(tokens, context_length))
+    return rows * (cost[0] + cost[1] / batch_rows(tokens, context_length))
 
 
 def tokens_within(seconds: float, context_length: int, cost: tuple[float, float]) -> float:
-    """The most tokens that take at most `seconds`: by bisection, since the batch grows with them."""
+    """Return the largest number of tokens that take at most `seconds`; by bisection, since the batch depends on it."""
     low, high = 0.0, context_length * seconds / cost[0]
     for _ in range(50):
         middle = (low + high) / 2
@@ -152,7 +154,7 @@ def tokens_within(seconds: float, context_length: int, cost: tuple[float, float]
 
 @dataclass
 class _Sample:
-    """The length of a source's text, and every n-th document of it, n growing with the source."""
+    """The length of a source's text, and every n-th document, where n grows with the source."""
 
     count: int = 0
     characters: int = 0
@@ -171,36 +173,38 @@ class _Sample:
         self.characters += len(text)
 
     def tokens(self, tokenizer: Tokenizer) -> float:
-        """Those of all documents, with the one that ends each."""
+        """Estimate the tokens of all documents, with one end token each."""
         rate = sum(map(len, tokenizer.encode_batch(self.kept))) / max(1, self.size)
         return self.count + self.characters * rate
 
 
-def text_of(config: PretrainConfig, tokenizer: Tokenizer, until: float = math.inf) -> Text:
-    """About how many tokens each source has, by the characters of all and the tokens of some. Raises DataError for bad rows, as training would.
+def estimate_text(config: PretrainConfig, tokenizer: Tokenizer, until: float = math.inf) -> Text:
+    """Estimate each source's number of tokens from the characters of all documents and the tokens of some.
 
-    A text that takes longer than `until` (time.monotonic) to read is taken to have no end: it is read a hundred times as fast as a model learns.
+    A text that cannot be read before `until` (time.monotonic) is treated as unlimited: reading is a hundred times as
+    fast as training. Raises DataError for bad rows, as training would.
     """
-    found: dict[str, _Sample] = {}
+    samples: dict[str, _Sample] = {}
     for document in read_documents(config.data, BadRows(skip=config.skip_bad_rows)):
-        found.setdefault(document.source, _Sample()).add(document.text)
+        samples.setdefault(document.source, _Sample()).add(document.text)
         if time.monotonic() > until:
             return ENDLESS
-    own = {source: sample.tokens(tokenizer) for source, sample in found.items()}
-    mixture = shares(config.mixture, "mixture")
-    must_agree(mixture, own)
-    mixture = mixture or own
-    whole = sum(mixture.values())
-    return Text(tuple((mixture[source] / whole, tokens) for source, tokens in own.items()))
+    sizes = {source: sample.tokens(tokenizer) for source, sample in samples.items()}
+    mixture = shares(config.mixture, "--mixture")
+    check_mixture(mixture, sizes)
+    mixture = mixture or sizes
+    total = sum(mixture.values())
+    return Text(tuple((mixture[source] / total, tokens) for source, tokens in sizes.items()))
 
 
 def least_flops(law: Law, target: float, vocab_size: int, context_length: int) -> Choice:
-    """The cheapest run that the law expects to reach `target` bits per byte. Raises ConfigError where none would."""
+    """Return the cheapest run whose expected loss is `target` bits per byte. Raises ConfigError if there is none."""
     low, high = math.log(1e8), math.log(1e24)
     if (best := best_for_flops(law, math.exp(high), vocab_size, context_length).loss) > target:
         mend = "a --law of your own data" if law.text == ENDLESS else "more text, or a --law of your own data"
         raise ConfigError(
-            f"--target-bpb is {target:g}, but by the law 1e24 FLOPs on this text give {best:.3f}; ask for more bits, or give {mend}"
+            f"--target-bpb is {target:g}, but by the law even 1e24 FLOPs on this text give {best:.3f}; "
+            f"set a higher --target-bpb, or give {mend}"
         )
     for _ in range(60):
         middle = (low + high) / 2
@@ -209,62 +213,74 @@ def least_flops(law: Law, target: float, vocab_size: int, context_length: int) -
     return best_for_flops(law, math.exp(high), vocab_size, context_length)
 
 
-def plan(config: PretrainConfig, *, budget: str = "", target_bpb: float = 0.0, law: str | Path = "",
-         began: float | None = None) -> Plan:  # fmt: skip
-    """Choose size, tokens, batch and learning rate of `config`. `began` (time.monotonic) is when the time started to run.
+def plan(
+    config: PretrainConfig,
+    *,
+    budget: str = "",
+    target_bpb: float = 0.0,
+    law: str | Path = "",
+    began: float | None = None,
+) -> BudgetPlan:
+    """Choose size, tokens, batch and learning rate of `config`. A time budget is counted from `began` (time.monotonic).
 
-    Raises ConfigError where not exactly one of `budget` and `target_bpb` is given, where `config` sets something that the budget
-    chooses, or where the budget is too small; DataError where `law` is no fit.json.
+    Raises ConfigError unless exactly one of `budget` and `target_bpb` is given, if `config` sets a value that the
+    planner chooses, or if the budget is too small; DataError if `law` is not a fit.json.
     """
     began = time.monotonic() if began is None else began
     if bool(budget) == (target_bpb > 0):
-        raise ConfigError("give --budget or --target-bpb, one of them and above 0")
+        raise ConfigError("wanted either --budget or --target-bpb, above 0; give exactly one of them")
     fields = {f.name: f.default for f in dataclasses.fields(config)}
-    if given := [f"--{n.replace('_', '-')}" for n in CHOSEN if getattr(config, n) != fields[n]]:
-        raise ConfigError(f"the budget chooses {', '.join(given)}; leave out the one or the other")
+    if given := [f"--{n.replace('_', '-')}" for n in PLANNED if getattr(config, n) != fields[n]]:
+        raise ConfigError(
+            f"{', '.join(given)} cannot be combined with a budget, which chooses it; leave one of them out"
+        )
     seconds, flops = parse_budget(budget) if budget else (0.0, 0.0)
     tokenizer = Tokenizer.load(config.tokenizer)
     planning = min(PLANNING * seconds or PLANNING_MOST, PLANNING_MOST)
     ends = time.monotonic() + planning
-    text = text_of(config, tokenizer, ends - planning / 2 if seconds else math.inf)
+    text = estimate_text(config, tokenizer, ends - planning / 2 if seconds else math.inf)
     laws = dataclasses.replace(Law.load(law or DEFAULT_LAW), text=text)
     vocab, context = tokenizer.vocab_size, config.context_length
     cost = Speeds(config, ends)
     if seconds:
-        choice = best_choice(laws, vocab, context, lambda s: tokens_within(seconds * (1 - BESIDES), context, cost(s)))
+        choice = best_choice(laws, vocab, context, lambda s: tokens_within(seconds * (1 - OVERHEAD), context, cost(s)))
     elif flops:
         choice = best_for_flops(laws, flops, vocab, context)
     else:
         choice = least_flops(laws, target_bpb, vocab, context)
-    values = chosen(config, choice)
+    values = planned_settings(config, choice)
     if seconds:
         values["minutes"] = (seconds - (time.monotonic() - began)) / 60
         if values["minutes"] <= 0:
-            raise ConfigError(f"--budget {budget}: planning alone took longer; give more time")
+            raise ConfigError(f"--budget is {budget}, but planning alone took longer; give more time")
     new = dataclasses.replace(config, **values)
     tokens = new.steps * new.batch_size * context
     expected = laws.predict(choice.shape.parameters(), tokens)
-    speed = cost(choice.shape)
-    return Plan(
-        new, choice.shape, tokens, seconds_for(tokens, context, speed), expected, choice.shape in cost.measured, laws.text.readings(tokens),
-        _strange(laws, choice.shape, tokens),
-    )  # fmt: skip
+    training = seconds_for(tokens, context, cost(choice.shape))
+    measured, epochs = choice.shape in cost.measured, laws.text.epochs(tokens)
+    caveats = _caveats(laws, choice.shape, tokens)
+    return BudgetPlan(new, choice.shape, tokens, training, expected, measured, epochs, caveats)
 
 
-def _strange(law: Law, shape: ModelConfig, tokens: float) -> tuple[str, ...]:
-    times = tokens * shape.flops_per_token() / law.flops
-    found = {
-        f"the law's runs have {law.vocab_size} token ids, this one {shape.vocab_size}": law.vocab_size != shape.vocab_size,
-        f"the law's runs have a context of {law.context_length}, this one {shape.context_length}": law.context_length != shape.context_length,
-        f"the law's runs have at most {law.flops:.1e} FLOPs, this one {times:,.0f} times as many": times > FAR,
-        "the law's runs are too few to say how it strays from larger ones": law.drift is None,
-        "readings of your text beyond four count for nothing: give more text, or a smaller budget": law.text.readings(tokens) > 1.1 * READINGS,
-    }  # fmt: skip
-    return tuple(text for text, true in found.items() if true)
+def _caveats(law: Law, shape: ModelConfig, tokens: float) -> tuple[str, ...]:
+    """Return the differences between this run and those that the law was fitted to."""
+    times, theirs = tokens * shape.flops_per_token() / law.flops, "the law's runs have"
+    caveats = []
+    if law.vocab_size != shape.vocab_size:
+        caveats.append(f"{theirs} {law.vocab_size} token ids, this one {shape.vocab_size}")
+    if law.context_length != shape.context_length:
+        caveats.append(f"{theirs} a context of {law.context_length}, this one {shape.context_length}")
+    if times > FAR:
+        caveats.append(f"{theirs} at most {law.flops:.1e} FLOPs, this one {times:,.0f} times as many")
+    if law.drift is None:
+        caveats.append("the law's runs are too few to measure its error on larger runs")
+    if law.text.epochs(tokens) > 1.1 * EPOCHS:
+        caveats.append("epochs beyond the fourth are not expected to help: give more text, or a smaller budget")
+    return tuple(caveats)
 
 
-def chosen(config: PretrainConfig, choice: Choice) -> dict[str, Any]:
-    """The settings that a choice stands for, by the rules of the ladder."""
+def planned_settings(config: PretrainConfig, choice: Choice) -> dict[str, Any]:
+    """Return the settings of a choice, by the rules of the ladder."""
     ladder = LadderConfig(
         data=config.data,
         tokenizer=config.tokenizer,
@@ -272,5 +288,5 @@ def chosen(config: PretrainConfig, choice: Choice) -> dict[str, Any]:
         context_length=config.context_length,
         widths=(choice.width,),
     )
-    rung = ladder.rung(choice.width, choice.tokens, config.seed)
-    return {name: getattr(rung, name) for name in CHOSEN if name != "minutes"}
+    point = ladder.point(choice.width, choice.tokens, config.seed)
+    return {name: getattr(point, name) for name in PLANNED if name != "minutes"}

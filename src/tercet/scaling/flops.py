@@ -1,9 +1,10 @@
 """Counting parameters and FLOPs, and why Kaplan et al. (2020) and Hoffmann et al. (2022) disagree on the best size.
 
-Kaplan: N* ∝ C^0.73. Hoffmann: N* ∝ C^0.50. Kaplan counts N without embeddings and C = 6 N D with that N; Hoffmann counts all. Where
-models are small the embeddings are most of them, and the same runs give another exponent (Pearce and Song 2024; Porian et al. 2024,
-who find also the output layer's FLOPs, a warm-up too long for small models, and an optimizer not tuned for each size). `local_exponents` computes
-it from Hoffmann's own law: no run is needed.
+Kaplan: N* ∝ C^0.73. Hoffmann: N* ∝ C^0.50. Kaplan counts N without embeddings and C = 6 N D with that N; Hoffmann
+counts all parameters. In small models most parameters are embeddings, so the same runs give another exponent (Pearce
+and Song 2024). Porian et al. 2024 find further causes: the output layer's FLOPs, a warm-up that is too long for small
+models, and an optimizer that is not tuned for each size. `local_exponents` computes the difference from Hoffmann's own
+law, without any run.
 """
 
 from __future__ import annotations
@@ -18,34 +19,34 @@ from tercet.model.config import ModelConfig
 from tercet.scaling.laws import Reals
 
 HOFFMANN = (1.69, 406.4, 410.7, 0.34, 0.28)  # E, A, B, alpha, beta: Hoffmann et al. 2022, eq. 10
-BESIROGLU = (1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # the same points fitted again: Besiroglu et al. 2024, table 1
+BESIROGLU = (1.8172, 482.01, 2085.43, 0.3478, 0.3658)  # a new fit to the same points: Besiroglu et al. 2024, table 1
 KAPLAN_SIZES = (768.0, 1.5e9)  # parameters without embeddings: Kaplan et al. 2020, section 1.3
 OMEGA = 47491.0  # embeddings = OMEGA · N^(1/3): Pearce and Song 2024, fitted to Hoffmann's table of models
-READINGS = 4  # of the same text that teach about as much as new text: Muennighoff et al. 2023
+EPOCHS = 4  # epochs that are about as good as new text: Muennighoff et al. 2023
 
 
 @dataclass(frozen=True)
 class Text:
-    """The text that there is: of each source its share of what is read, and how many tokens it has."""
+    """The available training text: `sources` has each source's share of the training tokens, and its size in tokens."""
 
     sources: tuple[tuple[float, float], ...]
 
     def tokens(self) -> float:
-        """How many there are."""
-        return sum(own for _, own in self.sources)
+        """Return the number of tokens of all sources."""
+        return sum(size for _, size in self.sources)
 
-    def readings(self, tokens: float) -> float:
-        """How often `tokens` tokens read the source that is read most often."""
-        return max(share * tokens / own for share, own in self.sources)
+    def epochs(self, tokens: float) -> float:
+        """Return the epochs of `tokens` training tokens; with several sources, of the one that is read most often."""
+        return max(share * tokens / size for share, size in self.sources)
 
     def worth(self, tokens: float) -> float:
-        """How many tokens read once teach as much as `tokens` tokens of this text.
+        """Return the number of new tokens that are worth as much as `tokens` training tokens of this text.
 
-        Four readings are nearly as good as new text (Muennighoff et al. 2023, "Scaling data-constrained language models"). Further ones
-        count for nothing here: they overfit, and the time is better spent on a larger model (Lovelace et al. 2026, "Prescriptive scaling
-        laws for data constrained training").
+        Four epochs are nearly as good as new text (Muennighoff et al. 2023, "Scaling data-constrained language
+        models"). Further epochs count as worthless here: they overfit, and a larger model uses the time better
+        (Lovelace et al. 2026, "Prescriptive scaling laws for data constrained training").
         """
-        return sum(min(share * tokens, READINGS * own) for share, own in self.sources)
+        return sum(min(share * tokens, EPOCHS * size) for share, size in self.sources)
 
 
 ENDLESS = Text(((1.0, math.inf),))
@@ -53,28 +54,28 @@ ENDLESS = Text(((1.0, math.inf),))
 
 @dataclass(frozen=True)
 class Counts:
-    """One model and one number of tokens, counted in both papers' ways."""
+    """Parameters and FLOPs of one model and one number of tokens, as both papers count them."""
 
-    total: int
-    hidden: int  # without embeddings
+    total: int  # parameters
+    hidden: int  # parameters without embeddings
     kaplan_flops: float  # 6 · N without embeddings · D
     hoffmann_flops: float  # 6 · N · D
     flops: float  # every matrix product: with the output layer and attention
 
     @classmethod
     def of(cls, shape: ModelConfig, tokens: float) -> Counts:
-        """Raises ConfigError unless tokens > 0."""
+        """Count for a shape and a number of training tokens. Raises ConfigError unless tokens > 0."""
         if not tokens > 0:
-            raise ConfigError(f"{tokens:g} tokens; wanted more than 0")
+            raise ConfigError(f"--tokens is {tokens:g}; wanted a number above 0")
         total, hidden = shape.parameters(), shape.parameters(embeddings=False)
         return cls(total, hidden, 6.0 * hidden * tokens, 6.0 * total * tokens, shape.flops_per_token() * tokens)
 
 
 def best_tokens(total: Reals, constants: tuple[float, ...], growth: Reals) -> Reals:
-    """D at which a model of `total` parameters is the best of all that cost the same, [P].
+    """Return the tokens D at which a model of `total` parameters is the best model of the same cost, [P].
 
-    `growth` is d ln(counted parameters) / d ln(total), so that C = 6 · counted · D. On the frontier
-    alpha A N^-alpha = growth · beta B D^-beta: what more size gains is what the tokens lost for it would have gained.
+    `growth` is d ln(counted parameters) / d ln(total), where C = 6 · counted · D. On the frontier
+    alpha A N^-alpha = growth · beta B D^-beta: a larger model gains as much as the fewer tokens lose.
     """
     _, a, b, alpha, beta = constants
     out: Reals = (growth * beta * b * total**alpha / (alpha * a)) ** (1 / beta)
@@ -82,10 +83,10 @@ def best_tokens(total: Reals, constants: tuple[float, ...], growth: Reals) -> Re
 
 
 def local_exponents(sizes: Reals, constants: tuple[float, ...] = HOFFMANN, omega: float = OMEGA) -> tuple[Reals, Reals]:
-    """The exponents d ln N* / d ln C along Hoffmann's frontier, at models of `sizes` parameters without embeddings, [P].
+    """Return the exponents d ln N* / d ln C along Hoffmann's frontier, with and without embeddings, both [P].
 
-    First counted with embeddings (N and C = 6 N D of all parameters), then without. The law itself is of all parameters,
-    N = n + omega · n^(1/3).
+    `sizes` [P] are parameters without embeddings, n. The first result counts all parameters in N and C = 6 N D, the
+    second those without embeddings. The law itself uses all parameters, N = n + omega · n^(1/3).
     """
     log_n = np.log(sizes)
 
@@ -103,17 +104,16 @@ def local_exponents(sizes: Reals, constants: tuple[float, ...] = HOFFMANN, omega
     return out[0], out[1]
 
 
-def fitted_exponents(constants: tuple[float, ...] = HOFFMANN, sizes: tuple[float, float] = KAPLAN_SIZES,
-                     omega: float = OMEGA, count: int = 200) -> tuple[float, float]:  # fmt: skip
-    """The one exponent that a straight line through the frontier of models of `sizes` has: with, and without embeddings.
+def fitted_exponents(constants: tuple[float, ...] = HOFFMANN) -> tuple[float, float]:
+    """Return the exponent of a straight line through the frontier of Kaplan's model sizes, with and without embeddings.
 
-    This is what a study of such models would have published.
+    A study of such models would find these exponents.
     """
-    log_n = np.linspace(np.log(sizes[0]), np.log(sizes[1]), count)
+    log_n = np.linspace(np.log(KAPLAN_SIZES[0]), np.log(KAPLAN_SIZES[1]), 200)
     out = []
-    for number, local in enumerate(local_exponents(np.exp(log_n), constants, omega)):
+    for number, local in enumerate(local_exponents(np.exp(log_n), constants)):
         hidden = np.exp(log_n)
-        size = np.log(hidden + omega * hidden ** (1 / 3)) if number == 0 else log_n
+        size = np.log(hidden + OMEGA * hidden ** (1 / 3)) if number == 0 else log_n
         steps = np.diff(size) / ((local[1:] + local[:-1]) / 2)  # d ln C
         log_c = np.concatenate([[0.0], np.cumsum(steps)])
         out.append(float(np.polyfit(log_c, size, 1)[0]))

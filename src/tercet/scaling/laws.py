@@ -9,10 +9,10 @@
     simple      L(N, D) = A / N^a + B / D^a                 the same with E = 0 and one exponent, for short ladders
     iso-FLOP    N* = k C^a, the minima of parabolas in ln N Hoffmann et al. 2022, approach 2
 
-Everything is fitted to ln L. The laws in two variables are minimised from many starts at once by Levenberg and Marquardt's method,
-the parametric one for Hoffmann's Huber loss (delta = 1e-3), which is done by weighting again at every step. Intervals
-are percentiles of a bootstrap over runs, made wider for few runs (`interval`), 95 % unless said otherwise: they know the noise of the
-runs, not whether the law is true beyond them.
+Everything is fitted to ln L. The laws in two variables are fitted from many starts at once by the Levenberg–Marquardt
+method, the parametric one with Hoffmann's Huber loss (delta = 1e-3) by iterative reweighting. Intervals are percentiles
+of a bootstrap over runs, widened for few runs (`expanded_interval`), at 95 % by default. They describe the noise of the
+runs, not whether the law holds beyond them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import NormalDist
 from typing import Any
 
@@ -32,15 +33,17 @@ from tercet.statistics.intervals import LEVEL, Estimate, t_quantile
 Reals = NDArray[np.float64]
 # (theta [M, p], ln N [P], ln D [P]) → ln L [M, P] and its derivatives [M, P, p]
 Curve = Callable[[Reals, Reals, Reals], tuple[Reals, Reals]]
+Data = tuple[Reals, Reals, Reals]  # x, y and ln L of each run, each [P]
+Bounds = tuple[Reals, Reals]  # least and greatest theta, each [p]
 
 HUBER = 1e-3  # Hoffmann et al. 2022, section 3.3
 DRAWS = 200
-BLOCK = 400  # problems minimised at a time
+BLOCK = 400  # problems to minimise at a time
 
 
 @dataclass(frozen=True)
 class Points:
-    """Finished runs: parameters N, training tokens D, training FLOPs C, held-out loss L; each [P], all above 0."""
+    """Finished runs: parameters N, training tokens D, training FLOPs C, held-out loss L; each [P] and above 0."""
 
     size: Reals
     tokens: Reals
@@ -59,13 +62,13 @@ class Points:
     def __len__(self) -> int:
         return len(self.size)
 
-    def take(self, chosen: Any) -> Points:
-        """Some of the points (indices or a mask)."""
-        return Points(self.size[chosen], self.tokens[chosen], self.flops[chosen], self.loss[chosen])
+    def take(self, index: Any) -> Points:
+        """Return some of the points, by indices or a mask."""
+        return Points(self.size[index], self.tokens[index], self.flops[index], self.loss[index])
 
     @classmethod
     def of(cls, size: Any, tokens: Any, loss: Any, flops: Any = None) -> Points:
-        """From anything that numpy takes; without `flops`, C = 6 N D."""
+        """Make points from array-likes; without `flops`, C = 6 N D."""
         n, d = np.asarray(size, np.float64), np.asarray(tokens, np.float64)
         return cls(n, d, 6 * n * d if flops is None else np.asarray(flops, np.float64), np.asarray(loss, np.float64))
 
@@ -74,7 +77,10 @@ class Points:
 
 
 def parametric(theta: Reals, x: Reals, y: Reals) -> tuple[Reals, Reals]:
-    """ln(e^E' + e^(a − alpha·x) + e^(b − beta·y)), theta = (E', a, b, alpha, beta): log-sum-exp, as in Hoffmann et al., eq. 3."""
+    """Return ln(e^E' + e^(a − alpha·x) + e^(b − beta·y)), the log-sum-exp of Hoffmann et al., eq. 3.
+
+    theta = (E', a, b, alpha, beta).
+    """
     e, a, b, alpha, beta = (theta[:, i, None] for i in range(5))
     terms = np.stack(np.broadcast_arrays(e, a - alpha * x, b - beta * y))  # [3, M, P]
     top = terms.max(0)
@@ -85,14 +91,14 @@ def parametric(theta: Reals, x: Reals, y: Reals) -> tuple[Reals, Reals]:
 
 
 def kaplan(theta: Reals, x: Reals, y: Reals) -> tuple[Reals, Reals]:
-    """aD · ln(e^(u − p·x) + e^(v − y)), theta = (u, v, p, aD) with p = aN / aD, u = p · ln Nc, v = ln Dc."""
+    """Return aD · ln(e^(u − p·x) + e^(v − y)); theta = (u, v, p, aD), p = aN / aD, u = p · ln Nc, v = ln Dc."""
     u, v, p, power = theta.T
     both, d = parametric(np.stack([np.full_like(p, -np.inf), u, v, p, np.ones_like(p)], axis=1), x, y)
     return power[:, None] * both, np.concatenate([power[:, None, None] * d[..., 1:4], both[..., None]], axis=-1)
 
 
 def simple(theta: Reals, x: Reals, y: Reals) -> tuple[Reals, Reals]:
-    """ln(e^(a − p·x) + e^(b − p·y)), theta = (a, b, p): the parametric law with E = 0 and alpha = beta."""
+    """Return ln(e^(a − p·x) + e^(b − p·y)), theta = (a, b, p): the parametric law with E = 0 and alpha = beta."""
     a, b, p = theta.T
     value, d = parametric(np.stack([np.full_like(p, -np.inf), a, b, p, p], axis=1), x, y)
     return value, np.stack([d[..., 1], d[..., 2], d[..., 3] + d[..., 4]], axis=-1)
@@ -103,13 +109,13 @@ def _huber(r: Reals, delta: float) -> Reals:
     return np.where(size <= delta, r * r / 2, delta * (size - delta / 2))
 
 
-def minimise(curve: Curve, data: tuple[Reals, Reals, Reals], weights: Reals, starts: Reals, bounds: tuple[Reals, Reals],
-             delta: float, steps: int = 400) -> tuple[Reals, Reals]:  # fmt: skip
-    """Minimise Σ_p weights · Huber(curve − ln L) from M starts at once; returns theta [M, p] and the sums [M].
+def minimise(
+    curve: Curve, data: Data, weights: Reals, starts: Reals, bounds: Bounds, delta: float, steps: int = 400
+) -> tuple[Reals, Reals]:
+    """Minimise Σ_p weights · Huber(curve − ln L) from M starts at once; return theta [M, p] and the sums [M].
 
-    `data` is (x, y, ln L), each [P]; `weights` [M, P]; `bounds` are the least and greatest theta [p]. Levenberg–Marquardt, where a
-    residual r beyond `delta` counts delta / |r| (Huber's weights: each step minimises a bound above the loss). A step
-    is taken only if it lowers the loss.
+    `weights` is [M, P]. The method is Levenberg–Marquardt, where a residual r beyond `delta` has the weight delta / |r|
+    (Huber's weights: each step minimises an upper bound of the loss). A step is taken only if it lowers the loss.
     """
     x, y, target = data
     low, high = bounds
@@ -123,13 +129,13 @@ def minimise(curve: Curve, data: tuple[Reals, Reals, Reals], weights: Reals, sta
         w = weights[alive] * np.minimum(1.0, delta / np.maximum(np.abs(r), 1e-300))
         weighted = (j * w[..., None]).transpose(0, 2, 1)
         hessian, gradient = weighted @ j, (weighted @ r[..., None])[..., 0]
-        # a parameter at its bound that would leave is held
+        # a parameter at its bound whose step would leave the bounds stays fixed
         held = ((theta[alive] <= low) & (gradient > 0)) | ((theta[alive] >= high) & (gradient < 0))
         hessian[held[:, :, None] | held[:, None, :]] = 0.0
         gradient[held] = 0.0
-        at = np.arange(theta.shape[1])
-        diagonal = hessian[:, at, at]
-        hessian[:, at, at] += damping[alive, None] * diagonal + 1e-12 * (1 + diagonal.max(1, keepdims=True)) + held
+        i = np.arange(theta.shape[1])
+        diagonal = hessian[:, i, i]
+        hessian[:, i, i] += damping[alive, None] * diagonal + 1e-12 * (1 + diagonal.max(1, keepdims=True)) + held
         new = np.clip(theta[alive] - np.linalg.solve(hessian, gradient[..., None])[..., 0], low, high)
         value, j = curve(new, x, y)
         r = value - target
@@ -138,16 +144,17 @@ def minimise(curve: Curve, data: tuple[Reals, Reals, Reals], weights: Reals, sta
         slow = (~better) | (loss[alive] - now < 1e-9 * loss[alive])
         still[alive] = np.where(slow, still[alive] + 1, 0)
         damping[alive] = np.clip(np.where(better, damping[alive] / 4, damping[alive] * 5), 1e-9, 1e9)
-        chosen = alive[better]
-        theta[chosen], residual[chosen], jacobian[chosen], loss[chosen] = new[better], r[better], j[better], now[better]
+        moved = alive[better]
+        theta[moved], residual[moved], jacobian[moved], loss[moved] = new[better], r[better], j[better], now[better]
         alive = alive[still[alive] < 12]
         if not len(alive):
             break
     return theta, loss
 
 
-def _in_blocks(curve: Curve, data: tuple[Reals, Reals, Reals], weights: Reals, starts: Reals, bounds: tuple[Reals, Reals],
-               delta: float) -> tuple[Reals, Reals]:  # fmt: skip
+def _in_blocks(
+    curve: Curve, data: Data, weights: Reals, starts: Reals, bounds: Bounds, delta: float
+) -> tuple[Reals, Reals]:
     parts = [
         minimise(curve, data, weights[a : a + BLOCK], starts[a : a + BLOCK], bounds, delta)
         for a in range(0, len(starts), BLOCK)
@@ -155,9 +162,9 @@ def _in_blocks(curve: Curve, data: tuple[Reals, Reals, Reals], weights: Reals, s
     return np.concatenate([t for t, _ in parts]), np.concatenate([v for _, v in parts])
 
 
-# -- what a fit is ------------------------------------------------------------------------------------------------
+# -- fitted laws --------------------------------------------------------------------------------------------------
 
-LAWS: dict[str, tuple[str, tuple[str, ...]]] = {  # name: equation, its parameters
+LAWS: dict[str, tuple[str, tuple[str, ...]]] = {  # name: (equation, parameters)
     "size": ("L(N) = (Nc / N)^aN", ("Nc", "aN")),
     "tokens": ("L(D) = (Dc / D)^aD", ("Dc", "aD")),
     "compute": ("L(C) = (Cc / C)^aC", ("Cc", "aC")),
@@ -165,13 +172,14 @@ LAWS: dict[str, tuple[str, tuple[str, ...]]] = {  # name: equation, its paramete
     "parametric": ("L(N, D) = E + A / N^alpha + B / D^beta", ("E", "A", "B", "alpha", "beta")),
     "simple": ("L(N, D) = A / N^a + B / D^a", ("A", "B", "a")),
 }
-SCALES = {"Nc", "Dc", "Cc", "E", "A", "B"}  # kept as logarithms: they span many powers of ten
+SCALES = {"Nc", "Dc", "Cc", "E", "A", "B"}  # stored as logarithms, because they span many powers of ten
 
 
-def interval(value: float, draws: Reals, level: float, free: int) -> tuple[float, float]:
-    """Percentiles of draws [R] moved away from `value` by t / z: `free` degrees of freedom are fewer than endless ones.
+def expanded_interval(value: float, draws: Reals, level: float, free: int) -> tuple[float, float]:
+    """Return the percentile interval of draws [R], widened around `value` by t / z for `free` degrees of freedom.
 
-    With `near_fit` this is the expanded percentile interval of Hesterberg 2015 ("What teachers should know about the bootstrap").
+    With `near_fit` this is the expanded percentile interval of Hesterberg 2015 ("What teachers should know about the
+    bootstrap").
     """
     wider = t_quantile(max(free, 1), level) / NormalDist().inv_cdf((1 + level) / 2)
     low, high = np.quantile(draws, ((1 - level) / 2, (1 + level) / 2))
@@ -179,12 +187,12 @@ def interval(value: float, draws: Reals, level: float, free: int) -> tuple[float
 
 
 def near_fit(runs: int, parameters: int) -> float:
-    """√(P / (P − p)): a fit of p parameters comes nearer to its P runs than the truth does, and so do draws around it."""
+    """Return √(P / (P − p)), which corrects residuals: a fit of p parameters is closer to its P runs than the truth."""
     return math.sqrt(runs / max(runs - parameters, 1))
 
 
 def _log_loss(law: str, theta: Reals, x: Reals, y: Reals) -> Reals:
-    """ln L [M, P] by each theta [M, p] at ln N (of `compute`: ln C) and ln D [P]."""
+    """Return ln L [M, P] for each theta [M, p] at x = ln N (for `compute`, ln C) and y = ln D, each [P]."""
     if law == "parametric":
         return parametric(theta, x, y)[0]
     if law == "simple":
@@ -197,7 +205,7 @@ def _log_loss(law: str, theta: Reals, x: Reals, y: Reals) -> Reals:
 
 @dataclass(frozen=True)
 class Fit:
-    """A fitted law: theta [p] (scales as logarithms), the same of every bootstrap draw [R, p], residuals of ln L [P]."""
+    """A fitted law: theta [p] (scales as logarithms), theta of each bootstrap draw [R, p], residuals of ln L [P]."""
 
     law: str
     theta: Reals
@@ -206,13 +214,13 @@ class Fit:
 
     @classmethod
     def of(cls, law: str, theta: Reals, points: Points) -> Fit:
-        """From theta [1 + R, p]: that of all runs, and those of the draws."""
+        """Make a fit from theta [1 + R, p]: first that of all runs, then those of the draws."""
         x = np.log(points.flops if law == "compute" else points.size)
-        said = _log_loss(law, theta[:1], x, np.log(points.tokens))[0]
-        return cls(law, theta[0], theta[1:], np.log(points.loss) - said)
+        fitted = _log_loss(law, theta[:1], x, np.log(points.tokens))[0]
+        return cls(law, theta[0], theta[1:], np.log(points.loss) - fitted)
 
     def parameters(self, level: float = LEVEL) -> dict[str, Estimate]:
-        """Each parameter of the equation with its interval; n counts the runs."""
+        """Return each parameter of the equation with its interval; n is the number of runs."""
         out = {}
         for i, name in enumerate(LAWS[self.law][1]):
             ends = self.interval(float(self.theta[i]), self.draws[:, i], level)
@@ -221,35 +229,38 @@ class Fit:
         return out
 
     def log_loss(self, size: Any, tokens: Any, theta: Reals | None = None) -> Reals:
-        """ln L of points (N, D), [P], or with `theta` [M, p] for each of them, [M, P]. Laws in one variable read theirs."""
+        """Return ln L at points (N, D), [P], or with `theta` [M, p] for each theta, [M, P].
+
+        Laws in one variable use only that variable.
+        """
         x, y = (np.log(np.atleast_1d(np.asarray(v, np.float64))) for v in (size, tokens))
         out = _log_loss(self.law, self.theta[None] if theta is None else theta, x, y)
         return out[0] if theta is None else out
 
     def loss(self, size: Any, tokens: Any) -> Reals:
-        """The law's loss at points (N, D), [P]."""
+        """Return the law's loss at points (N, D), [P]."""
         return np.exp(self.log_loss(size, tokens))
 
     def around(self, value: float, draws: Reals) -> Reals:
-        """Draws [R] of something that the fit says is `value`, as far from it as the truth may be."""
+        """Spread draws [R] around `value` so that they are as far from it as the truth may be (`near_fit`)."""
         return value + (draws - value) * near_fit(len(self.residuals), len(self.theta))
 
     def interval(self, value: float, draws: Reals, level: float) -> tuple[float, float]:
-        """Of something that the fit says is `value` and its draws say is `draws` [R]."""
-        return interval(value, self.around(value, draws), level, len(self.residuals) - len(self.theta))
+        """Return the interval of a quantity with the fitted `value` and the bootstrap `draws` [R]."""
+        return expanded_interval(value, self.around(value, draws), level, len(self.residuals) - len(self.theta))
 
     def runs(self, size: float, tokens: float) -> tuple[float, Reals]:
-        """ln L of a run that has not been made, and [R · P] draws of it: each of the fit's with the scatter of each run."""
+        """Return the predicted ln L of a new run, and its draws [R · P]: every draw of the fit plus every residual."""
         value = float(self.log_loss(size, tokens)[0])
         scatter = self.around(0.0, self.residuals)
         return value, np.add.outer(self.around(value, self.log_loss(size, tokens, self.draws)[:, 0]), scatter).ravel()
 
     def predict(self, size: float, tokens: float, level: float = 0.9) -> Estimate:
-        """The loss of a run that has not been made, by this law alone."""
+        """Predict the loss of a new run by this law alone."""
         return forecast([self], size, tokens, level)
 
     def to_json(self) -> dict[str, Any]:
-        """For fit.json: enough to predict from."""
+        """Return the fit for fit.json, with all that is needed to predict."""
         return {
             "law": self.law,
             "equation": LAWS[self.law][0],
@@ -261,7 +272,7 @@ class Fit:
 
     @classmethod
     def from_json(cls, value: Any, where: str) -> Fit:
-        """What `to_json` gave. Raises DataError where it is something else."""
+        """Restore the result of `to_json`. Raises DataError if it is something else."""
         try:
             law = value["law"]
             theta, draws, residuals = (np.array(value[k], np.float64) for k in ("theta", "draws", "residuals"))
@@ -275,12 +286,12 @@ class Fit:
 
 
 def resamples(count: int, draws: int, seed: int, distinct: int) -> Reals:
-    """How often each of `count` runs comes up in each of `draws` resamplings, [R, P]; at least `distinct` different ones.
+    """Return how often each of `count` runs occurs in each of `draws` bootstrap resamplings, [R, P].
 
-    Raises DataError where there are fewer runs than that.
+    Each resampling has at least `distinct` different runs. Raises DataError if there are fewer runs than that.
     """
     if count < distinct:
-        raise DataError(f"{count} runs; this law needs at least {distinct}: a longer ladder (`tercet scaling run`)")
+        raise DataError(f"{count} runs; this law needs at least {distinct}: make more with `tercet scaling run`")
     rng = np.random.Generator(np.random.PCG64(seed))
     rows: list[Reals] = []
     while len(rows) < draws:
@@ -291,15 +302,15 @@ def resamples(count: int, draws: int, seed: int, distinct: int) -> Reals:
 
 
 def forecast(fits: Sequence[Fit], size: float, tokens: float, level: float = 0.9) -> Estimate:
-    """The loss of a run that has not been made: the geometric mean of several laws, with an interval of the draws of all.
+    """Predict the loss of a new run by the geometric mean of several laws, with an interval from the draws of all.
 
-    Laws that describe a ladder equally well can disagree about what lies beyond; their mean is right more often than the one that
-    happens to fit best (Bates and Granger 1969, "The combination of forecasts"), and the interval has to hold all of them.
+    Laws that fit a ladder equally well can disagree at larger sizes. Their mean is right more often than the law that
+    happens to fit best (Bates and Granger 1969, "The combination of forecasts"), and the interval covers all of them.
     """
-    found = [fit.runs(size, tokens) for fit in fits]
-    value = sum(v for v, _ in found) / len(found)
+    predictions = [fit.runs(size, tokens) for fit in fits]
+    value = sum(v for v, _ in predictions) / len(predictions)
     free = min(len(fit.residuals) - len(fit.theta) for fit in fits)
-    low, high = interval(value, np.concatenate([draws for _, draws in found]), level, free)
+    low, high = expanded_interval(value, np.concatenate([draws for _, draws in predictions]), level, free)
     return Estimate(math.exp(value), math.exp(low), math.exp(high), len(fits[0].residuals))
 
 
@@ -307,20 +318,24 @@ def forecast(fits: Sequence[Fit], size: float, tokens: float, level: float = 0.9
 
 
 def fit_power(law: str, points: Points, draws: int = DRAWS, seed: int = 0) -> Fit:
-    """A pure power law in one variable ("size", "tokens" or "compute"): least squares of ln L on its logarithm.
+    """Fit a pure power law in one variable ("size", "tokens" or "compute") by least squares of ln L on its logarithm.
 
-    Give it only the points that the law is about: `frontier` picks them. Raises DataError below 3 points.
+    `points` should be only those that the law describes: `frontier` selects them. Raises DataError for fewer than 3
+    different values of the variable.
     """
     x = np.log({"size": points.size, "tokens": points.tokens, "compute": points.flops}[law])
     y = np.log(points.loss)
     if len(np.unique(x)) < 3:
-        raise DataError(f"the law {LAWS[law][0]} has runs at {len(np.unique(x))} places; wanted at least 3")
+        raise DataError(
+            f"the law {LAWS[law][0]} has runs at {len(np.unique(x))} different values; wanted at least 3: "
+            "make more runs with `tercet scaling run`"
+        )
     weights = np.concatenate([np.ones((1, len(x))), resamples(len(x), draws, seed, 3)])
     total = weights.sum(1)
     mx, my = weights @ x / total, weights @ y / total
     dx = x - mx[:, None]
     spread = (weights * dx * dx).sum(1)
-    # a resampling of one place alone says nothing of the slope: it is left out
+    # a resampling with a single value of the variable has no slope: it is left out
     fine = spread > 1e-9 * float(((x - x.mean()) ** 2).sum())
     slope = (weights * dx * (y - my[:, None])).sum(1)[fine] / spread[fine]
     scale = mx[fine] + my[fine] / np.where(slope == 0, -1e-300, -slope)  # ln L = alpha · (ln Nc − ln N)
@@ -328,10 +343,10 @@ def fit_power(law: str, points: Points, draws: int = DRAWS, seed: int = 0) -> Fi
 
 
 def frontier(points: Points, by: str) -> Points:
-    """The runs that no run of at most as much `by` ("size", "tokens", "flops") beats: what L(N), L(D) and L(C) are about.
+    """Return the runs that are better than every run with at most as much `by` ("size", "tokens" or "flops").
 
-    Kaplan's L(N) and L(D) are limits, with data or size without end; of a ladder the best runs of each size stand for them, so
-    that the exponents come out too small where the largest sizes had too few tokens.
+    L(N), L(D) and L(C) describe these runs. Kaplan's L(N) and L(D) are limits for unlimited data or size; here the best
+    runs of each size stand for them, so the exponents are too small if the largest sizes had too few tokens.
     """
     key = getattr(points, by)
     order = np.lexsort((points.loss, key))
@@ -339,10 +354,13 @@ def frontier(points: Points, by: str) -> Points:
     return points.take(order[np.append(True, best[1:] < best[:-1])])
 
 
-def _minima(curve: Curve, points: Points, starts: Reals, bounds: tuple[Reals, Reals], delta: float, draws: int, seed: int) -> tuple[Reals, Reals]:  # fmt: skip
-    """theta of all runs from every start, then of every resampling from the best three places found, [1 + R, p].
+def _minima(
+    curve: Curve, points: Points, starts: Reals, bounds: Bounds, delta: float, draws: int, seed: int
+) -> tuple[Reals, Reals]:
+    """Fit all runs from every start, then every resampling from the best three minima; return theta [1 + R, p].
 
-    They belong to ln N and ln D less their means, the second thing returned: so constants and exponents hardly depend on each other.
+    theta belongs to ln N and ln D minus their means, which are returned too, so that constants and exponents hardly
+    depend on each other.
     """
     x, y = np.log(points.size), np.log(points.tokens)
     if len(np.unique(x)) < 3 or len(np.unique(y)) < 3:
@@ -352,30 +370,33 @@ def _minima(curve: Curve, points: Points, starts: Reals, bounds: tuple[Reals, Re
         )
     data, count = (x - x.mean(), y - y.mean(), np.log(points.loss)), starts.shape[1]
     weights = resamples(len(points), draws, seed, count + 1)
-    found, loss = _in_blocks(curve, data, np.ones((len(starts), len(points))), starts, bounds, delta)
+    minima, loss = _in_blocks(curve, data, np.ones((len(starts), len(points))), starts, bounds, delta)
     order = np.argsort(loss)
-    best = found[order[0]]
-    others = [i for i in order if np.abs(found[i] - best).max() > 0.1][:2]
-    seeds = np.stack([best, *(found[i] for i in others)])
+    best = minima[order[0]]
+    others = [i for i in order if np.abs(minima[i] - best).max() > 0.1][:2]
+    seeds = np.stack([best, *(minima[i] for i in others)])
     many, losses = _in_blocks(
         curve, data, np.repeat(weights, len(seeds), axis=0), np.tile(seeds, (draws, 1)), bounds, delta
     )
     pick = losses.reshape(draws, len(seeds)).argmin(1)
-    chosen = many.reshape(draws, len(seeds), count)[np.arange(draws), pick]
-    return np.concatenate([best[None], chosen]), np.array([x.mean(), y.mean()])
+    resampled = many.reshape(draws, len(seeds), count)[np.arange(draws), pick]
+    return np.concatenate([best[None], resampled]), np.array([x.mean(), y.mean()])
 
 
 def fit_parametric(points: Points, draws: int = DRAWS, seed: int = 0, delta: float = HUBER) -> Fit:
-    """E + A / N^alpha + B / D^beta by Hoffmann's approach 3. Raises DataError below 6 runs or 3 sizes or 3 numbers of tokens.
+    """Fit E + A / N^alpha + B / D^beta by Hoffmann's approach 3.
 
-    Exponents are kept within 0 to 3, E above a thousandth of the lowest loss: a resampling that cannot tell stays there.
+    Exponents are bounded to 0 to 3, and E to a thousandth of the lowest loss or more: a resampling that does not
+    determine them ends at a bound. Raises DataError for fewer than 6 runs, 3 sizes or 3 numbers of tokens.
     """
     least, most = float(np.log(points.loss.min())), float(np.log(points.loss.max()))
-    shares = (0.1, 0.4, 0.7, 0.95)  # of the lowest loss, that E may be at the start
-    starts = np.array([
-        (least + math.log(e), *(most + math.log((1 - e) * part) for part in (s, 1 - s)), alpha, beta)
-        for e in shares for s in (0.3, 0.7) for alpha in (0.15, 0.4, 0.9) for beta in (0.15, 0.4, 0.9)
-    ])  # fmt: skip
+    shares, powers = (0.1, 0.4, 0.7, 0.95), (0.15, 0.4, 0.9)  # E starts as a share of the lowest loss
+    starts = np.array(
+        [
+            (least + math.log(e), *(most + math.log((1 - e) * part) for part in (s, 1 - s)), alpha, beta)
+            for e, s, alpha, beta in product(shares, (0.3, 0.7), powers, powers)
+        ]
+    )
     bounds = np.array([least - 7, least - 12, least - 12, 0, 0]), np.array([least, most + 5, most + 5, 3, 3])
     theta, middle = _minima(parametric, points, starts, bounds, delta, draws, seed)
     theta[:, 1:3] += theta[:, 3:] * middle
@@ -383,15 +404,15 @@ def fit_parametric(points: Points, draws: int = DRAWS, seed: int = 0, delta: flo
 
 
 def fit_simple(points: Points, draws: int = DRAWS, seed: int = 0, delta: float = HUBER) -> Fit:
-    """A / N^a + B / D^a by the loss of approach 3. Raises DataError below 4 runs or 3 sizes or 3 numbers of tokens.
+    """Fit A / N^a + B / D^a with the loss of approach 3.
 
-    A ladder of one or two powers of ten in FLOPs hardly tells a floor E from a smaller exponent, nor two exponents from each
-    other; whoever fits all five parameters to it extrapolates their noise.
+    A ladder over one or two powers of ten in FLOPs hardly distinguishes a floor E from a smaller exponent, or two
+    exponents from each other. A fit of all five parameters then extrapolates noise. Raises DataError for fewer than 4
+    runs, 3 sizes or 3 numbers of tokens.
     """
     mean = float(np.log(points.loss).mean())
-    starts = np.array([
-        (mean + math.log(s), mean + math.log(1 - s), p) for s in (0.1, 0.3, 0.5, 0.7, 0.9) for p in (0.05, 0.15, 0.3, 0.6)
-    ])  # fmt: skip
+    grid = product((0.1, 0.3, 0.5, 0.7, 0.9), (0.05, 0.15, 0.3, 0.6))
+    starts = np.array([(mean + math.log(s), mean + math.log(1 - s), p) for s, p in grid])
     bounds = np.array([-1e3, -1e3, 0]), np.array([1e3, 1e3, 3])
     theta, middle = _minima(simple, points, starts, bounds, delta, draws, seed)
     theta[:, :2] += theta[:, 2:] * middle
@@ -399,12 +420,13 @@ def fit_simple(points: Points, draws: int = DRAWS, seed: int = 0, delta: float =
 
 
 def fit_kaplan(points: Points, draws: int = DRAWS, seed: int = 0) -> Fit:
-    """Kaplan's L(N, D) by least squares of ln L. Raises DataError below 5 runs or 3 sizes or 3 numbers of tokens."""
+    """Fit Kaplan's L(N, D) by least squares of ln L.
+
+    Raises DataError for fewer than 5 runs, 3 sizes or 3 numbers of tokens.
+    """
     mean = float(np.log(points.loss).mean())
-    starts = np.array([
-        (mean / power + math.log(s), mean / power + math.log(1 - s), p, power)
-        for power in (0.05, 0.1, 0.2, 0.4, 0.8) for p in (0.3, 0.8, 2.0) for s in (0.3, 0.7)
-    ])  # fmt: skip
+    grid = product((0.05, 0.1, 0.2, 0.4, 0.8), (0.3, 0.8, 2.0), (0.3, 0.7))
+    starts = np.array([(mean / power + math.log(s), mean / power + math.log(1 - s), p, power) for power, p, s in grid])
     bounds = np.array([-1e3, -1e3, 0, 1e-3]), np.array([1e3, 1e3, 50, 5])
     theta, middle = _minima(kaplan, points, starts, bounds, math.inf, draws, seed)
     u, v, p, power = theta.T
@@ -412,11 +434,11 @@ def fit_kaplan(points: Points, draws: int = DRAWS, seed: int = 0) -> Fit:
     return Fit.of("kaplan", theta, points)
 
 
-# -- what follows from them -----------------------------------------------------------------------------------------
+# -- results of the fits --------------------------------------------------------------------------------------------
 
 
 def exponents(fit: Fit, level: float = LEVEL) -> dict[str, Estimate]:
-    """Of the parametric law: a and b of N* ∝ C^a and D* ∝ C^b, if C = 6 N D (Hoffmann et al. 2022, eq. 4)."""
+    """Return a and b of N* ∝ C^a and D* ∝ C^b by the parametric law with C = 6 N D (Hoffmann et al. 2022, eq. 4)."""
     theta = np.concatenate([fit.theta[None], fit.draws])
     both = np.maximum(theta[:, 3] + theta[:, 4], 1e-12)
     out = {}
@@ -427,11 +449,14 @@ def exponents(fit: Fit, level: float = LEVEL) -> dict[str, Estimate]:
 
 
 def optimum(fit: Fit, flops: float) -> tuple[float, float]:
-    """(N*, D*) of least loss where C = 6 N D (Hoffmann et al. 2022, eq. 4). Raises ConfigError where an exponent is 0."""
+    """Return (N*, D*) with the lowest loss for C = 6 N D (Hoffmann et al. 2022, eq. 4).
+
+    Raises ConfigError if an exponent is 0.
+    """
     _, a, b, alpha, beta = (float(v) for v in fit.theta)
     if not (alpha > 0 and beta > 0):
         raise ConfigError(
-            f"the law has alpha = {alpha:g} and beta = {beta:g}: it names no best size; fit it to more runs"
+            f"the law has alpha = {alpha:g} and beta = {beta:g}, so it has no best size; fit it to more runs"
         )
     log_size = (math.log(alpha / beta) + a - b + beta * math.log(flops / 6)) / (alpha + beta)
     return math.exp(log_size), flops / 6 / math.exp(log_size)
@@ -439,18 +464,18 @@ def optimum(fit: Fit, flops: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The minima of the budgets' parabolas, and N* = e^scale · C^a through them; draws [R, 2] are of (a, b), a + b near 1."""
+    """The minima of the budgets' parabolas, and the exponents a and b of N* ∝ C^a and D* ∝ C^b through them."""
 
     budgets: Reals  # FLOPs [K]
     sizes: Reals  # N* [K]
     tokens: Reals  # D* [K]
     losses: Reals  # [K]
     parabolas: Reals  # coefficients of ln L in ln N, the highest first [K, 3]
-    left_out: tuple[float, ...]  # budgets whose parabola has no minimum within their sizes
+    left_out: tuple[float, ...]  # budgets whose parabola has no minimum between their sizes
     exponents: Mapping[str, Estimate]
 
     def to_json(self) -> dict[str, Any]:
-        """For fit.json."""
+        """Return the result for fit.json."""
         rows = [
             {"flops": c, "size": n, "tokens": d, "loss": loss}
             for c, n, d, loss in zip(*(v.tolist() for v in (self.budgets, self.sizes, self.tokens, self.losses)))
@@ -463,11 +488,11 @@ class IsoFlop:
 
 
 def iso_flop(points: Points, budgets: Sequence[float] | Reals, draws: int = DRAWS, seed: int = 0) -> IsoFlop:
-    """Hoffmann's approach 2: for each budget a parabola of ln L in ln N, then a power law through the minima.
+    """Fit Hoffmann's approach 2: a parabola of ln L in ln N for each budget, then a power law through the minima.
 
-    `budgets` [P] says to which budget each run belongs. The bootstrap resamples the residuals of all parabolas together: a
-    budget has a handful of sizes, and drawing sizes again would often leave no parabola. Budgets without a minimum inside
-    their sizes are left out. Raises DataError where fewer than 2 remain.
+    `budgets` [P] is the budget of each run. The bootstrap resamples the residuals of all parabolas together, because a
+    budget has only a few sizes, and resampling these would often leave no parabola. Budgets without a minimum between
+    their sizes are left out. Raises DataError if fewer than 2 remain.
     """
     key, x, y = np.asarray(budgets, np.float64), np.log(points.size), np.log(points.loss)
     groups = [np.flatnonzero(key == c) for c in np.unique(key)]
@@ -481,8 +506,8 @@ def iso_flop(points: Points, budgets: Sequence[float] | Reals, draws: int = DRAW
             parabolas.append(curve)
     if len(kept) < 2:
         raise DataError(
-            f"{len(kept)} of {len(np.unique(key))} budgets have a minimum within their sizes (3 sizes or more each); wanted at "
-            "least 2: give `tercet scaling run` smaller and larger --widths"
+            f"{len(kept)} of {len(np.unique(key))} budgets have a minimum between their sizes (3 sizes or more each); "
+            "wanted at least 2: run `tercet scaling run` with smaller and larger --widths"
         )
     residuals = np.concatenate([y[g] - np.polyval(p, x[g] - x[g].mean()) for g, p in zip(kept, parabolas)])
     free = len(residuals) - 3 * len(kept)
@@ -496,16 +521,16 @@ def iso_flop(points: Points, budgets: Sequence[float] | Reals, draws: int = DRAW
         targets = np.concatenate(
             [y[g][None], np.polyval(p, centred) + residuals[rng.integers(len(residuals), size=(draws, len(g)))]]
         )
-        found = np.polyfit(centred, targets.T, 2)  # [3, R + 1]
+        square, slope, _ = np.polyfit(centred, targets.T, 2)  # each [R + 1]
         # a resampled parabola that opens downwards has its best size at the better end
-        inside = np.where(found[0] > 0, -found[1] / (2 * np.where(found[0] > 0, found[0], 1)), -np.sign(found[1]) * 1e9)
-        minima[:, k] = x[g].mean() + np.clip(inside, 2 * centred.min(), 2 * centred.max())
-        line = np.polyfit(x[g], np.log(points.tokens[g]), 1)  # along a budget ln D is all but linear in ln N
+        vertices = np.where(square > 0, -slope / (2 * np.where(square > 0, square, 1)), -np.sign(slope) * 1e9)
+        minima[:, k] = x[g].mean() + np.clip(vertices, 2 * centred.min(), 2 * centred.max())
+        line = np.polyfit(x[g], np.log(points.tokens[g]), 1)  # within a budget ln D is almost linear in ln N
         tokens[:, k] = np.polyval(line, minima[:, k])
     estimates = {}
     for name, values in (("a", minima), ("b", tokens)):
         slopes = np.polyfit(log_c, values.T, 1)[0]
-        low, high = interval(float(slopes[0]), slopes[1:], LEVEL, free)
+        low, high = expanded_interval(float(slopes[0]), slopes[1:], LEVEL, free)
         estimates[name] = Estimate(float(slopes[0]), low, high, len(residuals))
     losses = [float(np.exp(p[2] - p[1] ** 2 / (4 * p[0]))) for p in parabolas]
     natural = [np.poly1d(p)(np.poly1d([1, -x[g].mean()])).coeffs for g, p in zip(kept, parabolas)]

@@ -1,6 +1,6 @@
 """Checkpoints of a run: checkpoints/step-00000100/{model,optimizer,…}.safetensors and state.json.
 
-A checkpoint is written beside the others, synced and renamed, so that a folder named step-N is always whole.
+A checkpoint is written to a temporary folder, synced and renamed, so that a folder named step-N is always complete.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from tercet.training.provenance import file_hash
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a safetensors file. Raises CheckpointError where it is damaged."""
+    """Read the tensors of a safetensors file. Raises CheckpointError if it is damaged."""
     try:
         return load_file(path)
-    except Exception as error:  # safetensors raises its own, an OSError or a ValueError
+    except Exception as error:  # safetensors has its own exception type, besides OSError and ValueError
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
@@ -36,17 +36,17 @@ def _sync_folder(path: Path) -> None:
 
 
 class RunCheckpoints:
-    """The checkpoints of the run in the folder `path`."""
+    """The part of a run that reads and writes the checkpoints in its folder `path`."""
 
     path: Path
     manifest: dict[str, Any]
 
     def checkpoints(self) -> list[Path]:
-        """List the whole checkpoints, oldest first."""
+        """List the complete checkpoints, oldest first."""
         return sorted(p for p in (self.path / "checkpoints").glob("step-*") if p.is_dir())
 
     def last_checkpoint(self) -> Path:
-        """Find the newest checkpoint. Raises CheckpointError where there is none."""
+        """Return the folder of the newest checkpoint. Raises CheckpointError if there is none."""
         if not (saved := self.checkpoints()):
             raise CheckpointError(
                 f"{self.path}: no checkpoint yet (status {self.manifest['status']}); "
@@ -55,7 +55,7 @@ class RunCheckpoints:
         return saved[-1]
 
     def weights_hash(self) -> str:
-        """SHA-256 of the newest checkpoint's weights."""
+        """Return the SHA-256 of the newest checkpoint's weights."""
         return file_hash(self.last_checkpoint() / "model.safetensors")
 
     def weights(self, name: str = "model") -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ class RunCheckpoints:
     def save_checkpoint(
         self, step: int, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int
     ) -> Path:
-        """Write checkpoints/step-N and then remove the oldest ones beyond `keep`."""
+        """Write checkpoints/step-N, delete all but the newest `keep` checkpoints, and return the new folder."""
         folder = self.path / "checkpoints"
         aside, target = folder / f".tmp-step-{step:08d}", folder / f"step-{step:08d}"
         if target.exists():  # the same step of the same run has the same bits
@@ -87,14 +87,14 @@ class RunCheckpoints:
         return target
 
     def prune(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints."""
+        """Delete all but the newest `keep` checkpoints."""
         for old in self.checkpoints()[:-keep]:
             shutil.rmtree(old)
 
     def read_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """Read the newest checkpoint's tensors and state, or None; half-written checkpoints are removed.
+        """Read the newest checkpoint's tensors and state, or return None; half-written checkpoints are deleted.
 
-        Raises CheckpointError, naming the folder, where the newest one is damaged.
+        Raises CheckpointError, naming the folder, if the newest one is damaged.
         """
         for leftover in (self.path / "checkpoints").glob(".tmp-*"):
             shutil.rmtree(leftover)

@@ -1,4 +1,4 @@
-"""The learner: call `forward_backward` one or more times, then `optim_step`. The objective is an argument."""
+"""The learner: a model with its optimizer. Call `forward_backward` one or more times, then `optim_step`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from tercet.training.parallel.collectives import processes, sum_in_place, summed
 
 
 class Countable(Protocol):
-    """A batch knows its count: of token weights, prompts or actions."""
+    """A batch with a count: the sum of its token weights, or its number of prompts or actions."""
 
     @property
     def count(self) -> float:
-        """The number by which the summed loss of this batch is divided."""
+        """The number by which the summed loss of the batch is divided."""
         ...
 
 
@@ -31,9 +31,9 @@ Objective = Callable[[Any, B], tuple[Tensor, dict[str, float]]]
 
 
 class Learner(Generic[M]):
-    """A model with its optimizer. Gradients are those of Σ sums / Σ counts, however the batch was split.
+    """A model with its optimizer. Gradients are those of Σ sums / Σ counts, however the batch is split.
 
-    Where several processes train together, each gives its part of the batch; sums and counts are over all of them.
+    If several processes train together, each passes its part of the batch; sums and counts are over all processes.
     """
 
     def __init__(self, model: M, optimizer: OptimizerConfig, precision: str = "float32") -> None:
@@ -43,25 +43,25 @@ class Learner(Generic[M]):
 
     @property
     def device(self) -> torch.device:
-        """Where the model's weights are; batches are moved there."""
+        """The device of the model's weights; batches are moved to it."""
         return next(self.model.parameters()).device
 
     @property
     def step(self) -> int:
-        """Optimizer steps taken so far."""
+        """The number of optimizer steps taken so far."""
         return self.optimizer.steps
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute matrix products in bfloat16 where the precision says so (weights and sums stay float32)."""
+        """Return a context in which matrix products use the learner's precision; weights and sums stay float32."""
         if self.precision != "bfloat16":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
 
     def forward_backward(self, batches: Sequence[B], objective: Objective[B], coef: float = 1.0) -> dict[str, float]:
-        """Add coef · ∇(Σ sum / Σ count) to the gradients; returns each metric's Σ / Σ count.
+        """Add coef · ∇(Σ sum / Σ count) to the gradients, and return Σ metric / Σ count for every metric.
 
-        Raises TrainingError where the counts add up to 0 (nothing to learn from), NonFiniteError where a loss is not
-        finite.
+        `objective(model, batch)` returns a summed loss and summed metrics. Raises TrainingError if the counts add up to
+        0 (nothing to learn from), NonFiniteError if a loss is not finite.
         """
         total = summed({"count": sum(batch.count for batch in batches)})["count"]
         if not total > 0:
@@ -86,12 +86,12 @@ class Learner(Generic[M]):
         return {name: value / total for name, value in summed(sums).items()}
 
     def optim_step(self, scale: float) -> float:
-        """One update of the gradients summed over all processes, at `scale` times the learning rates.
+        """Sum the gradients over all processes and update the weights at `scale` times the learning rates.
 
-        Returns the gradient norm before clipping. Raises NonFiniteError where the norm is not finite; the weights then
-        stay as they are.
+        Returns the gradient norm before clipping. Raises NonFiniteError if a gradient is not finite; the weights then
+        do not change.
         """
-        if processes() > 1:  # a process that had nothing to train on takes part with zeros
+        if processes() > 1:  # a process that had nothing to train on contributes zeros
             for p in self.optimizer.parameters.values():
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
             sum_in_place(self.optimizer.gradients())
@@ -100,19 +100,19 @@ class Learner(Generic[M]):
         return self.optimizer.step(scale)
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Weights and optimizer state, for a checkpoint."""
+        """Return weights and optimizer state, for a checkpoint."""
         return {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state}
 
     def numbers(self) -> dict[str, Any]:
-        """Nothing else belongs into a checkpoint: the step is enough."""
+        """Return an empty dict: a checkpoint needs no numbers besides the step."""
         return {}
 
     def load(self, tensors: dict[str, dict[str, Tensor]], numbers: Mapping[str, Any]) -> None:
-        """Take over what `state` gave, after `numbers["step"]` steps."""
+        """Restore the result of `state`, as saved after `numbers["step"]` steps."""
         self.model.load_state_dict(tensors["model"])
         self.optimizer.load_state(tensors["optimizer"], int(numbers["step"]))
 
     @property
     def kept(self) -> nn.Module:
-        """The model itself."""
+        """The model that the run keeps: the trained model itself."""
         return self.model

@@ -1,4 +1,4 @@
-"""Runs to models: always plain ones, with a run's adapters added to the weights; and adapters for training (LoRA)."""
+"""Load the models of runs, with LoRA adapters merged into the weights, and add adapters for training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _load(model: M, run: Run) -> M:
         model.load_state_dict(run.weights())
     except RuntimeError as error:
         raise CheckpointError(
-            f"{run.last_checkpoint()}: weights of another model than model.json says: {error}"
+            f"{run.last_checkpoint()}: its weights do not fit the model that model.json describes: {error}"
         ) from error
     if lora is not None:
         merge(model)
@@ -35,42 +35,40 @@ def _load(model: M, run: Run) -> M:
 
 
 def adapters_of(run: Run) -> LoRAConfig | None:
-    """The adapters that a run's checkpoints hold beside the weights; None where there are none."""
+    """Return the settings of the LoRA adapters in a run's checkpoints, or None if there are none."""
     if not run.config.get("lora_rank"):
         return None
     return LoRAConfig(run.config["lora_rank"], run.config["lora_alpha"], tuple(run.config["lora_targets"]))
 
 
 def trained_by(run: Run) -> str:
-    """The verb of the stage that made the weights: a merged run's is that of the run it was made from."""
+    """Return the verb of the stage that trained the weights; for a merged run, that of the run it was merged from."""
     return str(run.manifest.get("merges", run.manifest["verb"]))
 
 
 def holds(run: Run) -> str:
-    """What model a run has: LANGUAGE_MODEL, REWARD_MODEL or ""."""
+    """Return the kind of model that a run contains: LANGUAGE_MODEL, REWARD_MODEL or ""."""
     stage = stages().get(trained_by(run))
     return stage.makes if stage is not None else ""
 
 
 def open_run(path: str, wanted: str) -> Run:
-    """Open a run with the model that is wanted. Raises ConfigError where it has another one or none."""
+    """Open a run that contains the `wanted` kind of model. Raises ConfigError if it contains another one or none."""
     run = Run(path)
-    found = holds(run)
     if trained_by(run) not in makers(wanted):
         known = ", ".join(f"`tercet {verb}`" for verb in makers(wanted))
-        raise ConfigError(
-            f"{run.path} is a {found or str(run.manifest['verb']) + ' run'}; wanted a {wanted}, as made by {known}"
-        )
+        contents = holds(run) or f"{run.manifest['verb']} run"
+        raise ConfigError(f"{run.path} is a {contents}; wanted a {wanted}, as made by {known}")
     return run
 
 
 def language_model_run(path: str) -> Run:
-    """Open a run that has a language model. Raises ConfigError where it has none."""
+    """Open a run that contains a language model. Raises ConfigError if it contains none."""
     return open_run(path, LANGUAGE_MODEL)
 
 
 def reward_model_run(path: str) -> Run:
-    """Open a run that has a reward model. Raises ConfigError where it has none."""
+    """Open a run that contains a reward model. Raises ConfigError if it contains none."""
     return open_run(path, REWARD_MODEL)
 
 
@@ -85,9 +83,10 @@ def load_reward_model(run: Run) -> ValueHeadModel:
 
 
 def adapt(model: M, config: TuneSettings) -> M:
-    """The model, with adapters on it where `config.lora_rank` asks for them; without, it is left alone.
+    """Add LoRA adapters to `model` if `config.lora_rank` is above 0, and return the model.
 
-    A score head stays trained. Call it before the Learner is made: that trains what then requires gradients.
+    A value head is trained with them. Call this before the Learner is made, which trains the parameters that require
+    gradients at that moment.
     """
     if (lora := config.lora()) is not None:
         apply_lora(model, lora, config.seed)
@@ -95,6 +94,6 @@ def adapt(model: M, config: TuneSettings) -> M:
 
 
 def write_adapter(model: nn.Module, run: Run) -> None:
-    """Write RUN/adapter in PEFT's format where the model has adapters."""
+    """Write RUN/adapter in PEFT's format if the model has adapters."""
     if isinstance(model, (Transformer, ValueHeadModel)) and adapters(model):
         save_adapter(model, run.path / "adapter")

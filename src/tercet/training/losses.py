@@ -1,6 +1,6 @@
-"""Objectives: (model, batch) → summed loss and summed metrics. The learner divides, once, by the global count.
+"""Objectives: (model, batch) → summed loss and summed metrics. The learner divides them once by the global count.
 
-An objective of packed rows also has a function that makes its batch of them: what is input, what is target.
+An objective on packed rows also has a function that makes its batches from them: inputs and targets.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from tercet.training.packing import PAD_SEGMENT, Batch, PackedSequences, to_devi
 
 
 def next_token_batch(rows: PackedSequences, seed: int = 0, step: int = 0) -> Batch:
-    """Every token is predicted from those before it: [N, W] rows become inputs and targets [N, W − 1].
+    """Make a batch in which every token is predicted from those before it: [N, W] rows give targets [N, W − 1].
 
-    A target in another segment than its input has weight 0: nothing predicts across texts. Nothing is drawn, so that
-    `seed` and `step`, which every function of this kind is given, have no effect here.
+    A target in another segment than its input has weight 0, so nothing is predicted across texts. `seed` and `step` are
+    parameters of every such function; here nothing is random, so they have no effect.
     """
     same = rows.segments[:, 1:] == rows.segments[:, :-1]
     weights = rows.weights[:, 1:] * (same & (rows.segments[:, 1:] != PAD_SEGMENT))
@@ -34,7 +34,7 @@ def next_token_batch(rows: PackedSequences, seed: int = 0, step: int = 0) -> Bat
 
 
 def next_token(model: Transformer, batch: Batch, noise: Tensor | None = None) -> tuple[Tensor, dict[str, float]]:
-    """Summed weighted negative log-likelihood of the targets (nats): pretraining and instruction tuning alike.
+    """Return the summed weighted negative log-likelihood of the targets, in nats (pretraining and SFT).
 
     `noise` [B, T, D] is added to the embeddings.
     """
@@ -48,9 +48,9 @@ def next_token(model: Transformer, batch: Batch, noise: Tensor | None = None) ->
 def token_logprobs(
     model: Transformer, hidden_ND: Tensor, targets_N: Tensor, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
-    """log π(target) and the entropy of π at each position, both [N], under softmax(logits / temperature).
+    """Return log π(target) and the entropy of π at each position, both [N], under softmax(logits / temperature).
 
-    log π is differentiable, the entropy is for the record. Memory is bounded (`linear_token_logprobs`).
+    log π is differentiable, the entropy is not. Memory is bounded: see `linear_token_logprobs`.
     """
     return linear_token_logprobs(hidden_ND, model.output_weight, targets_N, temperature)
 
@@ -58,7 +58,7 @@ def token_logprobs(
 def token_kl(
     model: Transformer, hidden_ND: Tensor, reference: Transformer, ref_hidden_ND: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """KL(π ‖ π_ref) over the whole vocabulary at each position, [N], in nats; with gradients into `model` only."""
+    """Return KL(π ‖ π_ref) over the whole vocabulary at each position, [N], in nats; only `model` gets gradients."""
 
     def chunk(hidden: Tensor, ref_hidden: Tensor) -> Tensor:
         logp = F.log_softmax(model.logits(hidden) / temperature, dim=-1)
@@ -69,7 +69,7 @@ def token_kl(
     out = []
     size = cross_entropy.CHUNK
     for a in range(0, len(hidden_ND), size):
-        # the logits are computed again in the backward pass, so that memory stays bounded
+        # the logits are recomputed in the backward pass, so that memory stays bounded
         part = hidden_ND[a : a + size], ref_hidden_ND[a : a + size]
         out.append(torch.utils.checkpoint.checkpoint(chunk, *part, use_reentrant=False))
     return torch.cat(out)
@@ -77,7 +77,7 @@ def token_kl(
 
 @torch.no_grad()
 def mean_loss(model: Transformer, rows: PackedSequences, batch_size: int) -> float:
-    """Mean nats per weighted target over all rows."""
+    """Return the mean loss per weighted target over all rows, in nats."""
     total = count = 0.0
     for a in range(0, len(rows), batch_size):
         batch = next_token_batch(rows.take(range(a, min(a + batch_size, len(rows)))))

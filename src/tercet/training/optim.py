@@ -1,6 +1,6 @@
 """Optimizers: AdamW (Loshchilov & Hutter 2019) for all parameters, or Muon (Jordan et al. 2024) for hidden matrices.
 
-Own code rather than torch.optim's, because the state must be named tensors that go into safetensors as they are.
+This replaces torch.optim because the state must be named tensors that safetensors can store directly.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor, nn
 from tercet.errors import CheckpointError
 from tercet.training.settings import TrainSettings
 
-NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic that sends singular values in (0, 1] to about 1 (Jordan 2024)
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # quintic that maps singular values in (0, 1] to about 1 (Jordan 2024)
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of the optimizer. `lr` is AdamW's; with `muon_lr` above 0, Muon updates the hidden matrices.
+    """Settings of the optimizer. `lr` is AdamW's learning rate; if `muon_lr` is above 0, Muon updates hidden matrices.
 
-    Those are all 2-D weights except embeddings, heads and adapters.
+    Hidden matrices are all 2-D weights except embeddings, heads and adapters.
     """
 
     lr: float = 3e-3
@@ -32,18 +32,18 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     momentum: float = 0.95
     newton_schulz_steps: int = 5
-    clip_norm: float = 1.0  # of the whole gradient; 0 switches clipping off
+    clip_norm: float = 1.0  # largest norm of the whole gradient; 0: no clipping
 
     @classmethod
     def of(cls, settings: TrainSettings, eps: float = 1e-8) -> OptimizerConfig:
-        """The optimizer that a stage's settings ask for."""
+        """Return the optimizer's settings from a stage's settings."""
         return cls(
             settings.lr, settings.muon_lr, eps=eps, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm
         )
 
 
 def orthogonalize(matrices: Tensor, steps: int, low_precision: bool = False) -> Tensor:
-    """Nearest semi-orthogonal matrices of a stack [..., M, N], by the Newton–Schulz iteration (approximate)."""
+    """Approximate the nearest semi-orthogonal matrices of a stack [..., M, N] by the Newton–Schulz iteration."""
     a, b, c = NEWTON_SCHULZ
     x = matrices.to(torch.bfloat16) if low_precision else matrices
     tall = x.shape[-2] > x.shape[-1]
@@ -58,7 +58,10 @@ def orthogonalize(matrices: Tensor, steps: int, low_precision: bool = False) -> 
 
 @dataclass
 class Optimizer:
-    """Updates named parameters from their gradients; `state` maps "kind/name" to tensors, `steps` counts updates."""
+    """Update named parameters from their gradients.
+
+    `state` maps "m/NAME", "v/NAME" (AdamW) and "momentum/NAME" (Muon) to tensors; `steps` counts the updates.
+    """
 
     parameters: dict[str, nn.Parameter]
     config: OptimizerConfig
@@ -67,28 +70,25 @@ class Optimizer:
     state: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._muon = [
-            n
-            for n, p in self.parameters.items()
-            if self.config.muon_lr > 0 and p.dim() == 2 and ".layers." in n and ".lora_" not in n
-        ]
+        hidden = [n for n, p in self.parameters.items() if p.dim() == 2 and ".layers." in n and ".lora_" not in n]
+        self._muon = hidden if self.config.muon_lr > 0 else []
         self._adam = [n for n in self.parameters if n not in set(self._muon)]
         for name, p in self.parameters.items():
-            for kind in ("momentum",) if name in set(self._muon) else ("m", "v"):
-                self.state[f"{kind}/{name}"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
+            for tensor in ("momentum",) if name in set(self._muon) else ("m", "v"):
+                self.state[f"{tensor}/{name}"] = torch.zeros_like(p, memory_format=torch.contiguous_format)
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Delete all gradients."""
         for p in self.parameters.values():
             p.grad = None
 
     def gradients(self) -> list[Tensor]:
-        """Every parameter's gradient, in the order of `parameters`; zeros where none came."""
+        """Return every parameter's gradient, in the order of `parameters`; zeros if there is none."""
         return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters.values()]
 
     @torch.no_grad()
     def step(self, scale: float) -> float:
-        """Clip, update every parameter at `scale` times its learning rate, forget the gradients.
+        """Clip the gradients, update every parameter at `scale` times its learning rate, and delete the gradients.
 
         Returns the norm before clipping.
         """
@@ -134,28 +134,31 @@ class Optimizer:
             torch._foreach_lerp_(momenta, grads, 1 - self.config.momentum)
             nesterov = torch.stack(torch._foreach_lerp(grads, momenta, self.config.momentum))
             update = orthogonalize(nesterov, self.config.newton_schulz_steps, self.low_precision)
-            scale = math.sqrt(max(1.0, rows / columns))  # keeps the update's size per output independent of the shape
+            scale = math.sqrt(max(1.0, rows / columns))  # makes the update's size per output independent of the shape
             params = [self.parameters[n].data for n in names]
             if self.config.weight_decay:
                 torch._foreach_mul_(params, 1 - lr * self.config.weight_decay)
             torch._foreach_add_(params, list(update.unbind()), alpha=-lr * scale)
 
     def load_state(self, state: Mapping[str, Tensor], steps: int) -> None:
-        """Take over saved state. Raises CheckpointError where names or shapes differ."""
+        """Restore saved state. Raises CheckpointError if names or shapes differ."""
         if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in self.state.items()}:
-            raise CheckpointError("the checkpoint's optimizer state is of another model or optimizer")
+            raise CheckpointError("the checkpoint's optimizer state belongs to another model or optimizer")
         for name, value in state.items():
             self.state[name].copy_(value)
         self.steps = steps
 
 
 def total_norm(tensors: Iterable[Tensor]) -> float:
-    """√ΣΣx² over all tensors."""
+    """Return √ΣΣx² over all tensors."""
     return math.sqrt(sum(float(t.double().square().sum()) for t in tensors))
 
 
 def schedule(step: int, steps: int, warmup: int, cooldown: float) -> float:
-    """Learning-rate multiplier: linear over `warmup` steps, constant, linear to 0 over the last `cooldown` fraction (WSD)."""
+    """Return the learning-rate multiplier of a step: warm-up, stable, decay (WSD).
+
+    It rises linearly over `warmup` steps, stays at 1, and falls linearly to 0 over the last `cooldown` fraction.
+    """
     start = steps - round(cooldown * steps)
     up = min(1.0, (step + 1) / warmup) if warmup else 1.0
     down = 1.0 if step < start else (steps - step) / (steps - start + 1)

@@ -1,4 +1,4 @@
-"""Packed sequences of tokens as arrays, and the batch that the learner sees."""
+"""Packed sequences of tokens as arrays, and the batches that the learner gets."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from tercet.errors import DataError
 
 PAD_SEGMENT = -1
 V = TypeVar("V")
-# Tokens of a forward pass in training: larger passes are not faster on a CPU, and take more memory (docs/log.md).
-PASS_TOKENS = 1024
+# Tokens per forward pass in training: larger passes are not faster on a CPU and need more memory (docs/log.md).
+TRAINING_PASS_TOKENS = 1024
 
 
 def sequences_per_pass(micro_batch: int, tokens_per_row: float) -> int:
-    """Rows of a forward pass in training: `micro_batch`, or with 0 as many as make about PASS_TOKENS tokens."""
-    return micro_batch or max(1, round(PASS_TOKENS / tokens_per_row))
+    """Return the rows per forward pass in training: `micro_batch`, or if 0, about TRAINING_PASS_TOKENS tokens."""
+    return micro_batch or max(1, round(TRAINING_PASS_TOKENS / tokens_per_row))
 
 
 def to_device(value: V, device: torch.device) -> V:
-    """`value` with every tensor in it on `device`: a tensor, or a dataclass or tuple of them (and of anything else).
+    """Move every tensor in `value` to `device`: a tensor, or a dataclass or tuple that may contain anything.
 
     Batches are made on the CPU and moved once, here.
     """
@@ -41,9 +41,9 @@ def to_device(value: V, device: torch.device) -> V:
 
 @dataclass(frozen=True)
 class Batch:
-    """What an objective of single tokens works on: predict `targets` from `tokens`; each counts `weights` times.
+    """A batch for objectives on single tokens: predict `targets` from `tokens`, each with its weight.
 
-    `segments` numbers the texts packed into a row (PAD_SEGMENT on padding); None means one text a row.
+    `segments` numbers the texts that are packed into a row (PAD_SEGMENT on padding); None means one text per row.
     """
 
     tokens: Tensor  # [B, T] int64
@@ -57,7 +57,7 @@ class Batch:
         return float(self.weights.sum(dtype=torch.float64))
 
     def split(self, rows: int) -> Iterator[Batch]:
-        """Micro-batches of at most `rows` rows."""
+        """Yield micro-batches of at most `rows` rows."""
         for a in range(0, len(self.tokens), rows):
             s = slice(a, a + rows)
             yield Batch(
@@ -67,10 +67,9 @@ class Batch:
 
 @dataclass(frozen=True)
 class PackedSequences:
-    """Packed sequences. What is predicted from them is the objective's affair: it makes a `Batch` of some rows.
+    """N rows of packed sequences. The objective makes a `Batch` from some of them: it defines inputs and targets.
 
-    `segments` numbers the texts of a row (PAD_SEGMENT on padding); `weights` says how much each token counts as a
-    target.
+    `segments` numbers the texts of a row (PAD_SEGMENT on padding); `weights` is each token's weight as a target.
     """
 
     tokens: NDArray[np.int32]  # [N, W]
@@ -81,45 +80,47 @@ class PackedSequences:
         return len(self.tokens)
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> PackedSequences:
-        """The rows with these numbers, in this order."""
+        """Return the rows with these numbers, in this order."""
         return PackedSequences(self.tokens[rows], self.segments[rows], self.weights[rows])
 
     @classmethod
     def concatenate(cls, parts: Sequence[PackedSequences]) -> PackedSequences:
-        """All rows, in order."""
+        """Return all rows of all parts, in order."""
         return cls(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("tokens", "segments", "weights")))
 
 
 def pack_stream(texts: Sequence[Sequence[int]], length: int, pad: int) -> PackedSequences:
-    """Cut texts, laid end to end, into rows of `length` + 1 tokens; a text may run over into the next row.
+    """Concatenate texts and cut them into rows of `length` + 1 tokens; a text may continue in the next row.
 
-    Neighbouring rows share one token, so that every token but the very first can be a target once. The last row is
-    padded with `pad`. Each text brings its own begin and end tokens. Raises DataError where there are no tokens.
+    Neighbouring rows share one token, so that every token except the very first is a target exactly once. The last row
+    is padded with `pad`. Each text brings its own begin and end tokens. Raises DataError for fewer than two tokens.
     """
     total = sum(len(t) for t in texts)
     if total < 2:
-        raise DataError("no text to learn from: fewer than two tokens in all")
+        raise DataError(f"no text to learn from: {total} tokens in all; wanted at least 2, so give more text")
     count = -(-(total - 1) // length)
     stream = np.full(count * length + 1, pad, dtype=np.int32)
     segments = np.full(count * length + 1, PAD_SEGMENT, dtype=np.int32)
-    at = 0
+    start = 0
     for number, text in enumerate(texts):
-        stream[at : at + len(text)] = text
-        segments[at : at + len(text)] = number
-        at += len(text)
+        stream[start : start + len(text)] = text
+        segments[start : start + len(text)] = number
+        start += len(text)
     index = np.arange(count)[:, None] * length + np.arange(length + 1)[None]
     return PackedSequences(stream[index], segments[index], (segments[index] != PAD_SEGMENT).astype(np.float32))
 
 
 def pack_whole(texts: Sequence[tuple[Sequence[int], Sequence[float]]], length: int, pad: int) -> PackedSequences:
-    """Put whole (tokens, weights) texts into rows of `length` + 1 tokens, longest first into the fullest row with room.
+    """Pack whole (tokens, weights) texts into rows of `length` + 1 tokens.
 
-    Raises DataError where a text is longer than `length + 1` tokens, or where there is none.
+    The longest text comes first, and each goes into the fullest row that has room for it.
+
+    Raises DataError if a text is longer than `length` + 1 tokens, or if there is none.
     """
     if not texts:
-        raise DataError("no conversations to learn from")
+        raise DataError("no conversations to learn from; give a file with at least one")
     rows: list[list[int]] = []
-    room_left: dict[int, list[int]] = {}  # free tokens → rows with exactly that many free
+    room_left: dict[int, list[int]] = {}  # free tokens → rows with exactly this many free tokens
     for number in sorted(range(len(texts)), key=lambda i: (-len(texts[i][0]), i)):
         need = len(texts[number][0])
         if need > length + 1:
@@ -136,17 +137,17 @@ def pack_whole(texts: Sequence[tuple[Sequence[int], Sequence[float]]], length: i
     segments = np.full((len(rows), length + 1), PAD_SEGMENT, dtype=np.int32)
     weights = np.zeros((len(rows), length + 1), dtype=np.float32)
     for row, members in enumerate(rows):
-        at = 0
+        start = 0
         for segment, number in enumerate(members):
             ids, ws = texts[number]
-            span = slice(at, at + len(ids))
+            span = slice(start, start + len(ids))
             tokens[row, span], segments[row, span], weights[row, span] = ids, segment, ws
-            at += len(ids)
+            start += len(ids)
     return PackedSequences(tokens, segments, weights)
 
 
 def pad_right(texts: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Tokens [B, T] padded on the right, and each text's length [B]. Causal attention never looks at the padding."""
+    """Return tokens [B, T] padded on the right, and lengths [B]. Causal attention never attends to the padding."""
     longest = max(len(t) for t in texts)
     out = np.full((len(texts), longest), pad, dtype=np.int64)
     for row, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""What a stage tells a person while it works: a live line in a terminal, plain lines elsewhere."""
+"""Progress output while a stage runs: a live line in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import Any, Protocol, TextIO
 
 
 class Progress(Protocol):
-    """What stages call."""
+    """The interface through which stages report progress."""
 
     def begin(self, stage: str, steps: int) -> None:
-        """A stage of `steps` steps starts."""
+        """Start the progress of a stage of `steps` steps."""
         ...
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """`done` steps are finished; `metrics` may hold "loss" and "tokens_per_s"."""
+        """Report that `done` steps are finished; `metrics` may contain "loss" and "tokens_per_s"."""
         ...
 
     def say(self, text: str) -> None:
-        """One line of text."""
+        """Show one line of text."""
         ...
 
     def end(self) -> None:
-        """The stage is over."""
+        """End the progress of the stage."""
         ...
 
 
@@ -39,17 +39,17 @@ class _Silent:
 
 
 def silent() -> Progress:
-    """Says nothing (the default in Python)."""
+    """Return progress that shows nothing (the default in Python)."""
     return _Silent()
 
 
 def clock(seconds: float) -> str:
-    """Seconds as m:ss."""
+    """Format seconds as m:ss."""
     return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
 
 
 class _Line:
-    """What both kinds of progress share: how far, how fast, how long."""
+    """The line of text that both kinds of progress show: step, metrics, time left."""
 
     def __init__(self) -> None:
         self.stage, self.steps, self.began, self.first = "", 0, 0.0, 0
@@ -59,27 +59,27 @@ class _Line:
 
     def text(self, done: int, metrics: Mapping[str, float]) -> str:
         if self.first < 0:
-            self.first = done - 1  # a resumed run begins in the middle
+            self.first = done - 1  # a resumed run does not begin at 0
         elapsed = time.monotonic() - self.began
         left = elapsed / (done - self.first) * (self.steps - done)
-        shown = "  ".join(f"{k} {v:,.0f}" if k == "tokens_per_s" else f"{k} {v:.3f}" for k, v in metrics.items())
-        return f"{self.stage}  step {done}/{self.steps}  {shown}  {clock(left)} left"
+        text = "  ".join(f"{k} {v:,.0f}" if k == "tokens_per_s" else f"{k} {v:.3f}" for k, v in metrics.items())
+        return f"{self.stage}  step {done}/{self.steps}  {text}  {clock(left)} left"
 
 
 class Plain(_Line):
-    """A line every few seconds, for logs and pipes."""
+    """Print a line every few seconds, for logs and pipes."""
 
     def __init__(self, every: float = 10.0) -> None:
         super().__init__()
         self.every, self._last = every, 0.0
 
     def begin(self, stage: str, steps: int) -> None:
-        """Remember when the stage began."""
+        """Record when the stage began."""
         super().begin(stage, steps)
         self._last = time.monotonic()
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Print where `every` seconds have gone by, and at the last step."""
+        """Print a line if `every` seconds have passed, and at the last step."""
         line = self.text(done, metrics)
         if done == self.steps or time.monotonic() - self._last >= self.every:
             self._last = time.monotonic()
@@ -94,7 +94,7 @@ class Plain(_Line):
 
 
 class Live(_Line):
-    """One line that is rewritten, with a bar (rich)."""
+    """Show one line with a bar, updated in place (rich)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Live(_Line):
         self._bar: Any = None
 
     def begin(self, stage: str, steps: int) -> None:
-        """Open the bar."""
+        """Show the bar."""
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bar
 
@@ -120,7 +120,7 @@ class Live(_Line):
         self._bar.start()
 
     def step(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Move the bar."""
+        """Update the bar."""
         if self._bar is not None:
             self._bar.update(self._task, completed=done, description=self.text(done, metrics))
 
@@ -129,26 +129,26 @@ class Live(_Line):
         self.console.print(text, markup=False, highlight=False)
 
     def end(self) -> None:
-        """Close the bar."""
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
 
 
 class Requests:
-    """Progress of a `TransformerLM`'s requests on standard error.
+    """Show the progress of a `TransformerLM`'s requests on standard error.
 
-    In a terminal it is one line that is rewritten, elsewhere a line every ten seconds.
+    In a terminal it is one line, updated in place; elsewhere it is a line every ten seconds.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self.stream = stream or sys.stderr  # None where standard error is closed
+        self.stream = stream or sys.stderr  # None if standard error is closed
         self.live = self.stream is not None and self.stream.isatty()
         self.done = self.total = self.first = 0
         self.began = self.last = 0.0
 
     def __call__(self, done: int, total: int) -> None:
-        """`done` of `total` requests are finished; where that is not more than before, it is of others than before."""
+        """Report `done` of `total` requests; a `done` that does not grow starts the progress of other requests."""
         if self.stream is None:
             return
         now = time.monotonic()
@@ -165,5 +165,5 @@ class Requests:
 
 
 def for_terminal() -> Progress:
-    """Live where the output is a terminal, plain lines elsewhere."""
+    """Return live progress if standard output is a terminal, plain lines otherwise."""
     return Live() if sys.stdout.isatty() else Plain()

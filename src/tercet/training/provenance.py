@@ -1,4 +1,4 @@
-"""Where a run comes from: the hash of a file, the commit of the source, the versions of the libraries."""
+"""The provenance of a run: hashes of files, the commit of the source, versions of the libraries."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from importlib import metadata
 from pathlib import Path
 
 LIBRARIES = ("tercet", "torch", "numpy", "tokenizers", "safetensors")
-LONGEST_DIFF = 200_000  # characters of an uncommitted change that are kept
+LONGEST_DIFF = 200_000  # characters of an uncommitted change to keep
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -24,12 +24,12 @@ def file_hash(path: Path) -> str:
 
 
 def now() -> str:
-    """The time in UTC, ISO 8601, to the second."""
+    """Return the time in UTC as ISO 8601, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
 def source_version() -> dict[str, str]:
-    """The commit of the running source and its uncommitted change; empty for an installed package."""
+    """Return the commit of the running source and its uncommitted changes; empty for an installed package."""
     here = Path(__file__).resolve().parent
     if not any((p / ".git").exists() for p in here.parents[:4]):
         return {}
@@ -45,5 +45,5 @@ def source_version() -> dict[str, str]:
 
 
 def library_versions() -> dict[str, str]:
-    """The versions of Python and of the libraries that decide the numbers."""
+    """Return the versions of Python and of the libraries on which results depend."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in LIBRARIES}}

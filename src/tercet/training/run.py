@@ -1,9 +1,9 @@
-"""The run directory: what was asked, from what, with what result; enough to resume, to repeat and to explain.
+"""The run directory: settings, inputs, records and checkpoints; enough to resume, repeat and explain a run.
 
 RUN/run.json        verb, argv, parents with hashes, git state, versions, seed, status
-    config.json     the fully resolved settings; the run is repeated from it
-    model.json      the model's shape                 tokenizer.json
-    metrics.jsonl   one object a line, with "step"    log.txt       samples.jsonl        (records.py)
+    config.json     the complete settings, from which the run can be repeated
+    model.json      the model's shape                     tokenizer.json
+    metrics.jsonl   one object per line, with "step"      log.txt       samples.jsonl    (records.py)
     checkpoints/step-00000100/{model,optimizer,…}.safetensors, state.json                (checkpoints.py)
 """
 
@@ -38,21 +38,21 @@ from tercet.training.records import RunRecords, write_text
 from tercet.training.settings import OLD_NAMES, Settings, from_json
 
 FORMAT = 1
-OLD_VERBS = {"rank": "annotate"}  # of stages in older runs' run.json
-_UNBORN = {"config.json", ".config.json.tmp", ".run.json.tmp"}  # what a run killed at its very start leaves
-_MANIFEST = {"verb", "parents", "status", "seconds", "resumed", "versions"}  # without these a run.json is damaged
+OLD_VERBS = {"rank": "annotate"}  # verbs in older runs' run.json
+_LEFTOVERS = {"config.json", ".config.json.tmp", ".run.json.tmp"}  # files of a run that was killed at its very start
+_MANIFEST = {"verb", "parents", "status", "seconds", "resumed", "versions"}  # a run.json without these is damaged
 
 
 class Interrupted(TercetError):
-    """Ctrl-C was pressed; everything up to the step named is saved."""
+    """Ctrl-C was pressed; the run is saved up to the step that the message names."""
 
     exit_code = 130
 
 
 def new_folder(path: Path, otherwise: str = "") -> None:
-    """Make an empty folder. Raises ConfigError where something is there already or it cannot be made."""
+    """Make an empty folder. Raises ConfigError if it exists with other contents or cannot be made."""
     try:
-        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - _UNBORN):
+        if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - _LEFTOVERS):
             raise ConfigError(f"{path} exists and is not empty; choose another --out{otherwise}")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -60,7 +60,7 @@ def new_folder(path: Path, otherwise: str = "") -> None:
 
 
 def in_use(path: Path) -> bool:
-    """Whether a process works on the run at `path`."""
+    """Return whether a process is working on the run at `path`."""
     try:
         with (path / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -78,8 +78,8 @@ def _config_hash(config: Settings) -> str:
 class Run(RunRecords, RunCheckpoints):
     """One run directory. Stages write it; everything else reads it.
 
-    A run carries the device and the floating-point type of its model. `step` is the number of optimizer steps done, None
-    outside of training.
+    A run has the device and the dtype of its model. `step` is the number of optimizer steps done, None outside of
+    training.
     """
 
     device = torch.device("cpu")
@@ -90,17 +90,18 @@ class Run(RunRecords, RunCheckpoints):
         file = self.path / "run.json"
         if not file.is_file():
             raise ConfigError(
-                f"{self.path}: not a run directory (no run.json); a run is made by a stage, such as `tercet pretrain` or `tercet sft`"
+                f"{self.path}: not a run directory (no run.json); make a run with a stage, "
+                "such as `tercet pretrain` or `tercet sft`"
             )
         try:
             self.manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
             self.config: dict[str, Any] = json.loads((self.path / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.path}: damaged run directory: {error}") from error
-        whole = isinstance(self.manifest, dict) and self.manifest.keys() >= _MANIFEST and isinstance(self.config, dict)
-        if not whole:
+        complete = isinstance(self.manifest, dict) and self.manifest.keys() >= _MANIFEST
+        if not complete or not isinstance(self.config, dict):
             raise CheckpointError(f"{self.path}: damaged run directory: run.json or config.json is incomplete")
-        # older versions had other names for some settings and a verb
+        # older versions had other names for some settings and one verb
         self.config = {OLD_NAMES.get(name, name): value for name, value in self.config.items()}
         for key in self.manifest.keys() & {"verb", "merges"}:
             self.manifest[key] = OLD_VERBS.get(self.manifest[key], self.manifest[key])
@@ -108,44 +109,55 @@ class Run(RunRecords, RunCheckpoints):
         self.parents: dict[str, Run] = {}
         self.step: int | None = None
         self._stopping = threading.Event()
-        self._before_training: Any = None  # the handler of Ctrl-C outside of the training loop
+        self._before_training: Any = None  # the handler of Ctrl-C outside the training loop
         self._began = time.time()
         self._new = False  # made by this process, not resumed
 
     # -- life ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def start(cls, verb: str, config: Settings, path: str | Path, *, parents: Mapping[str, Run] | None = None,
-              resume: bool = False, progress: Progress | None = None) -> Run:  # fmt: skip
-        """Make a new run directory at `path`, or with `resume` open the one that is there.
+    def start(
+        cls,
+        verb: str,
+        config: Settings,
+        path: str | Path,
+        *,
+        parents: Mapping[str, Run] | None = None,
+        resume: bool = False,
+        progress: Progress | None = None,
+    ) -> Run:
+        """Make a new run directory at `path`, or with `resume` open the existing one.
 
-        Raises ConfigError where the folder is in use or several processes were started for the run, CheckpointError
-        where a resumed run has other settings or parents than when it began.
+        Raises ConfigError if the folder is in use or several processes were started for the run, CheckpointError if a
+        resumed run has other settings or parents than when it began.
         """
         path = Path(path)
-        if (started := os.environ.get("WORLD_SIZE", "1")) != "1":  # torchrun's: each would do all of the run
+        if (started := os.environ.get("WORLD_SIZE", "1")) != "1":  # set by torchrun
             raise ConfigError(
-                f"{path}: {started} processes for one run; wanted 1: stages do not divide a run yet (torchrun --nproc-per-node 1)"
+                f"{path}: {started} processes for one run; wanted 1, since a run cannot be divided among processes: "
+                "use torchrun --nproc-per-node 1"
             )
-        described = {
-            role: {"path": os.path.relpath(p.path, path), "checkpoint": p.last_checkpoint().name, "sha256": p.weights_hash()}
-            for role, p in (parents or {}).items()
-        }  # fmt: skip
+        described = {}
+        for role, p in (parents or {}).items():
+            relative, checkpoint = os.path.relpath(p.path, path), p.last_checkpoint().name
+            described[role] = {"path": relative, "checkpoint": checkpoint, "sha256": p.weights_hash()}
         if resume:
             run = cls(path)
-            run.manifest.pop("skipped_rows", None)  # they are counted again
+            run.manifest.pop("skipped_rows", None)  # they will be counted again
             same = run.manifest.get("config_sha256") == _config_hash(config)
             if run.config != json.loads(json.dumps(config.to_json())) or not same:
                 raise CheckpointError(f"{path}: config.json has changed since the run began; start a new run instead")
-            for role, found in described.items():
-                if run.manifest["parents"][role]["sha256"] != found["sha256"]:
+            for role, parent in described.items():
+                if run.manifest["parents"][role]["sha256"] != parent["sha256"]:
                     raise CheckpointError(
-                        f"{path}: its parent {found['path']} has other weights than when the run began"
+                        f"{path}: its parent {parent['path']} has other weights than when the run began; "
+                        "restore them, or start a new run"
                     )
             run.manifest.pop("error", None)
             run.update(status="running")
         else:
             new_folder(path, f", or continue it with `tercet resume {path}`")
+            # not one per line: run.json's keys as a table
             manifest = {
                 "format": FORMAT, "verb": verb, "argv": sys.argv, "parents": described, "status": "running",
                 "config_sha256": _config_hash(config), "git": source_version(), "versions": library_versions(),
@@ -168,17 +180,19 @@ class Run(RunRecords, RunCheckpoints):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise ConfigError(f"{self.path}: another process is working on this run") from error
+            raise ConfigError(
+                f"{self.path}: another process is working on this run; wait for it, or choose another --out"
+            ) from error
         return self
 
     def begin_training(self, steps: int) -> None:
-        """Show progress from here on, and make Ctrl-C wait for the step to end so that it can be saved."""
+        """Start to show progress, and make Ctrl-C wait for the current step so that it can be saved."""
         if threading.current_thread() is threading.main_thread():
             self._before_training = signal.signal(signal.SIGINT, self._on_interrupt)
         self.progress.begin(self.manifest["verb"], steps)
 
     def end_training(self) -> None:
-        """End what `begin_training` began; a second call does nothing."""
+        """End the progress and restore the handler of Ctrl-C; a second call does nothing."""
         self.progress.end()
         if self._before_training is not None:
             signal.signal(signal.SIGINT, self._before_training)
@@ -188,13 +202,15 @@ class Run(RunRecords, RunCheckpoints):
         if self._stopping.is_set():  # the second Ctrl-C does not wait for the step to end
             raise KeyboardInterrupt
         self._stopping.set()
-        self.log_line("interrupt: saving after this step (Ctrl-C again to stop at once)")
+        self.log_line("interrupted: saving after this step (press Ctrl-C again to stop at once)")
 
     def stop_if_interrupted(self, save: Callable[[], object]) -> None:
-        """Save and raise Interrupted where Ctrl-C was pressed; called after each step."""
+        """Save and raise Interrupted if Ctrl-C was pressed; called after each step."""
         if self._stopping.is_set():
             save()
-            raise Interrupted(f"interrupted after step {self.step} and saved; go on with `tercet resume {self.path}`")
+            raise Interrupted(
+                f"interrupted after step {self.step} and saved; continue with `tercet resume {self.path}`"
+            )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -208,18 +224,18 @@ class Run(RunRecords, RunCheckpoints):
         self.update(status=status, seconds=round(self.elapsed(), 2), peak_memory_mb=round(mebibytes), **failure)
         self._lock.close()
         if self._new and isinstance(error, (ConfigError, DataError, ContextError)) and not self.metrics():
-            for left in self.path.iterdir():  # nothing was done: the corrected command may use the same folder
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+            for file in self.path.iterdir():  # nothing was trained: the corrected command may use the same folder
+                shutil.rmtree(file) if file.is_dir() else file.unlink()
         if isinstance(error, NonFiniteError):
-            # a checkpoint of the very step has the weights that gave NaN
+            # a checkpoint of this very step contains the weights that gave NaN
             saved = [p for p in self.checkpoints() if self.step is None or p.name < f"step-{self.step:08d}"]
             last = f"the last good checkpoint is {saved[-1]}" if saved else "no checkpoint was written yet"
             raise NonFiniteError(
-                f"{error} in {self.path}; {last}. Hint: lower the learning rate, or clip_norm, in a new run"
+                f"{error} in {self.path}; {last}. Hint: lower --lr or --clip-norm in a new run"
             ) from error
 
     def elapsed(self) -> float:
-        """Seconds of work so far; those of earlier processes count where they ended in order."""
+        """Return the seconds of work so far, with those of earlier processes that were not killed."""
         return float(self.manifest["seconds"]) + time.time() - self._began
 
     def update(self, **fields: Any) -> None:
@@ -228,43 +244,46 @@ class Run(RunRecords, RunCheckpoints):
         write_text(self.path / "run.json", json.dumps(self.manifest, indent=1) + "\n")
 
     def log_skipped(self, count: int, messages: Sequence[str]) -> None:
-        """Say how many bad rows were skipped, if any."""
+        """Log how many bad rows were skipped, if any."""
         if count:
             self.log_line(f"skipped {count} bad rows; the first: {messages[0]}")
             self.update(skipped_rows=self.manifest.get("skipped_rows", 0) + count)
 
     def pin_inputs(self, hashes: Mapping[str, str]) -> None:
-        """Record the inputs' hashes in run.json. Raises CheckpointError where a resumed run had other inputs."""
+        """Record the inputs' hashes in run.json. Raises CheckpointError if a resumed run had other inputs."""
         before = self.manifest.get("inputs")
         if before is None:
             self.update(inputs=dict(hashes))
         elif before != dict(hashes):
             changed = sorted(name for name in {*before, *hashes} if before.get(name) != hashes.get(name))
             raise CheckpointError(
-                f"{self.path}: its input changed since the run began: {', '.join(changed)}; bring it back, or start a new run"
+                f"{self.path}: its input changed since the run began: {', '.join(changed)}; "
+                "restore it, or start a new run"
             )
 
     # -- the model ----------------------------------------------------------------------------------------------
 
     def load_checkpoint(self) -> tuple[dict[str, dict[str, Tensor]], dict[str, Any]] | None:
-        """Read the newest checkpoint to continue from, or None; the records of later steps are dropped."""
-        found = self.read_checkpoint()
-        done = -1 if found is None else int(found[1]["step"])
+        """Read the newest checkpoint to continue from, or return None; records of later steps are deleted."""
+        checkpoint = self.read_checkpoint()
+        done = -1 if checkpoint is None else int(checkpoint[1]["step"])
         self.forget_after(done)
-        if found is not None:
+        if checkpoint is not None:
             self.prune(int(self.config["keep"]))
             self.update(resumed=[*self.manifest["resumed"], {"step": done, "time": now()}])
-        return found
+        return checkpoint
 
     def save_model_config(self, config: ModelConfig) -> None:
         """Write model.json."""
         write_text(self.path / "model.json", json.dumps(asdict(config), indent=1) + "\n")
 
     def model_config(self) -> ModelConfig:
-        """Read model.json. Raises CheckpointError where it is missing or damaged."""
+        """Read model.json. Raises CheckpointError if it is missing or damaged."""
         file = self.path / "model.json"
         if not file.is_file():
-            raise CheckpointError(f"{self.path}: no model.json; this run has not begun training")
+            raise CheckpointError(
+                f"{self.path}: no model.json, so the run has no model; choose a run that has begun training"
+            )
         try:
             return from_json(ModelConfig, dict(json.loads(file.read_text(encoding="utf-8"))), str(file))
         except (ValueError, TypeError) as error:
@@ -273,7 +292,7 @@ class Run(RunRecords, RunCheckpoints):
 
 @contextlib.contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Compute with `count` CPU threads (0: as many as now): the bits of a run depend on the number."""
+    """Compute with `count` CPU threads (0: the current number); results are bit-identical only with the same number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count or before)
     try:

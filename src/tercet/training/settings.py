@@ -1,4 +1,4 @@
-"""Settings: a frozen dataclass per stage is the one place that names, types, explains and checks them.
+"""Settings: one frozen dataclass per stage names, types, explains and checks them.
 
 The command line's options, `config.json` and the documentation are made from these classes. No torch here.
 """
@@ -17,8 +17,8 @@ from tercet.errors import ConfigError
 from tercet.model.config import LORA_TARGETS, LoRAConfig
 
 C = TypeVar("C")
-OLD_NAMES = {"tasks": "questions", "decay": "cooldown", "journal": "cache"}  # of settings in older runs' config.json
-# what a setting may read: see `setting`
+OLD_NAMES = {"tasks": "questions", "decay": "cooldown", "journal": "cache"}  # setting names in older runs' config.json
+# What a setting may name on disk: see `setting`.
 FILES, TOKENIZER = "files", "tokenizer"
 ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL = "model", "language model", "reward model"
 
@@ -41,6 +41,7 @@ def setting(
     TOKENIZER, or a run by what it must hold (ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL). `check` raises ConfigError for
     any other wrong value. `whole` keeps the commas of a list option's texts; else they separate its values.
     """
+    # not one per line: a list of the arguments
     metadata = {
         "help": help, "minimum": minimum, "maximum": maximum, "choices": choices, "flag": flag, "reads": reads,
         "check": check, "whole": whole,
@@ -64,13 +65,15 @@ def _fits(value: Any, kind: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Base of every stage's settings: checked when made, strict when read back."""
+    """Base class of every stage's settings: values are checked when made, and unknown names are refused when read."""
 
     def __post_init__(self) -> None:
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), kinds[field.name]
-            if isinstance(value, str) and typing.get_origin(kind) is tuple:  # one name may stand without its list
+            if (
+                isinstance(value, str) and typing.get_origin(kind) is tuple
+            ):  # a single value may be given without its list
                 value = (value,)
                 object.__setattr__(self, field.name, value)
             where = option_name(field)
@@ -92,11 +95,11 @@ class Settings:
                 check(value)
 
     def to_json(self) -> dict[str, Any]:
-        """Every setting with its value, for `config.json`."""
+        """Return every setting with its value, for `config.json`."""
         return dataclasses.asdict(self)
 
     def parents(self) -> dict[str, tuple[str, str]]:
-        """The runs that the settings name: role → (path, what the run must hold)."""
+        """Return the runs that the settings name: role → (path, the kind of model that the run must hold)."""
         return {
             f.name: (getattr(self, f.name), f.metadata["reads"])
             for f in dataclasses.fields(self)
@@ -104,24 +107,27 @@ class Settings:
         }
 
     def files(self) -> tuple[str, ...]:
-        """The input files, folders and globs that the settings name; a run pins them by their hashes."""
+        """Return the input files, folders and globs that the settings name; a run pins them by their hashes."""
         named = (getattr(self, f.name) for f in dataclasses.fields(self) if f.metadata["reads"] == FILES)
         return tuple(path for value in named for path in ((value,) if isinstance(value, str) else value))
 
 
 def option_name(field: dataclasses.Field[Any]) -> str:
-    """The option of a setting, as it is typed: --lr."""
+    """Return the option of a setting as it is typed, such as --lr."""
     return str(field.metadata.get("flag") or "--" + field.name.replace("_", "-"))
 
 
 def suggest(name: str, known: typing.Iterable[str]) -> str:
-    """ "; did you mean X?" where a known name is close, else nothing."""
+    """Return "; did you mean X?" if a known name is close to `name`, else an empty string."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def from_json(cls: type[C], values: Mapping[str, Any], where: str) -> C:
-    """The settings of class `cls` from JSON values. Unknown and missing settings raise ConfigError naming `where`."""
+    """Make the settings of class `cls` from JSON values.
+
+    Raises ConfigError, naming `where`, if a setting is unknown, missing or has a wrong value.
+    """
     names = [f.name for f in dataclasses.fields(cls)]  # type: ignore[arg-type]
     values = {OLD_NAMES[k] if k not in names and OLD_NAMES.get(k) in names else k: v for k, v in values.items()}
     for name in values:
@@ -134,57 +140,79 @@ def from_json(cls: type[C], values: Mapping[str, Any], where: str) -> C:
     return cls(**kwargs)
 
 
+MUON_HELP = "Learning rate of Muon for the hidden weight matrices. 0 means that AdamW updates all weights."
+WARMUP_HELP = "Number of steps at the start in which the learning rate rises linearly. 0 means no warm-up."
+COOLDOWN_HELP = "Fraction of the steps, at the end, in which the learning rate falls linearly to 0. 0 means none."
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainSettings(Settings):
-    """What every stage that trains has."""
+    """Settings shared by every stage that trains."""
 
-    steps: int = setting(1000, "optimizer steps", minimum=1)
-    batch_size: int = setting(16, "rows per step", minimum=1)
-    lr: float = setting(3e-3, "AdamW learning rate", minimum=0, maximum=1e37)
-    muon_lr: float = setting(
-        0.0, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0, maximum=1e37
+    steps: int = setting(1000, "Number of optimizer steps.", minimum=1)
+    batch_size: int = setting(16, "Number of rows in each optimizer step.", minimum=1)
+    lr: float = setting(3e-3, "Learning rate of AdamW.", minimum=0, maximum=1e37)
+    muon_lr: float = setting(0.0, MUON_HELP, minimum=0, maximum=1e37)
+    weight_decay: float = setting(0.0, "Decoupled weight decay, per unit of learning rate. 0 means none.", minimum=0)
+    clip_norm: float = setting(
+        1.0, "Largest norm of the whole gradient; longer gradients are scaled down to it. 0 means no limit.", minimum=0
     )
-    weight_decay: float = setting(0.0, "decoupled weight decay", minimum=0)
-    clip_norm: float = setting(1.0, "gradient norm above which gradients are scaled down (0: never)", minimum=0)
-    warmup: int = setting(10, "steps of linear warm-up", minimum=0)
-    cooldown: float = setting(
-        1.0, "share of the steps, at the end, in which the learning rate falls linearly to 0", minimum=0, maximum=1
+    warmup: int = setting(10, WARMUP_HELP, minimum=0)
+    cooldown: float = setting(1.0, COOLDOWN_HELP, minimum=0, maximum=1)
+    eval_every: int = setting(
+        0, "Steps between held-out evaluations. 0 means only before the first and after the last step.", minimum=0
     )
-    eval_every: int = setting(0, "steps between held-out measurements (0: before and after only)", minimum=0)
-    checkpoint_every: int = setting(100, "steps between checkpoints (0: at the end only)", minimum=0)
-    keep: int = setting(2, "newest checkpoints kept", minimum=1)
-    skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
-    threads: int = setting(2, "CPU threads; the bits of a run depend on it", minimum=1, maximum=1024)
-    seed: int = setting(0, "seed of weights, order and samples", minimum=0, maximum=2**31 - 1)
+    checkpoint_every: int = setting(100, "Steps between checkpoints. 0 means only after the last step.", minimum=0)
+    keep: int = setting(2, "Number of checkpoints to keep; older ones are deleted.", minimum=1)
+    skip_bad_rows: bool = setting(False, "Skip and count invalid input rows instead of stopping at the first.")
+    threads: int = setting(
+        2, "Number of CPU threads. Results are bit-identical only with the same number.", minimum=1, maximum=1024
+    )
+    seed: int = setting(
+        0, "Seed of all random numbers: initial weights, order of the data, samples.", minimum=0, maximum=2**31 - 1
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TuneSettings(TrainSettings):
-    """What every stage that trains on from a model has: LoRA, which is off by default."""
+    """Settings shared by every stage that fine-tunes a model: LoRA, which is off by default."""
 
     lora_rank: int = setting(
-        0, "rank of low-rank adapters (LoRA), trained by AdamW instead of the weights (0: train the weights)", minimum=0
+        0,
+        "Rank of the low-rank adapters (LoRA) that AdamW trains instead of the weights. 0 means to train the weights.",
+        minimum=0,
     )
-    lora_alpha: float = setting(16.0, "LoRA's scale: alpha / rank times the adapter is added to a layer", minimum=0)
-    lora_targets: tuple[str, ...] = setting(LORA_TARGETS, "layers that get an adapter")
+    lora_alpha: float = setting(
+        16.0, "Scale of the LoRA adapters: their output is multiplied by alpha / rank.", minimum=0
+    )
+    lora_targets: tuple[str, ...] = setting(LORA_TARGETS, "Names of the layers that get a LoRA adapter.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.lora()  # refuses what cannot be, before anything is read
+        self.lora()  # refuses impossible settings before any input is read
 
     def lora(self) -> LoRAConfig | None:
-        """The adapters that are asked for; None where the weights themselves are trained."""
+        """Return the adapter's settings, or None if the weights themselves are trained."""
         return LoRAConfig(self.lora_rank, self.lora_alpha, self.lora_targets) if self.lora_rank else None
 
 
 PRECISION = setting(
-    "float32", "of matrix products; bfloat16 is faster where the processor has it", choices=("float32", "bfloat16")
+    "float32",
+    "Number type of matrix products; bfloat16 is faster on processors that support it.",
+    choices=("float32", "bfloat16"),
 )
-MICRO_BATCH = setting(0, "rows per forward pass (0: about 1,024 tokens); changes memory, not the result", minimum=0)
+MICRO_BATCH = setting(
+    0,
+    "Rows per forward pass, which changes the memory used but not the result. 0 means about 1,024 tokens.",
+    minimum=0,
+)
 
 
 def shares(mixture: tuple[str, ...], where: str) -> dict[str, float] | None:
-    """("code=0.3", "text=0.7") as numbers; None where empty. Raises ConfigError where an entry is not name=share."""
+    """Parse ("code=0.3", "text=0.7") as numbers by name; an empty tuple gives None.
+
+    Raises ConfigError, naming `where`, if an entry is not name=share or a name comes twice.
+    """
     out = {}
     for entry in mixture:
         name, _, share = entry.rpartition("=")

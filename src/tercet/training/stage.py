@@ -1,11 +1,12 @@
-"""Stages: what a stage is, the registry that finds them, and what happens before and after each of them.
+"""Stages: the declaration of a stage, the registry that finds all stages, and the steps that every stage shares.
 
 A stage is declared in a file named stage.py or *_stage.py anywhere in the package, beside its settings:
 
     STAGE = Stage("sft", SFTConfig, "tercet.posttraining.sft.tune:sft", order=30, label="SFT", …)
 
-The registry finds the file. The command line, `resume`, the lineage, the report, `tercet doctor` and the names in Python
-read the declaration, so a new stage is one new file. Such files do not import torch: `tercet --help` reads them all.
+The registry finds the file. The command line, `resume`, the lineage, the report, `tercet doctor` and the names in
+Python all read the declaration, so a new stage is one new file. These files do not import torch, because
+`tercet --help` reads them all.
 """
 
 from __future__ import annotations
@@ -30,27 +31,28 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def load_object(reference: str) -> Any:
-    """The object that "module:name" names."""
+    """Import the object that "module:name" names."""
     module, _, name = reference.partition(":")
     return getattr(import_module(module), name)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Everything that the rest of the program knows of a stage. Texts with a colon name an object as "module:name".
+    """The declaration of a stage, which is all that the rest of the program knows of it.
 
-    Call it to run it: `STAGE(config, out)` makes a run in the new folder `out` and returns it.
+    Call it to run the stage: `STAGE(config, out)` makes a run in the new folder `out` and returns it. The
+    fields `body`, `section`, `checks` and `probe` name objects as "module:name".
     """
 
     verb: str  # the command; in Python with _ for -
     settings: type[Settings]  # its docstring is the command's help
     body: str  # function (config, run) → None: prepares the data, trains, writes into the run
-    order: int  # its place in the order of the lecture
-    label: str  # what a run of it is called: "SFT"
+    order: int  # rank among the stages, in the order in which they are used
+    label: str  # the name of such a run in reports: "SFT"
     example: str  # a command line
     makes: str = ""  # LANGUAGE_MODEL or REWARD_MODEL, or "" for a stage that writes only files
-    deed: str = ""  # what it did to the model, for the report's first sentence: "tuned on conversations"
-    variants: Mapping[str, str] = field(default_factory=dict)  # setting → what the label says where it is 0
+    deed: str = ""  # the stage's effect, for the report's first sentence: "tuned on conversations"
+    variants: Mapping[str, str] = field(default_factory=dict)  # setting → text added to the label if it is 0
     positional: str = ""  # the setting that is typed without its option
     section: str = ""  # function (members) → the section of the report
     checks: str = ""  # the doctor's checks of its records
@@ -58,16 +60,16 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Its name in Python: `best_of_n`, and `import_model` since `import` is a word of Python itself."""
+        """The stage's name in Python: `best_of_n`; `import_model`, because `import` is a keyword."""
         return self.verb.replace("-", "_") + ("_model" if iskeyword(self.verb) else "")
 
     def __call__(
         self, config: Settings, out: str | Path, *, resume: bool = False, progress: Progress | None = None
     ) -> Run:
-        """Run the stage into the folder `out`; with `resume` continue the run that is there.
+        """Run the stage in the folder `out`, or with `resume` continue the run in it, and return the run.
 
-        Raises ConfigError, DataError, ContextError on bad settings and input, CheckpointError where a resumed run or a
-        parent has changed, NonFiniteError where training diverges.
+        Raises ConfigError, DataError or ContextError for wrong settings and input, CheckpointError if a resumed run or
+        a parent has changed, NonFiniteError if training diverges.
         """
         with self.start(config, out, resume=resume, progress=progress) as run:
             self.function(config, run)
@@ -75,15 +77,15 @@ class Stage:
 
     @property
     def function(self) -> Callable[[Any, Run], None]:
-        """The stage's own function, imported now."""
-        found: Callable[[Any, Run], None] = load_object(self.body)
-        return found
+        """The stage's own function; its module is imported now."""
+        body: Callable[[Any, Run], None] = load_object(self.body)
+        return body
 
     @contextlib.contextmanager
     def start(
         self, config: Settings, out: str | Path, *, resume: bool = False, progress: Progress | None = None
     ) -> Iterator[Run]:
-        """Open the parents, make or resume the run, pin its inputs, take over tokenizer and shape of the parent model."""
+        """Open the parents, make or resume the run, pin its inputs, copy tokenizer and shape of the parent model."""
         from tercet.tokenizer.bpe import Tokenizer
         from tercet.training.load import open_run
         from tercet.training.run import Run, threads
@@ -93,15 +95,15 @@ class Stage:
             Run.start(self.verb, config, out, parents=parents, resume=resume, progress=progress) as run,
             threads(getattr(config, "threads", 0)),
         ):
-            run.pin_inputs(fingerprints(config))
+            run.pin_inputs(input_hashes(config))
             if self.makes and "model" in parents:
                 Tokenizer.load(parents["model"].path).save(run.path / "tokenizer.json")
                 run.save_model_config(parents["model"].model_config())
             yield run
 
 
-def fingerprints(config: Settings) -> dict[str, str]:
-    """The hashes of all that a stage reads, by its path: files by their bytes, tokenizers by what they do."""
+def input_hashes(config: Settings) -> dict[str, str]:
+    """Return the hashes of all inputs of a stage by path: of the bytes of files, of the behaviour of tokenizers."""
     from tercet.data.readers import file_hashes
     from tercet.tokenizer.bpe import Tokenizer
 
@@ -111,38 +113,39 @@ def fingerprints(config: Settings) -> dict[str, str]:
 
 @cache
 def stages() -> dict[str, Stage]:
-    """Every stage by its verb, in the order of the lecture."""
-    found: list[Stage] = []
+    """Return every stage by verb, in the order in which they are used."""
+    declared: list[Stage] = []
     for file in sorted(PACKAGE.rglob("*stage.py")):
         if file != Path(__file__).resolve():
             module = import_module(".".join(("tercet", *file.relative_to(PACKAGE).with_suffix("").parts)))
-            found += [value for value in vars(module).values() if isinstance(value, Stage)]
-    return {stage.verb: stage for stage in sorted(found, key=lambda stage: (stage.order, stage.verb))}
+            declared += [value for value in vars(module).values() if isinstance(value, Stage)]
+    return {stage.verb: stage for stage in sorted(declared, key=lambda stage: (stage.order, stage.verb))}
 
 
 def stage_of(run: Run) -> Stage:
-    """The stage that made a run. Raises CheckpointError where this version has no such stage."""
+    """Return the stage that made a run. Raises CheckpointError if this version has no such stage."""
     if (verb := str(run.manifest["verb"])) not in stages():
         raise CheckpointError(
-            f"{run.path / 'run.json'}: verb is {verb!r}; wanted one of {', '.join(stages())}: was it made by a newer version?"
+            f"{run.path / 'run.json'}: verb is {verb!r}; wanted one of {', '.join(stages())}; "
+            "if a newer version of tercet made the run, use that version"
         )
     return stages()[verb]
 
 
 def makers(wanted: str) -> list[str]:
-    """The verbs of the stages that make models of a kind."""
+    """Return the verbs of the stages that make models of the `wanted` kind."""
     return [verb for verb, stage in stages().items() if stage.makes == wanted or (wanted == ANY_MODEL and stage.makes)]
 
 
 def settings_of(run: Run) -> Settings:
-    """The settings of a run. Raises ConfigError where config.json has one that is unknown or impossible."""
+    """Return the settings of a run. Raises ConfigError if config.json has an unknown or impossible one."""
     return from_json(stage_of(run).settings, run.config, f"{run.path}/config.json")
 
 
 def resume(path: str | Path, progress: Progress | None = None) -> Run:
-    """Continue a run that was interrupted or killed; the result has the same bits as if it never had been.
+    """Continue a run that was interrupted or killed; the result is bit-identical to that of an uninterrupted run.
 
-    Raises CheckpointError where the run is finished or was made by an unknown stage, ConfigError where `path` is no run.
+    Raises CheckpointError if the run is finished or was made by an unknown stage, ConfigError if `path` is not a run.
     """
     from tercet.training.run import Run
 
@@ -154,8 +157,8 @@ def resume(path: str | Path, progress: Progress | None = None) -> Run:
 
 
 def public_names() -> dict[str, Any]:
-    """What the registry adds to `import tercet`: every stage under its name in Python, and its settings class."""
-    found: dict[str, Any] = {}
+    """Return what stages add to `import tercet`: every stage by its name in Python, and its settings class."""
+    names: dict[str, Any] = {}
     for stage in stages().values():
-        found |= {stage.name: stage, stage.settings.__name__: stage.settings}
-    return found
+        names |= {stage.name: stage, stage.settings.__name__: stage.settings}
+    return names

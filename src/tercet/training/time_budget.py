@@ -1,4 +1,4 @@
-"""Training until a moment: how many steps fit is asked again after each of them, since machines slow down and speed up."""
+"""Training until a deadline: after each step, the number of steps that still fit is estimated from the recent speed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import time
 from collections import deque
 from dataclasses import dataclass, field
 
-WINDOW = 0.1  # of the steps done: over the last of them the speed is taken
+WINDOW = 0.1  # the speed is measured over the last tenth of the steps done
 
 
 @dataclass
 class Deadline:
-    """`ends` is the moment (time.monotonic) at which all must be done, `reserve` the seconds that follow the last step.
+    """A time limit for training: `ends` is when all must be done, `reserve` the seconds needed after the last step.
 
-    The number of steps is not the same when a run is repeated, so a run with a deadline is the only kind without the promise of the same
-    bits; all that depends on the number (the learning rate) is written into metrics.jsonl.
+    `ends` is in the seconds of time.monotonic. A repeated run may take another number of steps, so only runs with a
+    deadline are not bit-identical when repeated. The learning rate, which depends on that number, is recorded in
+    metrics.jsonl.
     """
 
     ends: float
@@ -23,11 +24,14 @@ class Deadline:
 
     @classmethod
     def after(cls, seconds: float) -> Deadline:
-        """A deadline so many seconds from now."""
+        """Return a deadline this many seconds from now."""
         return cls(time.monotonic() + seconds)
 
     def steps(self, done: int) -> int:
-        """All steps of the run, by the speed of the last ones; `done` where no more fits. Called after every step."""
+        """Estimate the run's total number of steps from the recent speed; `done` if no more fits.
+
+        Call it after every step.
+        """
         now = time.monotonic()
         self._times.append((done, now))
         while len(self._times) > max(6, int(WINDOW * done)):

@@ -1,1 +1,1 @@
-"""Kernels of the model: products with weight matrices, and cross entropy without all logits at once."""
+"""Kernels of the model: matrix products, and cross entropy without all logits in memory at once."""

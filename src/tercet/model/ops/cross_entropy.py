@@ -10,14 +10,14 @@ from torch import Tensor
 
 from tercet.model.ops.linear import matmul, weight_gradient
 
-CHUNK = 1024  # tokens whose logits exist at once: bounds memory at CHUNK · V floats
+CHUNK = 1024  # tokens whose logits are in memory at once, so that memory is at most CHUNK · V floats
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Σ_n w_n · −log softmax(W h_n)[y_n] without ever holding all logits.
+    """Σ_n w_n · −log softmax(W h_n)[y_n] without all logits in memory at once.
 
-    The gradients are computed chunk by chunk in the forward pass, while the chunk's softmax is at hand, and scaled in
-    the backward pass: half the work of computing the logits twice.
+    The gradients are computed chunk by chunk in the forward pass, from the chunk's softmax, and scaled in the backward
+    pass. This is half the work of computing the logits twice.
     """
 
     @staticmethod
@@ -29,7 +29,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         hidden, weight = hidden_ND.detach().to(dtype), weight_VD.detach().to(dtype)
         need = any(ctx.needs_input_grad[:2])
         d_hidden = torch.empty_like(hidden_ND) if need else None
-        d_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None  # not with adapters: it is frozen
+        d_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None  # None with LoRA: it is frozen
         for a in range(0, len(hidden), CHUNK):
             h, y, w = hidden[a : a + CHUNK], targets_N[a : a + CHUNK], weights_N[a : a + CHUNK].to(weight_VD.dtype)
             logits = matmul(h, weight).to(weight_VD.dtype)
@@ -54,13 +54,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def linear_cross_entropy(hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor) -> Tensor:
-    """Σ_n weights_n · −log softmax(weight · hidden_n)[targets_n], in nats, as a float64 scalar."""
+    """Return Σ_n weights_n · −log softmax(weight · hidden_n)[targets_n], in nats, as a float64 scalar."""
     result: Tensor = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, _low(hidden_ND))  # type: ignore[no-untyped-call]
     return result
 
 
 def _low(x: Tensor) -> bool:
-    """Whether autocast asks for matrix products in bfloat16 on the device of `x`."""
+    """Return whether autocast uses bfloat16 for matrix products on the device of `x`."""
     if not torch.amp.is_autocast_available(device := x.device.type):
         return False
     return torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.bfloat16
@@ -69,9 +69,9 @@ def _low(x: Tensor) -> bool:
 def linear_token_logprobs(
     hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor]:
-    """log softmax(weight · hidden_n / temperature)[targets_n] and the entropy of that distribution, both [N].
+    """Return log softmax(weight · hidden_n / temperature)[targets_n] and the distribution's entropy, both [N], in nats.
 
-    The first is differentiable, the entropy is for the record. Memory is bounded at CHUNK · V floats.
+    The first is differentiable, the entropy is not. Memory is at most CHUNK · V floats.
     """
     out: tuple[Tensor, Tensor] = _TokenLogprobs.apply(hidden_ND, weight_VD, targets_N, temperature, _low(hidden_ND))  # type: ignore[no-untyped-call]
     return out
@@ -80,7 +80,7 @@ def linear_token_logprobs(
 class _TokenLogprobs(torch.autograd.Function):
     """log softmax(W h_n / temperature)[y_n] and the entropy there, CHUNK rows of logits at a time.
 
-    Where all fit into one chunk the backward pass uses the forward pass's softmax; else it computes each chunk's again.
+    If all rows fit into one chunk, the backward pass uses the forward pass's softmax; else it recomputes each chunk.
     """
 
     @staticmethod
@@ -103,7 +103,7 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, targets, kept = ctx.saved_tensors
         dtype = torch.bfloat16 if ctx.low else weight.dtype
         matrix, d_hidden = weight.to(dtype), torch.empty_like(hidden)
-        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # not with adapters: it is frozen
+        d_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None  # None with LoRA: it is frozen
         for a in range(0, len(hidden), CHUNK):
             h, y = hidden[a : a + CHUNK], targets[a : a + CHUNK, None]
             g = (grad_N[a : a + CHUNK] / ctx.temperature)[:, None].to(weight.dtype)
@@ -116,7 +116,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _log_softmax(hidden_ND: Tensor, weight_VD: Tensor, temperature: float, low: bool) -> Tensor:
-    """[N, V]. Only the product is in bfloat16 where `low`: its steps at −5 nats are .03."""
+    """Return log softmax [N, V]. With `low`, only the product is in bfloat16, whose spacing at −5 nats is 0.03."""
     dtype = torch.bfloat16 if low else weight_VD.dtype
     logits = matmul(hidden_ND.to(dtype), weight_VD.to(dtype)).to(weight_VD.dtype)
     return F.log_softmax(logits / temperature, dim=-1)

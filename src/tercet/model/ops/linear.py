@@ -1,8 +1,8 @@
 """Linear kernels: float32 matrix products on the CPU by oneDNN instead of MKL, the library that PyTorch uses.
 
-MKL does not use the widest vectors of every processor that has them: on an AMD EPYC with AVX-512 oneDNN was 1.4 to 2.3
-times as fast (benchmarks/products.py). The numbers are the same up to rounding. Other types, other devices and small
-products go to PyTorch.
+MKL does not use the widest vector instructions of every processor: on an AMD EPYC with AVX-512, oneDNN was 1.4 to 2.3
+times as fast (benchmarks/products.py). The results are the same up to rounding. Other dtypes, other devices and small
+products are left to PyTorch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# oneDNN's set-up costs more than it saves below so many multiplications
+# with fewer multiplications than this, oneDNN's set-up costs more time than it saves
 WORTH = 1 << 22
 
 
 def _available() -> bool:
-    """Whether oneDNN is there and the processor has AVX-512, which MKL may not use; decided once, so results repeat."""
+    """Return whether to use oneDNN: the processor has AVX-512, which MKL may not use. Decided once, at import."""
     built = bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
     return built and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
 
@@ -33,7 +33,7 @@ def _by_onednn(a: Tensor, b: Tensor) -> bool:
 
 
 def matmul(a_NK: Tensor, b_MK: Tensor) -> Tensor:
-    """Return a bᵀ, [N, M], of two matrices; no gradient flows through it."""
+    """Return a bᵀ, [N, M], without gradients."""
     if _by_onednn(a_NK, b_MK):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(a_NK, b_MK, None, "none", [], "")
         return out
@@ -41,14 +41,14 @@ def matmul(a_NK: Tensor, b_MK: Tensor) -> Tensor:
 
 
 def weight_gradient(grad_NO: Tensor, x_NI: Tensor) -> Tensor:
-    """Return gradᵀ x, [O, I]. oneDNN is up to 50 % faster where the second matrix has the longer side."""
+    """Return gradᵀ x, [O, I]. oneDNN is up to 50 % faster if the second matrix has the longer side."""
     if grad_NO.shape[1] > x_NI.shape[1]:
         return matmul(x_NI.T, grad_NO.T).T
     return matmul(grad_NO.T, x_NI.T)
 
 
 class _Linear(torch.autograd.Function):
-    """x Wᵀ: three products, one forward and two backward."""
+    """x Wᵀ by `matmul`: one product in the forward pass and two in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x_NI: Tensor, weight_OI: Tensor) -> Tensor:
@@ -60,11 +60,11 @@ class _Linear(torch.autograd.Function):
     def backward(ctx: Any, grad_NO: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         d_x = matmul(grad_NO, weight.T) if ctx.needs_input_grad[0] else None
-        return d_x, weight_gradient(grad_NO, x) if ctx.needs_input_grad[1] else None  # not with adapters: it is frozen
+        return d_x, weight_gradient(grad_NO, x) if ctx.needs_input_grad[1] else None  # None with LoRA: it is frozen
 
 
 def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """x Wᵀ + b, [..., in] to [..., out], as `torch.nn.functional.linear`."""
+    """Return x Wᵀ + b, [..., in] to [..., out], like `torch.nn.functional.linear`."""
     if not _by_onednn(x, weight_OI) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight_OI, bias_O)
     x_NI = x.reshape(-1, x.shape[-1])
@@ -75,11 +75,11 @@ def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor
 
 
 class Linear(nn.Linear):
-    """A linear layer that multiplies by `linear`; by default without a bias."""
+    """A linear layer that uses the function `linear`; by default without a bias."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = False, **like: Any) -> None:
         super().__init__(inputs, outputs, bias=bias, **like)
 
     def forward(self, input: Tensor) -> Tensor:
-        """[..., in] to [..., out]."""
+        """Map [..., in] to [..., out]."""
         return linear(input, self.weight, self.bias)

@@ -20,7 +20,7 @@ from collections import deque
 from typing import Any
 
 from tercet.errors import ConfigError, DataError
-from tercet.inference.http import WANTED_SCORES, Items, Trouble, retried, scores_of, within
+from tercet.inference.http import WANTED_SCORES, Items, TransientError, retried, scores_of, within
 
 PATIENCE = 5.0  # seconds that a process has to end itself when its input ends
 
@@ -74,7 +74,7 @@ class ProcessScorer:
             self._reader.join(1.0)  # the last words on stderr
             words = "\n".join(self._said)
             ended = "" if code is None else f"; it ended with exit code {code}"
-            raise Trouble(
+            raise TransientError(
                 f"{error}{ended}; " + (f"its stderr ends:\n{words}\n" if words else "it wrote nothing to stderr")
             ) from error
 

@@ -19,7 +19,7 @@ from tercet.posttraining.rl.policy import Method
 from tercet.posttraining.rl.ppo import PPO
 from tercet.posttraining.rl.rollouts import Clock, Rollouts
 from tercet.posttraining.rl.stage import GRPOConfig, PolicyConfig, PPOConfig
-from tercet.pretraining.causal import build_feed
+from tercet.pretraining.causal import build_loader
 from tercet.training.load import load_reward_model
 from tercet.training.loader import BatchLoader
 from tercet.training.run import Run
@@ -59,7 +59,7 @@ def method_of(config: PPOConfig | GRPOConfig, actor: Actor, text: BatchLoader | 
 
 def pretraining_text(config: PolicyConfig, actor: Actor, bad: BadRows) -> BatchLoader:
     """The batches of the pretraining term."""
-    return build_feed(
+    return build_loader(
         actor.tokenizer, by_source(list(read_documents(config.pretrain_data, bad))),
         shares(config.pretrain_mixture, "pretrain_mixture"), actor.reference.config.context_length, config.pretrain_rows,
         config.seed,

@@ -1,7 +1,7 @@
-"""Several processes, one step: counts, metrics and gradients are summed over all of them (torch.distributed).
+"""Sums over all processes that train together (torch.distributed): of counts, metrics and gradients.
 
-Without a process group, or with one process, everything here does nothing. The learner divides by the count over all
-processes and sums their gradients, so how a batch is dealt out cannot change the step.
+Without a process group, or with one process, these functions change nothing. The learner divides by the count over all
+processes and sums their gradients, so the way a batch is divided among them does not change the step.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from torch import Tensor
 
 
 def processes() -> int:
-    """How many processes train together."""
+    """Return the number of processes that train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def summed(values: Mapping[str, float]) -> dict[str, float]:
-    """Each value summed over all processes; one that some process does not name counts as 0 there. All must call it."""
+    """Return each value summed over all processes; a missing name counts as 0. Every process must call it."""
     if processes() == 1:
         return dict(values)
     every: list[Mapping[str, float]] = [{}] * processes()
@@ -27,7 +27,7 @@ def summed(values: Mapping[str, float]) -> dict[str, float]:
 
 
 def sum_in_place(tensors: Sequence[Tensor]) -> None:
-    """Each tensor becomes its sum over all processes."""
+    """Replace each tensor by its sum over all processes."""
     if processes() > 1:
         for tensor in tensors:
             dist.all_reduce(tensor)
