@@ -281,8 +281,11 @@ def probe_reward(run: Run, model: ValueHeadModel, tokenizer: Tokenizer) -> Itera
     look = (0.3, 3) if done else (0, INF)
     yield judged("spread of the scores", spread, "about 1", advice, look=look, wrong=(1e-3, 100))
     if run.config["demonstrations"]:
-        told = [c for _, c in islice(conversations(run.config["demonstrations"], BadRows(skip=True)), DEMONSTRATIONS)]
-        some = [told[permuted(i, len(told), (run.config["seed"], 3))] for i in range(min(len(told), 2 * COMPARISONS))]
+        demonstrations = conversations(run.config["demonstrations"], BadRows(skip=True))
+        whole = [c for _, c in islice(demonstrations, DEMONSTRATIONS)]
+        some = [
+            whole[permuted(i, len(whole), (run.config["seed"], 3))] for i in range(min(len(whole), 2 * COMPARISONS))
+        ]
         answers = [
             encode_answer(tokenizer, c[:i], m.content) for c in some for i, m in enumerate(c) if m.role == "assistant"
         ]
