@@ -1,4 +1,4 @@
-"""Asking by completion, with models whose answers are known: what is scored, calibrated, voted on and combined."""
+"""Prompting, with models whose answers are known: scoring, calibration, voting and combining."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ Found = namedtuple("Found", "logprob greedy tokens bytes")
 
 
 class Fake:
-    """A model made of two functions; keeps its requests."""
+    """A model made of two functions; it keeps its requests."""
 
     context_length = None
 
     def __init__(self, logprob=None, say=None):
-        self.logprob, self.say, self.asked = logprob, say, []
+        self.logprob, self.say, self.requests = logprob, say, []
 
     def loglikelihood(self, requests):
-        self.asked += requests
+        self.requests += requests
         return [Found(v := self.logprob(c, t), v > -0.5, 1, len(t.encode())) for c, t in requests]
 
     def generate_until(self, requests, max_new_tokens=64, temperature=0.0, seed=0):
-        self.asked += requests
+        self.requests += requests
         return [self.say(prompt, number) for number, (prompt, _) in enumerate(requests)]
 
 
@@ -116,9 +116,9 @@ def test_calibration_is_the_papers_affine_map():
     probabilities = np.exp([[0.1, -1.0], [-5.0, -4.0]])
     wanted = (probabilities / probabilities.sum(1, keepdims=True)).mean(0)
     assert np.exp(content_free([[0.1, -1.0], [-5.0, -4.0]])) == pytest.approx(wanted)
-    with pytest.raises(ConfigError, match="no labels"):
+    with pytest.raises(ConfigError, match="no fixed labels"):
         answer(model, find("cloze"), [FewShotSetting(PromptTemplate(), calibrate=True)])
-    with pytest.raises(ConfigError, match="free answers"):
+    with pytest.raises(ConfigError, match="no fixed labels"):
         answer(model, find("translation"), [FewShotSetting(PromptTemplate(), calibrate=True)])
 
 
@@ -166,11 +166,11 @@ def test_orders_keep_the_examples_and_formats_the_words():
     assert other.replace(": ", " => ").replace(":", " =>") == first
 
 
-def test_nothing_is_asked_twice():
+def test_no_request_is_made_twice():
     task = find("mapping")
     model = Fake(lambda c, t: 0.0)
     answer(model, task, [FewShotSetting(task.form, 0, s) for s in range(5)])
-    assert len(model.asked) == len(set(model.asked)) == 2 * len(task.items)
+    assert len(model.requests) == len(set(model.requests)) == 2 * len(task.items)
 
 
 def config(**changes):
@@ -203,7 +203,7 @@ def test_a_model_that_cares_for_the_order_shows_it():
     animal = {i.input for i in (*find("mapping").items, *find("mapping").examples) if i.answers[0] == "wug"}
     fickle = Fake(lambda c, t: 0.0 if (t.strip() == "wug") is (re.split(" =>|:", c)[0] in animal) else -1.0)
     task = find("mapping")
-    unbalanced = register(replace(task, name="only-animals", ability="", asked=lambda: task.items[:9]))
+    unbalanced = register(replace(task, name="only-animals", ability="", make_items=lambda: task.items[:9]))
     rows = prompt_study(
         config(task=(unbalanced.name,), shots=(8,), seeds=1, vary=("order", "format"), orders=8), lm=fickle
     )
@@ -242,7 +242,7 @@ def test_items_of_one_document_count_as_one():
 
 
 def test_wrong_requests_are_errors():
-    with pytest.raises(ConfigError, match="nothing to ask"):
+    with pytest.raises(ConfigError, match="no task to evaluate"):
         prompt_study(config(task=()), lm=Fake())
     with pytest.raises(ConfigError, match="no task 'mappin'; did you mean 'mapping'"):
         prompt_study(config(task=("mappin",)), lm=Fake())
@@ -250,18 +250,18 @@ def test_wrong_requests_are_errors():
         prompt_study(config(shots=(99,)), lm=Fake())
     with pytest.raises(ConfigError, match=r"vary is 'orders'.*did you mean 'order'"):
         config(vary=("orders",))
-    with pytest.raises(ConfigError, match="a choice has acc, acc_norm"):
+    with pytest.raises(ConfigError, match="a task of choices has acc, acc_norm"):
         prompt_study(config(metric="exact"), lm=Fake(lambda c, t: 0.0))
-    with pytest.raises(ConfigError, match="votes over free answers"):
+    with pytest.raises(ConfigError, match="--self-consistency is for free answers"):
         prompt_study(config(self_consistency=3, temperature=1.0), lm=Fake(lambda c, t: 0.0))
 
 
-def test_a_real_model_is_asked_and_prompts_must_fit(make_model, tokenizer):
+def test_a_real_model_is_evaluated_and_prompts_must_fit(make_model, tokenizer):
     model = make_model(0, vocab_size=tokenizer.vocab_size, context_length=96)
     lm = TransformerLM(model, tokenizer)
     rows = prompt_study(config(shots=(0, 2), seeds=2), lm=lm)
     assert all(0 <= r["accuracy"]["value"] <= 1 for r in rows)
-    with pytest.raises(ContextError, match=r"prompts do not fit.*ask with fewer --shots"):
+    with pytest.raises(ContextError, match=r"prompts do not fit.*use fewer --shots"):
         prompt_study(
             config(shots=(16,), seeds=1),
             lm=TransformerLM(make_model(0, vocab_size=tokenizer.vocab_size, context_length=32), tokenizer),

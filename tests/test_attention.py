@@ -79,7 +79,7 @@ def test_repeated_tokens() -> None:
 def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ConfigError, match="2 copies of 4 different tokens out of 3"):
         repeated_tokens([1, 2, 3], 0, 4, 2, 1, seed=0)
-    with pytest.raises(ConfigError, match="a token comes twice"):
+    with pytest.raises(ConfigError, match="no token occurs twice"):
         prefix_matching(torch.ones(1, 1, 1, 3, 3), torch.tensor([[1, 2, 3]]))
 
 

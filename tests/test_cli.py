@@ -428,7 +428,7 @@ WRONG = [
     (f"prompt runs/base --text '{'What? ' * 60}'", 2, r"the context of 64 leaves room for prompts of 1 to 63"),
     ("prompt runs/base --questions tasks.jsonl --shots 4 --examples tasks.jsonl", 2, r"the context of 64 leaves room"),
     ("prompt runs/base --questions tasks.jsonl --shots 99 --examples tasks.jsonl", 2, r"99 shots for 'tasks', but there are only 28 examples"),
-    ("eval runs/base", 2, r"nothing to measure: name held-out --text"),
+    ("eval runs/base", 2, r"nothing to evaluate; name held-out --text"),
     ("eval runs/base runs/base --text heldout.jsonl", 2, r"runs/base is named twice"),
     ("eval runs/reward --text heldout.jsonl", 2, r"runs/reward is a reward (run|model); wanted"),
     ("eval runs/base --questions long-task.jsonl --max-new-tokens 8", 2, r"long-task\.jsonl:2: .*context"),

@@ -64,26 +64,30 @@ def test_a_healthy_run_has_nothing_wrong(world: World, verb: str) -> None:
     assert [f for f in found if f.verdict == "wrong" or (f.verdict != "ok" and not f.advice)] == []
     names = [f.name for f in found]
     assert len(names) == len(set(names))
-    assert {"status", "checkpoints", "numbers that are not finite", "gradient norm", "weights that are not finite"} <= {
-        *names
-    }
-    assert "fresh measurements" not in names  # the probe went through
+    assert {
+        "status",
+        "checkpoints",
+        "numbers that are not finite",
+        "gradient norm (median)",
+        "weights that are not finite",
+    } <= {*names}
+    assert "fresh measurements of the model" not in names  # the probe went through
     assert before == {p: p.stat().st_mtime_ns for p in before}  # nothing was touched
 
 
 def test_the_probes_measure_what_they_say(world: World) -> None:
     tuned = {f.name: f for f in examine(world.path("s"))}
-    assert 0.05 < tuned["tokens that are trained on"].value < 0.95
-    assert tuned["turns whose end is trained on"].value == 1
+    assert 0.05 < tuned["share of tokens that are trained on"].value < 0.95
+    assert tuned["share of answers whose end token is trained on"].value == 1
     for name in ("o", "g"):
         found = {f.name: f for f in examine(world.path(name))}
-        assert 0 < found["sampler − trainer, fresh (largest)"].value < 1e-4
-        assert abs(found["ratio before an update, fresh"].value - 1) < 1e-4
-        assert found["KL to the reference, fresh k3"].value > 0
-        assert 0 < found["groups whose first tokens differ"].value <= 1
-    judge = {f.name: f for f in examine(world.path("r"))}
-    assert 0.5 < judge["spread of the scores"].value < 2
-    assert judge["filling and packing change a score by"].value < 1e-4
+        assert 0 < found["log-probability of new samples, sampler − trainer"].value < 1e-4
+        assert abs(found["probability ratio of new samples"].value - 1) < 1e-4
+        assert found["KL to the reference on new samples, by k3"].value > 0
+        assert 0 < found["share of prompts whose answers begin differently"].value <= 1
+    reward = {f.name: f for f in examine(world.path("r"))}
+    assert 0.5 < reward["spread of the scores"].value < 2
+    assert reward["change of a score by padding or packing / spread of the scores"].value < 1e-4
     assert {f.name: f.value for f in examine(world.path("d"))}["log-ratio to the reference at step 1"] == 0
 
 
@@ -133,7 +137,7 @@ def test_damaged_checkpoints(world: World) -> None:
     os.truncate(newest, newest.stat().st_size - 10)
     found = verdicts(copy, probe=True)
     assert found["checkpoints"] == "wrong"
-    assert found["fresh measurements"] == "look"
+    assert found["fresh measurements of the model"] == "look"
     shutil.rmtree(newest.parent)
     assert verdicts(copy)["checkpoints"] == "wrong"  # finished, but the last one is missing
 
@@ -151,11 +155,11 @@ def test_records_that_are_damaged_or_lost(world: World) -> None:
     assert "metrics.jsonl" not in verdicts(copy)
     (copy / "model.json").unlink()
     assert verdicts(copy)["model.json"] == "wrong"
-    judge = world.folder / "uncalibrated"
-    shutil.copytree(world.path("r"), judge)
+    reward = world.folder / "uncalibrated"
+    shutil.copytree(world.path("r"), reward)
     for text in ("{", "{}", "[]"):
-        (judge / "calibration.json").write_text(text)
-        assert verdicts(judge)["calibration.json"] == "wrong"
+        (reward / "calibration.json").write_text(text)
+        assert verdicts(reward)["calibration.json"] == "wrong"
 
 
 def test_inputs_that_are_gone(world: World) -> None:
@@ -164,7 +168,7 @@ def test_inputs_that_are_gone(world: World) -> None:
     config = copy / "config.json"
     config.write_text(config.read_text().replace("chats.jsonl", "nowhere.jsonl"))
     found = verdicts(copy, probe=True)
-    assert found["fresh measurements"] == "look"
+    assert found["fresh measurements of the model"] == "look"
     assert found["weights that are not finite"] == "ok"  # what could be measured before stays
     with pytest.raises(ConfigError):
         examine(world.folder / "nothing")
@@ -177,20 +181,20 @@ def test_inputs_that_are_gone(world: World) -> None:
     ("run", "metric", "value", "check"),
     [
         ("s", "loss", float("nan"), "numbers that are not finite"),
-        ("o", "kl", -3.0, "KL to the reference, k1"),
-        ("o", "kl_k3", -0.5, "KL to the reference, k3"),
+        ("o", "kl", -3.0, "KL to the reference, by k1"),
+        ("o", "kl_k3", -0.5, "KL to the reference, by k3"),
         ("o", "kl_k3", 0.5, "KL to the reference at step 1"),
-        ("g", "first_ratio", 1.2, "ratio before the first update"),
-        ("g", "first_sampler_gap", 0.1, "sampler − trainer, log-probability"),
-        ("g", "finished", 0.0, "answers that end themselves"),
-        ("g", "equal_groups", 1.0, "groups whose scores are all equal"),
-        ("g", "advantage_std", 0.0, "spread of the advantages"),
-        ("g", "clip_fraction", 0.6, "ratios that are clipped"),
+        ("g", "first_ratio", 1.2, "probability ratio before the first update"),
+        ("g", "first_sampler_gap", 0.1, "log-probability, sampler − trainer"),
+        ("g", "finished", 0.0, "share of answers that end by themselves"),
+        ("g", "equal_groups", 1.0, "share of groups whose scores are all equal"),
+        ("g", "advantage_std", 0.0, "standard deviation of the advantages"),
+        ("g", "clip_fraction", 0.6, "share of clipped ratios"),
         ("o", "ptx_gradient_ratio", 1e3, "pretraining gradient / RL gradient"),
         ("o", "ptx_gradient_ratio", 1e-4, "pretraining gradient / RL gradient"),
-        ("o", "grad_norm", 0.0, "gradient norm"),
+        ("o", "grad_norm", 0.0, "gradient norm (median)"),
         ("d", "reward_margin", -0.2, "chosen reward − rejected reward"),
-        ("d", "accuracy", 0.2, "training pairs in the right order"),
+        ("d", "accuracy", 0.2, "share of training pairs in the right order"),
         ("d", "chosen_reward", 0.3, "log-ratio to the reference at step 1"),
     ],
 )
@@ -203,21 +207,21 @@ def test_a_sick_number_is_found(world: World, run: str, metric: str, value: floa
 @pytest.mark.parametrize(
     ("run", "metric", "curve", "check", "verdict"),
     [
-        ("o", "entropy", lambda t: 1.5 * 0.9**t, "entropy / at the start", "wrong"),
+        ("o", "entropy", lambda t: 1.5 * 0.9**t, "entropy / entropy at the start", "wrong"),
         ("o", "reward", lambda t: 0.0, "reward", "look"),
         ("o", "reward", lambda t: -0.1 * t, "reward", "wrong"),
         ("s", "loss", lambda t: 5.0 + 0.1 * t, "loss", "wrong"),
         ("s", "loss", lambda t: 5.0 - 0.1 * min(t, 20) + 0.15 * max(t - 20, 0), "loss", "wrong"),  # falls, then rises
         ("s", "loss", lambda t: 5.0, "loss", "look"),
-        ("s", "loss", lambda t: 2.0 + 3.0 * 0.5**t, "share of the fall in the last quarter", "look"),
-        ("s", "loss", lambda t: 5.0 - 0.05 * t, "share of the fall in the last quarter", "ok"),
-        ("s", "heldout", lambda t: 5.0 + 0.1 * t, "held-out loss / before", "wrong"),
-        ("s", "heldout", lambda t: 5.0 - 0.1 * min(t, 20) + 0.03 * max(t - 20, 0), "held-out loss / its lowest", "look"),
-        ("o", "heldout", lambda t: 2.0 + 0.05 * t, "held-out text / before", "wrong"),
-        ("s", "grad_norm", lambda t: 50.0, "gradients above 10 × clip_norm", "look"),
-        ("d", "chosen_logp", lambda t: -20.0 - t, "log-probability of the chosen", "wrong"),
-        ("d", "chosen_logp", lambda t: -20.0 - 0.2 * t, "log-probability of the chosen", "look"),
-        ("d", "chosen_logp", lambda t: -20.0 + 0.1 * t, "log-probability of the chosen", "ok"),
+        ("s", "loss", lambda t: 2.0 + 3.0 * 0.5**t, "share of the fall in the last quarter of the steps", "look"),
+        ("s", "loss", lambda t: 5.0 - 0.05 * t, "share of the fall in the last quarter of the steps", "ok"),
+        ("s", "heldout", lambda t: 5.0 + 0.1 * t, "held-out loss / before training", "wrong"),
+        ("s", "heldout", lambda t: 5 - 0.1 * min(t, 20) + 0.03 * max(t - 20, 0), "held-out loss / its lowest", "look"),
+        ("o", "heldout", lambda t: 2.0 + 0.05 * t, "bits per byte of held-out text / before training", "wrong"),
+        ("s", "grad_norm", lambda t: 50.0, "share of gradients above 10 × --clip-norm", "look"),
+        ("d", "chosen_logp", lambda t: -20.0 - t, "log-probability of the chosen answers", "wrong"),
+        ("d", "chosen_logp", lambda t: -20.0 - 0.2 * t, "log-probability of the chosen answers", "look"),
+        ("d", "chosen_logp", lambda t: -20.0 + 0.1 * t, "log-probability of the chosen answers", "ok"),
     ],
 )  # fmt: skip
 def test_a_sick_curve_is_found(world: World, run: str, metric: str, curve: Any, check: str, verdict: str) -> None:
@@ -246,7 +250,7 @@ def test_the_reward_rises_and_a_score_falls(world: World, key: str, check: str) 
 
 def test_a_gap_of_stale_rollouts_is_not_a_fault(world: World) -> None:
     stale = sick(world, "g", lambda r: r | ({"first_sampler_gap": 0.1} if r["step"] % 3 != 1 and "kl" in r else {}))
-    assert stale["sampler − trainer, log-probability"] == "ok"  # the run hands on its weights every third step
+    assert stale["log-probability, sampler − trainer"] == "ok"  # the run hands on its weights every third step
     assert stale["log-probability gap of stale rollouts"] == "ok"
 
 
@@ -256,9 +260,9 @@ def test_a_gap_of_stale_rollouts_is_not_a_fault(world: World) -> None:
 def test_answers_that_never_end_teach_nothing(world: World) -> None:
     world.run("grpo", "endless", max_new_tokens=1, steps=10, ema=0.0, target_kl=0.0, beta=0.0)
     found = verdicts(world.path("endless"), probe=True)
-    assert found["fresh answers that end themselves"] != "ok"
-    for check in ("answers that end themselves", "groups whose scores are all equal",
-                  "spread of the advantages", "gradient norm"):  # fmt: skip
+    assert found["share of new samples that end by themselves"] != "ok"
+    for check in ("share of answers that end by themselves", "share of groups whose scores are all equal",
+                  "standard deviation of the advantages", "gradient norm (median)"):  # fmt: skip
         assert found[check] == "wrong", check
 
 
@@ -270,16 +274,20 @@ def test_a_pretraining_term_that_is_far_too_small_or_large(world: World, gamma: 
 
 def test_a_critic_that_does_not_learn(world: World) -> None:
     world.run("ppo", "critic", critic_lr=0.0, steps=22, gamma=0.0)
-    assert verdicts(world.path("critic"))["variance that the critic explains"] == "wrong"
+    assert verdicts(world.path("critic"))["variance explained by the critic"] == "wrong"
 
 
 def test_another_temperature_in_the_trainer(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "logprobs", lambda m, r, temperature: logprobs(m, r, 1.3 * temperature))
     world.run("grpo", "temperature", steps=4)
-    assert verdicts(world.path("temperature"))["ratio before the first update"] == "wrong"
+    assert verdicts(world.path("temperature"))["probability ratio before the first update"] == "wrong"
     monkeypatch.setattr(doctor_probe, "logprobs", lambda m, r, temperature: logprobs(m, r, 1.3 * temperature))
     fresh = verdicts(world.path("g"), probe=True)
-    assert fresh["sampler − trainer, fresh (largest)"] == fresh["ratio before an update, fresh"] == "wrong"
+    assert (
+        fresh["log-probability of new samples, sampler − trainer"]
+        == fresh["probability ratio of new samples"]
+        == "wrong"
+    )
 
 
 def test_a_kl_of_the_wrong_sign(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,18 +295,18 @@ def test_a_kl_of_the_wrong_sign(world: World, monkeypatch: pytest.MonkeyPatch) -
     with monkeypatch.context() as patch:
         patch.setattr(Rollouts, "kl", lambda self: -right(self))
         world.run("grpo", "sign", lr=6e-3, steps=30, beta=0.0, target_kl=0.0, sync_every=1, ema=0.0)
-        assert verdicts(world.path("sign"), probe=True)["KL to the reference, fresh k1"] == "wrong"
-    assert verdicts(world.path("sign"))["KL to the reference, k1"] == "wrong"
+        assert verdicts(world.path("sign"), probe=True)["KL to the reference on new samples, by k1"] == "wrong"
+    assert verdicts(world.path("sign"))["KL to the reference, by k1"] == "wrong"
 
 
 def test_random_numbers_that_a_group_shares(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    explore = doctor_probe.generate_rollouts
+    generate = doctor_probe.generate_rollouts
 
     def shared(*args: Any, **rest: Any) -> Any:
-        return explore(*args[:4], [0] * len(args[4]), *args[5:], **rest)
+        return generate(*args[:4], [0] * len(args[4]), *args[5:], **rest)
 
     monkeypatch.setattr(doctor_probe, "generate_rollouts", shared)
-    found = {f.name: f for f in examine(world.path("g"))}["groups whose first tokens differ"]
+    found = {f.name: f for f in examine(world.path("g"))}["share of prompts whose answers begin differently"]
     assert (found.value, found.verdict) == (0.0, "wrong")
 
 
@@ -310,8 +318,8 @@ def test_a_mask_of_all_or_nothing(world: World, monkeypatch: pytest.MonkeyPatch,
 
     monkeypatch.setattr(doctor_probe, "render_fitting", lost)
     found = verdicts(world.path("s"), probe=True)
-    assert found["tokens that are trained on"] == "wrong"
-    assert found["others' tokens trained on unasked"] == ("wrong" if weight else "ok")
+    assert found["share of tokens that are trained on"] == "wrong"
+    assert found["share of other roles' tokens that are trained on"] == ("wrong" if weight else "ok")
 
 
 def test_an_end_token_that_is_not_trained_on(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,13 +330,16 @@ def test_an_end_token_that_is_not_trained_on(world: World, monkeypatch: pytest.M
         ), cut
 
     monkeypatch.setattr(doctor_probe, "render_fitting", endless)
-    assert verdicts(world.path("s"), probe=True)["turns whose end is trained on"] == "wrong"
+    assert verdicts(world.path("s"), probe=True)["share of answers whose end token is trained on"] == "wrong"
 
 
 def test_a_score_that_depends_on_the_batch(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     right = doctor_probe.score_texts
     monkeypatch.setattr(doctor_probe, "score_texts", lambda m, t, pad: [x + 0.1 * len(t) for x in right(m, t, pad)])
-    assert verdicts(world.path("r"), probe=True)["filling and packing change a score by"] == "wrong"
+    assert (
+        verdicts(world.path("r"), probe=True)["change of a score by padding or packing / spread of the scores"]
+        == "wrong"
+    )
 
 
 @pytest.mark.parametrize(("accuracy", "verdict"), [(0.7, "ok"), (0.4, "look")])
@@ -354,7 +365,7 @@ def test_labels_that_are_swapped(world: World) -> None:
 
 
 @pytest.mark.parametrize(("run", "code"), [("o", 0), ("sick", 1)])
-def test_the_command(world: World, run: str, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_the_command(world: World, run: str, code: int, monkeypatch: Any, capsys: Any) -> None:
     if code:
         sick(world, "o", lambda row: row | ({"kl": -3.0} if "kl" in row else {}))
         Path(world.path("copy")).rename(world.path("sick"))
@@ -364,7 +375,7 @@ def test_the_command(world: World, run: str, code: int, monkeypatch: pytest.Monk
     said = capsys.readouterr().out
     assert (end.value.code or 0) == code
     assert f"{code} wrong" in said
-    assert ("its sign is wrong, or the reference is another model" in said) == bool(code)
+    assert ("Its sign is wrong, or the reference is another model" in said) == bool(code)
 
 
 def test_the_trend_is_of_the_first_and_the_last_fifth() -> None:

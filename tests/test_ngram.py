@@ -123,7 +123,7 @@ def entropy(p: np.ndarray) -> float:
 
 
 def chain(order: int, vocab_size: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A Markov chain of the given order: its tokens, its transition table and the stationary distribution of its states."""
+    """Return a Markov chain's tokens, its transition table and the stationary distribution of its states."""
     rng = np.random.default_rng(seed)
     states = vocab_size**order
     table = rng.dirichlet(np.full(vocab_size, 0.4), size=states) * 0.98 + 0.02 / vocab_size
@@ -202,9 +202,9 @@ def test_small_and_unsigned_integers_give_the_same_bits() -> None:
 
 def test_errors_say_what_was_found() -> None:
     good = documents(60, 10, 7, seed=14)
-    with pytest.raises(DataError, match=r"heldout\[1\]: ids from 0 to 7; wanted 0 to 6"):
+    with pytest.raises(DataError, match=r"heldout\[1\]: found ids from 0 to 7; wanted 0 to 6"):
         ngram_bits(good, [np.array([0]), np.array([0, 7])], 7, 2)
-    with pytest.raises(DataError, match=r"train\[0\]: ids from -1"):
+    with pytest.raises(DataError, match=r"train\[0\]: found ids from -1"):
         ngram_bits([np.array([-1, 2])], good, 7, 2)
     with pytest.raises(DataError, match=r"heldout\[0\]: found float64"):
         ngram_bits(good, [np.array([0.5])], 7, 2)

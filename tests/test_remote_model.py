@@ -21,9 +21,9 @@ from tercet.evaluation import evaluate as scores
 from tercet.evaluation import judges as judging
 from tercet.evaluation.bits_per_byte import bits_per_byte
 from tercet.evaluation.config import EvalConfig, PromptConfig, WinRateConfig
-from tercet.evaluation.judges import Pair, judged, model_judge, spoken_judge
+from tercet.evaluation.judges import Pair, judge_pairs, model_judge, spoken_judge
 from tercet.evaluation.prompt_study import prompt_study
-from tercet.evaluation.suites import measure
+from tercet.evaluation.suites import evaluate_tasks
 from tercet.evaluation.task import Item, Task, find
 from tercet.inference.http import ChatEndpoint, HttpClient
 from tercet.inference.language_model import ChatAnswer, LanguageModel, Loglikelihood, TransformerLM, local
@@ -118,10 +118,10 @@ def test_registered_tasks_of_every_kind_have_the_numbers_of_the_local_model(
     tasks = [find(name).limited(6) for name in TASKS]
     assert {t.name: t.kind for t in tasks} == TASKS
     tasks.append(Task("target", "target", lambda: [Item(str(n), "The cat sat on", ("the mat",)) for n in range(3)]))
-    assert measure(remote, tasks) == measure(here, tasks)
+    assert evaluate_tasks(remote, tasks) == evaluate_tasks(here, tasks)
     config = PromptConfig(model="m", task=tuple(TASKS), shots=(0, 2), limit=6, threads=1, max_new_tokens=8)
     assert prompt_study(config, lm=remote) == prompt_study(config, lm=here)
-    with pytest.raises(ContextError, match=r"prompts do not fit, .*the context of 256 leaves room for 6"):
+    with pytest.raises(ContextError, match=r"prompts do not fit; .*the context of 256 has room for 6"):
         prompt_study(dataclasses.replace(config, limit=1, max_new_tokens=250), lm=remote)
 
 
@@ -131,11 +131,11 @@ def test_bits_per_byte_is_that_of_the_local_model(here: TransformerLM, remote: R
 
 
 def test_it_judges_by_likelihood_and_by_what_it_says(here: TransformerLM, remote: Remote) -> None:
-    assert judged(model_judge(remote), PAIRS, both=True) == judged(model_judge(here), PAIRS, both=True)
+    assert judge_pairs(model_judge(remote), PAIRS, both=True) == judge_pairs(model_judge(here), PAIRS, both=True)
     with pytest.raises(DataError, match=r"^judge toy at http://127.*: it said .*; wanted A, B or TIE"):
         list(spoken_judge(remote)(PAIRS))
     long = Pair(FROG, ("green " * 300, "red"), (True, True))
-    with pytest.raises(ContextError, match=r"^judge toy at http.*: 1 of 1 prompts do not fit.* its context has 256"):
+    with pytest.raises(ContextError, match=r"^judge toy at http.*: 1 of 1 prompts do not fit.* the context has 256"):
         list(model_judge(remote)([long]))
 
 

@@ -338,7 +338,7 @@ def test_rollouts_refuse_what_would_bias_the_ratio(params: SamplingParams) -> No
     "settings", [{"max_new_tokens": 0}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}]
 )
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match='--' + next(iter(settings)).replace('_', '-')):
+    with pytest.raises(ConfigError, match="--" + next(iter(settings)).replace("_", "-")):
         SamplingParams(**settings)  # type: ignore[arg-type]
 
 

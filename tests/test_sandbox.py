@@ -132,7 +132,8 @@ def test_numbers_are_those_of_the_kernels_headers(header, column):
 
 def test_threads_end_with_the_program():
     begun = time.monotonic()
-    bomb = "import threading, time\ntry:\n    while True: threading.Thread(target=time.sleep, args=(60,)).start()\nfinally: print('full')"
+    loop = "while True: threading.Thread(target=time.sleep, args=(60,)).start()"
+    bomb = f"import threading, time\ntry:\n    {loop}\nfinally: print('full')"
     found = run_code(bomb, seconds=2)
     assert (found.ok, "full" in found.output) == (False, True)  # memory, of which each takes some, is at its end
     assert time.monotonic() - begun < 10

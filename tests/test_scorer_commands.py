@@ -13,7 +13,9 @@ from tercet.evaluation.scoring.score_files import current
 from tercet.inference import language_model
 from test_cli import MADE, type_in
 
-LONG = "Sugar dissolves faster in hot water because its molecules move more quickly there and so hit the crystal more often"
+LONG = (
+    "Sugar dissolves faster in hot water because its molecules move more quickly there and hit the crystal more often"
+)
 FEW = "--threads 1 --max-new-tokens 8"
 
 
@@ -66,7 +68,8 @@ def test_several_scorers_stand_side_by_side(here: Path) -> None:
     names = ["exact_match", "f1", "numeric:0.5", r"regex:\d", "python:mine.py:short", "rubric", "rubric:direct"]
     options = " ".join(f"--scorer '{name}'" for name in names)
     done = type_in(
-        f"eval runs/base runs/sft --questions tasks.jsonl --limit 8 {FEW} --reference runs/sft {options} --out side.json"
+        f"eval runs/base runs/sft --questions tasks.jsonl --limit 8 {FEW} --reference runs/sft {options} "
+        "--out side.json"
     )
     assert (done.code, done.err) == (0, "")
     found = json.loads(Path("side.json").read_text())
@@ -122,7 +125,8 @@ def test_scores_from_before_are_compared_with_todays(here: Path) -> None:
 
 
 def test_training_logs_the_score_that_was_asked_for(here: Path) -> None:
-    line = "grpo --model runs/sft --reward exact_match --steps 2 --batch-size 2 --group-size 2 --threads 1 --max-new-tokens 6"
+    line = "grpo --model runs/sft --reward exact_match --steps 2 --batch-size 2 --group-size 2 --threads 1"
+    line += " --max-new-tokens 6"
     done = type_in(f"{line} --prompts own.jsonl --out runs/plain")
     assert (done.code, done.err) == (0, "")
     metrics = [row for row in rows("runs/plain/metrics.jsonl") if "reward" in row]
@@ -144,29 +148,36 @@ def test_training_logs_the_score_that_was_asked_for(here: Path) -> None:
 
 def test_prompts_without_answers_are_scored_by_what_needs_none(here: Path) -> None:
     (here / "mine.py").write_text("def short(prompt, answer, answers):\n    return 1 / (1 + len(answer))\n")
-    line = "best-of-n --model runs/sft --reward python:mine.py:short --prompts bare.jsonl --answers 2 --threads 1 --max-new-tokens 6"
+    line = "best-of-n --model runs/sft --reward python:mine.py:short --prompts bare.jsonl --answers 2"
+    line += " --threads 1 --max-new-tokens 6"
     assert type_in(f"{line} --out runs/bare").code == 0
     assert "scores" not in json.loads(Path("runs/bare/run.json").read_text())["best_of_n"][0]
     assert type_in(f"{line} --scorer python:mine.py:short --out runs/bare-short").code == 0
     point = json.loads(Path("runs/bare-short/run.json").read_text())["best_of_n"][-1]
     assert point["scores"]["python:mine.py:short"]["n"] == 4
     refused = type_in(f"{line} --scorer f1 --out runs/bare-f1")
-    assert (refused.code, "--scorer f1: needs accepted answers" in refused.err) == (2, True)
+    assert (refused.code, "--scorer f1: it needs accepted answers" in refused.err) == (2, True)
 
 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("eval runs/sft --questions own.jsonl --scorer exactmatch", "there is no scorer 'exactmatch'; did you mean 'exact_match'"),
+        ("eval runs/sft --questions own.jsonl --scorer exactmatch",
+         "there is no scorer 'exactmatch'; did you mean 'exact_match'"),
         ("eval runs/sft --questions own.jsonl --scorer f1 --scorer f1", "the scorer f1 is named twice"),
-        ("eval runs/sft --text heldout.jsonl --scorer f1", "--scorer f1: scores the answers to --questions; name --questions"),
+        ("eval runs/sft --text heldout.jsonl --scorer f1",
+         "--scorer f1: it scores answers to --questions; name --questions"),
         ("eval runs/sft --questions own.jsonl --scorer code", "own.jsonl:1: the scorer code needs \"test\""),
-        ("eval runs/sft --questions own.jsonl --scorer judge:runs/none", "--scorer judge:runs/none: runs/none: not a run directory"),
+        ("eval runs/sft --questions own.jsonl --scorer judge:runs/none",
+         "--scorer judge:runs/none: runs/none: not a run directory"),
         ("eval runs/sft --questions own.jsonl --scorer python:none.py:f", "there is no file none.py"),
-        ("winrate runs/base runs/sft --questions own.jsonl --judge numeric:x", "--judge numeric:x: the tolerance is 'x'"),
+        ("winrate runs/base runs/sft --questions own.jsonl --judge numeric:x",
+         "--judge numeric:x: the tolerance is 'x'"),
         ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward 2*exactmatch", "did you mean 'exact_match'"),
-        ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward numeric:x", "--reward numeric:x: the tolerance is 'x'"),
-        ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward judge:runs/sft", "is neither known nor a folder"),
+        ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward numeric:x",
+         "--reward numeric:x: the tolerance is 'x'"),
+        ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward judge:runs/sft",
+         "is neither known nor a folder"),
         ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward f1 --scorer f2", "there is no scorer 'f2'"),
     ],
 )  # fmt: skip
@@ -180,8 +191,7 @@ def test_a_mistake_is_one_line(here: Path, line: str, message: str) -> None:
 def test_the_help_names_every_scorer_in_a_sentence() -> None:
     said = " ".join(type_in("eval --help").out.split())
     assert (
-        "How answers are scored, from 0 to 1: one of exact_match, verbatim, contains, regex:PATTERN, numeric[:TOLERANCE],"
-        in said
+        "Scorers of answers, from 0 to 1: exact_match, verbatim, contains, regex:PATTERN, numeric[:TOLERANCE]," in said
     )
     assert "[default: exact_match]" in said
 

@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.scoring import scorers
-from tercet.evaluation.scoring.judge_scorer import GRADES, grader, prompt_of, verdict
+from tercet.evaluation.scoring.judge_scorer import GRADES, grader, grading_prompt, read_verdict
 from tercet.evaluation.scoring.scorers import (
-    KINDS,
+    SCORER_ENTRIES,
     Scorer,
     check_scorers,
     help_text,
@@ -34,7 +34,8 @@ from tercet.evaluation.task import Item, find, item_of, question_of
 
 PARIS = Question((Message("user", "Paris"),), ("in Paris", "Paris, France"), "places", "1")
 LONG = (
-    "Sugar dissolves faster in hot water because its molecules move more quickly there and so hit the crystal more often "
+    "Sugar dissolves faster in hot water because its molecules move more quickly there and so hit the crystal more "
+    "often "
     "than they would in a cold glass"
 )
 
@@ -152,9 +153,7 @@ def test_chrf_and_bleu_are_those_of_sacrebleu(answer: str, golds: list[str]) -> 
 
 def test_without_sacrebleu_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sacrebleu.metrics", None)
-    with pytest.raises(
-        ConfigError, match=r"--scorer chrf: .*not installed; install it with: pip install 'tercet\[metrics\]'"
-    ):
+    with pytest.raises(ConfigError, match=r"--scorer chrf: .*not installed; pip install 'tercet\[metrics\]'"):
         scorer_of("chrf")
     check_scorers(["chrf"])  # settings are read without it
 
@@ -288,22 +287,22 @@ def test_wrong_names_are_refused_before_anything_is_read(name: str, message: str
 def test_a_scorer_is_named_once() -> None:
     with pytest.raises(ConfigError, match="the scorer number is named twice"):
         check_scorers(["number", "f1", "numeric"])
-    with pytest.raises(ConfigError, match="no scorer is named; wanted one, for example exact_match"):
+    with pytest.raises(ConfigError, match="no scorer is named; wanted at least one, for example exact_match"):
         check_scorers([])
 
 
 def test_every_scorer_has_a_line_that_says_what_it_does_and_is_in_the_help() -> None:
-    for name, kind in KINDS.items():
-        assert kind.usage.partition(":")[0].partition("[")[0] == name
-        assert kind.description.endswith(".")
-        assert "\n" not in kind.description
-        assert kind.usage in help_text()
+    for name, entry in SCORER_ENTRIES.items():
+        assert entry.usage.partition(":")[0].partition("[")[0] == name
+        assert entry.description.endswith(".")
+        assert "\n" not in entry.description
+        assert entry.usage in help_text()
     assert help_text().endswith(".")
 
 
 def test_a_page_names_every_scorer() -> None:
     page = (Path(__file__).parents[1] / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
-    assert [kind.usage for kind in KINDS.values() if f"`{kind.usage}`" not in page] == []
+    assert [entry.usage for entry in SCORER_ENTRIES.values() if f"`{entry.usage}`" not in page] == []
 
 
 def test_the_log_of_a_training_leaves_out_only_what_nobody_named() -> None:
@@ -311,7 +310,9 @@ def test_the_log_of_a_training_leaves_out_only_what_nobody_named() -> None:
     assert [s.name for s in scorers_for(("exact_match",), [bare, full])] == ["exact_match"]
     assert scorers_for(("exact_match",), [bare]) == []
     assert [s.name for s in scorers_for(("regex:x",), [bare])] == ["regex:x"]
-    with pytest.raises(ConfigError, match='--scorer f1: needs accepted answers, and no row of --prompts has "answers"'):
+    with pytest.raises(
+        ConfigError, match='--scorer f1: it needs accepted answers, but no row of --prompts has "answers"'
+    ):
         scorers_for(("f1",), [bare])
     with pytest.raises(DataError, match=r'own.jsonl:1: the scorer code needs "test"'):
         scorers_for(("code",), [bare, full])
@@ -330,7 +331,8 @@ def test_general_code_takes_the_rubric_only_when_it_is_named() -> None:
 import sys
 from tercet.evaluation.config import EvalConfig, WinRateConfig
 from tercet.posttraining.rl.stage import GRPOConfig
-import tercet.evaluation.evaluate, tercet.posttraining.rl.group_methods, tercet.posttraining.rewards.best_of_n, tercet.evaluation.judges
+import tercet.evaluation.evaluate, tercet.evaluation.judges
+import tercet.posttraining.rl.group_methods, tercet.posttraining.rewards.best_of_n
 from tercet.evaluation.scoring.scorers import scorer_of
 EvalConfig(models=("a",), questions=("t",), scorer=("exact_match", "f1", "code", "regex:x"))
 WinRateConfig(models=("a", "b"), questions=("t",))
@@ -396,7 +398,7 @@ def test_a_judge_at_an_address(endpoint: tuple[str, list[dict[str, Any]]]) -> No
     [("YES", 1.0), ("no.", 0.0), ("Right: yes", 1.0), ("well\nRight: NO", 0.0), ("yes and no", None), ("", None)],
 )
 def test_grades_are_not_guessed(reply: str, grade: float | None) -> None:
-    assert verdict(reply, GRADES, "RIGHT") == grade
+    assert read_verdict(reply, GRADES, "RIGHT") == grade
 
 
 def test_a_run_is_asked_which_word_is_likelier(
@@ -420,9 +422,9 @@ def test_a_run_is_asked_which_word_is_likelier(
     assert scorer_of("judge:runs/x").scores([FROG] * 3, answers) == [1.0, 0.0, 0.5]
     assert calls == [6]  # all at once
     assert grader("runs/x")([FROG], answers[:1]) == [1.0]
-    assert prompt_of(FROG, "green").endswith("Right:")
+    assert grading_prompt(FROG, "green").endswith("Right:")
 
 
 def test_the_list_holds_what_it_should() -> None:
     wanted = {"exact_match", "contains", "regex", "numeric", "f1", "chrf", "bleu", "code", "python", "judge", "rubric"}
-    assert wanted <= set(scorers.KINDS)
+    assert wanted <= set(scorers.SCORER_ENTRIES)

@@ -13,13 +13,13 @@ from tercet.data.readers import BadRows
 from tercet.errors import ConfigError, DataError
 from tercet.evaluation.compare import compare
 from tercet.evaluation.contamination import Contamination, contamination, ngram_length, words
-from tercet.evaluation.suites import measure, open_suites, text_of
+from tercet.evaluation.suites import evaluate_tasks, open_suites, text_of
 from tercet.evaluation.task import Item, PromptTemplate, Task
 from tercet.statistics.significance import clustered
 from test_asking import Fake
-from test_loaders import asked, requests
+from test_loaders import request_row, requests
 
-# -- contamination -------------------------------------------------------------------------------------------------------
+# -- contamination ----------------------------------------------------------------------------------------------------
 
 
 def naive(items, training, n):
@@ -103,34 +103,40 @@ def test_examples_in_the_contexts_of_olmo_do_not_make_items_dirty(tmp_path):
         "Which metal was first worked by men of the north in old times",
     ]
     context = lambda doc: f"{shot}\n\nQuestion: {last[doc]}?\nAnswer:"  # noqa: E731
-    rows = [asked(doc, context(doc), c, 0) for doc in (0, 1) for c in (" iron", " tin")]
+    rows = [request_row(doc, context(doc), c, 0) for doc in (0, 1) for c in (" iron", " tin")]
     requests(tmp_path / "t" / "mc_1shot" / "requests.jsonl.gz", rows)
     tasks = open_suites((f"olmo={tmp_path}",), (), BadRows())
     (found,) = contamination({t.name: text_of(t) for t in tasks}, [shot]).values()
     assert (found.dirty, found.short) == (frozenset(), frozenset())
     (found,) = contamination({t.name: text_of(t) for t in tasks}, [f"They asked: {last[1]}? Iron."]).values()
     assert found.dirty == {"1"}
-    shown = suite_table({"models": {"m": {"suite": measure(Fake(lambda c, t: 0.0), tasks)}}})
+    shown = suite_table({"models": {"m": {"suite": evaluate_tasks(Fake(lambda c, t: 0.0), tasks)}}})
     assert next(str(c) for c in shown.columns[0].cells) == "olmo/t/mc_1shot (acc, shots in the contexts, 2 items)"
 
 
 def test_a_suite_of_many_tasks_prints_its_contamination_by_ability():
     long = "one two three four five six seven eight nine {} end"
     tasks = [
-        Task(f"{'ab'[n % 2]}/{n}", "choice", lambda n=n: [Item(f"{n}/{i}", long.format(f"w{n} x{i}"), ("yes",), ("yes", "no")) for i in range(2)])
+        Task(
+            f"{'ab'[n % 2]}/{n}",
+            "choice",
+            lambda n=n: [Item(f"{n}/{i}", long.format(f"w{n} x{i}"), ("yes",), ("yes", "no")) for i in range(2)],
+        )
         for n in range(42)
-    ]  # fmt: skip
+    ]
     said = [long.format(f"w{n} x1") + " yes" for n in (0, 2, 3)]
     dirty = {
         t.name: Contamination(8, 2, frozenset(i.id for i in t.items if f"{i.input} yes" in said), frozenset())
         for t in tasks
     }
     model = Fake(lambda c, t: 0.0 if ("x0" in c) == ("yes" in t) else -1.0)  # right on the clean ones of the pairs
-    table = suite_table({"models": {"m": {"suite": measure(model, tasks, dirty=dirty)}}})
+    table = suite_table({"models": {"m": {"suite": evaluate_tasks(model, tasks, dirty=dirty)}}})
     rows = list(zip(*[[str(c) for c in column.cells] for column in table.columns]))
     assert rows[:6] == [
-        ("a, centred", "0.000"), ("  in the training text (0 items too short to tell)", "2 of 42 items"), ("  clean items, centred", f"{2 / 21:.3f}"),
-        ("b, centred", "0.000"), ("  in the training text (0 items too short to tell)", "1 of 42 items"), ("  clean items, centred", f"{1 / 21:.3f}"),
+        ("a, centred", "0.000"), ("  in the training text (0 items too short to tell)", "2 of 42 items"),
+        ("  clean items, centred", f"{2 / 21:.3f}"),
+        ("b, centred", "0.000"), ("  in the training text (0 items too short to tell)", "1 of 42 items"),
+        ("  clean items, centred", f"{1 / 21:.3f}"),
     ]  # fmt: skip
 
 
@@ -138,7 +144,7 @@ def test_a_suite_never_gives_fewer_examples_than_the_task_says():
     items = [Item(str(n), f"q{n}", ("a",), ("a", "b")) for n in range(4)]
     task = Task("few", "choice", lambda: items, lambda: items[:1], shots=3)  # an item is no example of itself
     with pytest.raises(ConfigError, match="3 shots, but there are only 0 examples"):
-        measure(Fake(lambda c, t: 0.0), [task])
+        evaluate_tasks(Fake(lambda c, t: 0.0), [task])
     assert Task("none", "choice", lambda: items).shots == 0  # nothing to draw from
 
 
@@ -146,11 +152,11 @@ def test_length_of_ngrams():
     assert ngram_length([100] * 20) == 13
     assert ngram_length([5] * 20) == 8
     assert ngram_length([10, *[50] * 19]) == 10
-    with pytest.raises(ConfigError, match="no items"):
+    with pytest.raises(ConfigError, match="found no items"):
         ngram_length([])
 
 
-# -- suites --------------------------------------------------------------------------------------------------------------
+# -- suites -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_suite_of_a_model_that_is_always_right():
@@ -161,7 +167,7 @@ def test_a_suite_of_a_model_that_is_always_right():
         for i in t.items
     }
     model = Fake(lambda c, t: 0.0 if t.strip() == gold[c].answers[0] else -9.0, lambda p, n: f" {gold[p].answers[0]}")
-    found = measure(model, tasks, dirty=contamination({t.name: text_of(t) for t in tasks}, ["nothing of this"]))
+    found = evaluate_tasks(model, tasks, dirty=contamination({t.name: text_of(t) for t in tasks}, ["nothing of this"]))
     assert found["core"] == pytest.approx(1.0)
     assert found["abilities"] == {"knowledge": pytest.approx(1.0), "languages": pytest.approx(1.0)}
     row = found["tasks"]["cloze"]
@@ -175,7 +181,7 @@ def test_a_suite_of_a_model_that_is_always_right():
 def test_centred_accuracy_of_guesses_is_zero():
     items = [Item(str(i), f"q{i}", ("ab"[i % 2],), ("a", "b"), group=f"document {i // 4}") for i in range(40)]
     task = Task("t", "choice", lambda: items, form=PromptTemplate("", "{input} {output}"), shots=0)
-    found = measure(Fake(lambda c, t: 0.0), [task])["tasks"]["t"]
+    found = evaluate_tasks(Fake(lambda c, t: 0.0), [task])["tasks"]["t"]
     assert (found["score"]["value"], found["centred"], found["score"]["n"]) == (0.5, 0.0, 10)
 
 
@@ -184,7 +190,7 @@ def test_a_task_in_two_suites_is_refused():
         open_suites(("cloze", "microworld"), (), BadRows())
 
 
-# -- compare -------------------------------------------------------------------------------------------------------------
+# -- compare ----------------------------------------------------------------------------------------------------------
 
 
 def test_measures_of_the_same_items_are_not_independent_of_one_another(tmp_path):
@@ -199,7 +205,7 @@ def test_measures_of_the_same_items_are_not_independent_of_one_another(tmp_path)
         ps.append(found["overall"]["p"])
         if trial == 0:
             assert found["measures"]["x"]["p"] == found["overall"]["p"]
-            assert "over 2 measures, those of the same items counting together as one" in found["sentence"]
+            assert "over 2 measures; measures of the same items count together as one" in found["sentence"]
     assert np.mean(np.array(ps) < 0.05) <= 0.05 + 3 * (0.05 * 0.95 / 200) ** 0.5
     seeds = {f"{m}{s}": row(rng.random(40)) for m in "ab" for s in range(3)}
     (tmp_path / "s.json").write_text(json.dumps({"models": seeds}))
@@ -215,8 +221,10 @@ def test_documents_count_as_units_over_seeds_too(tmp_path):
         luck = np.repeat(rng.normal(0, 1, 8), 10)
         models = {f"{m}{s}": luck * (m == "b") + rng.normal(0, 0.3, 80) for m in "ab" for s in range(3)}
         for name, of in (("items", None), ("documents", groups)):
-            rows = {k: {"suite": {"tasks": {"t": {"metric": "m", "each": {"m": v.tolist()}, "ids": list(range(80)), "groups": of}}}}
-                    for k, v in models.items()}  # fmt: skip
+            rows = {}
+            for k, v in models.items():
+                task = {"metric": "m", "each": {"m": v.tolist()}, "ids": list(range(80)), "groups": of}
+                rows[k] = {"suite": {"tasks": {"t": task}}}
             (tmp_path / "s.json").write_text(json.dumps({"models": rows}))
             found = compare("a0,a1,a2", "b0,b1,b2", [str(tmp_path / "s.json")])
             rejected[name].append(found["overall"]["p"] < 0.05)
@@ -293,26 +301,26 @@ def test_what_cannot_be_compared_is_said(tmp_path):
     )
     with pytest.raises(ConfigError, match="share no measure"):
         compare("a", "b", [file])
-    with pytest.raises(ConfigError, match="on other items"):
+    with pytest.raises(ConfigError, match="on different items"):
         compare("a", "c", [file])
     with pytest.raises(ConfigError, match="no scores of d; the files have a, b, c"):
         compare("a", "d", [file])
     with pytest.raises(ConfigError, match="holds 3 models"):
         compare(file, "a", [file])
     (tmp_path / "x.json").write_text("[]")
-    with pytest.raises(ConfigError, match="is not what"):
+    with pytest.raises(ConfigError, match="not a file that `tercet eval"):
         compare(str(tmp_path / "x.json"), "a", [file])
     (tmp_path / "n.json").write_text(
         '{"models": {"a": {"suite": {"tasks": {"t": {"metric": "acc", "each": {"acc": ["1"]}, "ids": [0]}}}}}}'
     )
     with pytest.raises(DataError, match="score 0 is '1'"):
         compare(str(tmp_path / "n.json"), "a", [file])
-    with pytest.raises(ConfigError, match="no scores of a; no file of scores is named"):
+    with pytest.raises(ConfigError, match="no scores of a; no file of scores is given"):
         compare("a", "b", [])
     damaged = json.loads(Path(file).read_text())
     damaged["models"]["a"]["suite"]["tasks"]["t"]["ids"].append(7)
     Path(file).write_text(json.dumps(damaged))
-    with pytest.raises(DataError, match="3 ids and 2 scores"):
+    with pytest.raises(DataError, match="found 3 ids and 2 scores"):
         compare("a", "c", [file])
 
 
@@ -330,5 +338,5 @@ def test_scores_of_another_version_are_not_compared(tmp_path):
         rows[name] = {"suite": {"tasks": {"t": task}}}
     (tmp_path / "s.json").write_text(json.dumps({"models": rows}))
     for other in "bc":
-        with pytest.raises(ConfigError, match=r"asked in different ways \(acc, version 1, "):
+        with pytest.raises(ConfigError, match=r"evaluated in different ways \(acc, version 1, "):
             compare("a", other, [str(tmp_path / "s.json")])

@@ -183,14 +183,14 @@ def test_examples_are_nested_and_differ_by_seed():
 def test_labels_of_examples():
     task = find("classification")
     drawn = task.draw(18, 0)
-    gold, wrong, mixed = (task.shown(drawn, labels, 0) for labels in ("gold", "wrong", "random"))
+    gold, wrong, mixed = (task.labelled(drawn, labels, 0) for labels in ("gold", "wrong", "random"))
     assert [o for _, o in gold] == [e.answers[0] for e in drawn]
     assert all(o != e.answers[0] and o in task.labels for (_, o), e in zip(wrong, drawn))
-    right = [sum(o == e.answers[0] for (_, o), e in zip(task.shown(drawn, "random", s), drawn)) for s in range(60)]
+    right = [sum(o == e.answers[0] for (_, o), e in zip(task.labelled(drawn, "random", s), drawn)) for s in range(60)]
     assert sum(right) / 60 / 18 == pytest.approx(1 / 6, abs=0.04)
     assert [i for i, _ in mixed] == [e.input for e in drawn]
     free = find("translation")
-    shown = free.shown(free.draw(5, 0), "wrong", 0)
+    shown = free.labelled(free.draw(5, 0), "wrong", 0)
     assert all(o != e.answers[0] for (_, o), e in zip(shown, free.draw(5, 0)))
 
 
@@ -209,7 +209,7 @@ def test_questions_of_a_file_become_a_task():
     other = Question((Message("user", "What is 3 + 3?"),), ("6",), "sums", "b")
     task = from_questions("mine", [one], [one, other], PromptTemplate(), 8)
     assert [e.id for e in task.draw(1, 0, task.items[0])] == ["b"]
-    with pytest.raises(ConfigError, match="2 shots for 'sums', but there are only 1 examples"):
+    with pytest.raises(ConfigError, match="2 shots, but there are only 1 examples of 'sums'"):
         task.draw(2, 0, task.items[0])
     assert task.by_ability
     assert scorer_of(task.metric)(question_of(task.items[0]), " Four.") == 1.0
@@ -232,7 +232,7 @@ def test_impossible_tasks_are_refused(change, message):
     ("kind", "item", "message"),
     [
         ("choice", Item("1", "x", ("a",), ("b", "c")), "not among the choices"),
-        ("choice", Item("1", "x", ("a",), ("a",)), "two choices or more"),
+        ("choice", Item("1", "x", ("a",), ("a",)), "at least two choices"),
         ("free", Item("1", "x", ()), "no answer"),
         ("code", Item("1", "x", ("a",)), '"test"'),
     ],

@@ -37,7 +37,7 @@ def doctor(
     console.print(table)
     troubles = [f for f in found if f.verdict != "ok"]
     for f in troubles:
-        console.print(f"{f.verdict}: {f.name} is {f.found} (normal: {f.normal}). {f.advice}.", soft_wrap=True)
+        console.print(f"{f.verdict}: {f.name}: {f.found} (normal: {f.normal}). {f.advice}.", soft_wrap=True)
     wrong = sum(f.verdict == "wrong" for f in found)
     console.print(f"{wrong} wrong, {len(troubles) - wrong} to look at, {len(found) - len(troubles)} ok")
     if wrong:

@@ -12,7 +12,7 @@ import typer
 
 from tercet.cli.options import MANY, add_command, option, split_list
 from tercet.errors import ConfigError
-from tercet.evaluation.config import LONGEST, EvalConfig, PromptConfig, WinRateConfig
+from tercet.evaluation.config import DEFAULT_MAX_NEW_TOKENS, EvalConfig, PromptConfig, WinRateConfig
 
 OF_TEXT = (
     "model",
@@ -64,7 +64,7 @@ def _prompt(config: PromptConfig, text: str, out: Path | None, figure: Path | No
             raise ConfigError(
                 f"tercet prompt: {', '.join(useless or ['--figure'])}: a --text is continued as it stands, not asked as a task: leave it out"
             )
-        longest = config.max_new_tokens or LONGEST
+        longest = config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         chat = Chat(config.model, temperature=config.temperature, max_new_tokens=longest, seed=config.seed)
         typer.echo(text, nl=False)
         with threads(config.threads):

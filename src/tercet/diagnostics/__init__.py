@@ -1,1 +1,1 @@
-"""What is wrong with a run, and what a model attends to."""
+"""The doctor, which checks runs, and attention patterns."""

@@ -1,1 +1,1 @@
-"""Measuring models: metrics with intervals, baselines, prompting, exact match."""
+"""Evaluation of models: prompting, tasks and suites, scorers, judges, baselines and comparisons."""

@@ -1,4 +1,4 @@
-"""How probable a model finds texts: bits per byte."""
+"""Bits per byte: how probable a model finds texts."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from tercet.statistics.intervals import Estimate, ratio
 
 
 def document_bits(lm: LanguageModel, texts: Sequence[str]) -> NDArray[np.float64]:
-    """−log2 p of each text, [len(texts)].
+    """Return −log2 p of each text, [len(texts)].
 
-    Long texts are read in windows of the context that follow one another, each with one token of context (the last of
-    the window before; `<|endoftext|>` for the first), so that every token is predicted exactly once. The last window
-    does not reach back.
+    A long text is read in consecutive windows as long as the model's context. Each window begins with the last token of
+    the one before (the first with `<|endoftext|>`), so that every token is predicted exactly once. The last window is
+    not extended backwards.
     """
     return -np.array(lm.rolling(texts, reach_back=False)) / math.log(2)
 
 
 def by_source(documents: Sequence[Document]) -> dict[str, list[Document]]:
-    """Documents grouped by their source, sources in alphabetical order. Raises DataError where there are none."""
+    """Return the documents by their source, sources in alphabetical order. Raises DataError if there are none."""
     groups: dict[str, list[Document]] = {}
     for document in documents:
         groups.setdefault(document.source, []).append(document)
     if not groups:
-        raise DataError("no held-out documents to measure on")
+        raise DataError("found no held-out documents; wanted at least one with text")
     return dict(sorted(groups.items()))
 
 
 def bits_per_byte(lm: LanguageModel, documents: Sequence[Document]) -> dict[str, Estimate]:
-    """Bits per byte of the source text, per source, with an interval that resamples documents."""
+    """Return the bits per byte of the text of each source, with an interval that resamples documents."""
     out = {}
     for source, group in by_source(documents).items():
         bits = document_bits(lm, [d.text for d in group])
@@ -45,14 +45,14 @@ def bits_per_byte(lm: LanguageModel, documents: Sequence[Document]) -> dict[str,
 
 
 def average(estimates: Mapping[str, Estimate]) -> float:
-    """Unweighted mean over sources: the one number to compare runs by."""
+    """Return the unweighted mean over sources, by which runs are compared."""
     return sum(e.value for e in estimates.values()) / len(estimates)
 
 
 def limit_bytes(texts: Sequence[Document], limit: int) -> list[Document]:
-    """The first documents of each source (in the order of their ids' hash they come in) with at most `limit` bytes.
+    """Return the first documents of each source, as many as have at most `limit` bytes together.
 
-    Each is cut to an eighth of the limit, so that several documents share it and an interval can be had.
+    Each document is cut to `limit` / 8 characters. So a source has several documents, which an interval needs.
     """
     out: list[Document] = []
     for group in by_source(texts).values():

@@ -1,4 +1,4 @@
-"""Asking models questions in chat form and scoring what they answer (by completion: asking.py)."""
+"""Answers of a model to questions in chat form, and their scores."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from tercet.tokenizer.bpe import Tokenizer
 
 @dataclass(frozen=True)
 class AnswerScores:
-    """What a model's answers are worth: exact match, and the share that the model ended itself."""
+    """Exact match of a model's answers, and the share of answers that it ended itself."""
 
     exact: Estimate
     finished: Estimate
 
 
-def ask_all(
+def answer_questions(
     model: Transformer, tokenizer: Tokenizer, questions: Sequence[Question], params: SamplingParams, seed: int
 ) -> list[Answer]:
-    """The model's answer to every task, in chat form."""
-    return answer_all(model, tokenizer, [(t.where or t.id, t.prompt) for t in questions], params, seed)
+    """Return the model's answer to every question, in chat form."""
+    return answer_all(model, tokenizer, [(q.where or q.id, q.prompt) for q in questions], params, seed)
 
 
 def score_answers(questions: Sequence[Question], answers: Sequence[Answer]) -> AnswerScores:
-    """Exact match and share of finished answers, each with its 95 % interval."""
-    hits = sum(matches_gold(task, text) for task, (text, _) in zip(questions, answers))
-    return AnswerScores(proportion(hits, len(questions)), proportion(sum(f for _, f in answers), len(answers)))
+    """Return exact match and the share of finished answers, each with its 95 % interval."""
+    hits = sum(matches_gold(question, text) for question, (text, _) in zip(questions, answers))
+    return AnswerScores(
+        proportion(hits, len(questions)), proportion(sum(finished for _, finished in answers), len(answers))
+    )

@@ -1,4 +1,4 @@
-"""Settings of asking and of suites (no torch here)."""
+"""Settings of `tercet prompt`, `tercet eval` and `tercet winrate` (no torch here)."""
 
 from __future__ import annotations
 
@@ -8,48 +8,60 @@ from tercet.errors import ConfigError
 from tercet.evaluation.scoring.scorers import DEFAULT, check_scorers, help_text
 from tercet.training.settings import Settings, setting, suggest
 
-LONGEST = 24  # tokens of an answer where nothing else is said
+DEFAULT_MAX_NEW_TOKENS = 24  # of an answer, if neither the command nor the task says
 VARY = ("description", "labels", "order", "format")
+IMPORTS_HELP = "Python modules or files that register tasks of your own."
+SKIP_HELP = "Skip and count wrong rows instead of stopping at the first one."
+THREADS_HELP = "Number of CPU threads."
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(Settings):
-    """Asking a model by completion: zero-, one- and few-shot, without any gradient step."""
+    """Prompt a model with a task or a text: zero-, one- or few-shot, without training."""
 
-    model: str = setting(..., "run to ask")
-    task: tuple[str, ...] = setting((), "registered task, or task.json of your own")
-    questions: tuple[str, ...] = setting((), "questions with gold answers, as JSONL")
+    model: str = setting(..., "Run whose model is prompted.")
+    task: tuple[str, ...] = setting((), "Registered tasks, or task.json files of your own.")
+    questions: tuple[str, ...] = setting((), "JSONL files of questions with accepted answers.")
     examples: tuple[str, ...] = setting(
-        (), "questions with gold answers from which the shots are drawn (with --questions, needed above 0 shots)"
+        (), "JSONL files from which the examples for --questions are drawn. Needed if --shots is above 0."
     )
-    imports: tuple[str, ...] = setting((), "Python module or file that registers tasks of your own", flag="--import")
-    shots: tuple[int, ...] = setting((0, 1, 4), "numbers of examples in the prompt, such as 0,1,2,4")
-    seeds: int = setting(1, "draws of the examples; the interval is over draws and items", minimum=1)
+    imports: tuple[str, ...] = setting((), IMPORTS_HELP, flag="--import")
+    shots: tuple[int, ...] = setting((0, 1, 4), "Numbers of examples in the prompt, such as 0,1,2,4.")
+    seeds: int = setting(1, "How many times the examples are drawn. The interval covers draws and items.", minimum=1)
     vary: tuple[str, ...] = setting(
         (),
-        "also ask: without the description, with wrong and random labels in the examples, with the same examples in other orders, in "
-        f"the task's other formats ({', '.join(VARY)})",
+        f"Also evaluate with one thing changed ({', '.join(VARY)}): without the description, with wrong or "
+        "random labels in the examples, with the same examples in other orders, in the task's other formats.",
     )
-    orders: int = setting(4, "orders of the same examples, with --vary order", minimum=2)
-    calibrate: bool = setting(False, "contextual calibration, for tasks with labels")
-    self_consistency: int = setting(1, "answers that vote (needs --temperature above 0)", minimum=1)
-    temperature: float = setting(
-        0.0, "of sampling an answer, or a continuation of --text (0: the likeliest)", minimum=0
+    orders: int = setting(4, "Number of orders of the same examples, with --vary order.", minimum=2)
+    calibrate: bool = setting(
+        False, "Divide each label's probability by its mean over empty inputs. Needs fixed labels."
     )
-    metric: str = setting("", "instead of the task's own, such as acc_norm")
+    self_consistency: int = setting(
+        1, "Sample this many answers and take the most common one. Needs --temperature above 0.", minimum=1
+    )
+    temperature: float = setting(0.0, "Sampling temperature of answers. 0 takes the likeliest token.", minimum=0)
+    metric: str = setting("", "Metric to use instead of the task's own, such as acc_norm.")
     description: str = setting(
-        "", "text before the examples, such as 'Translate English to French:\\n' (of --task: its own)"
+        "",
+        "Text before the examples, such as 'Translate English to French:\\n'.  [default: the task's own]",
     )
     template: str = setting(
-        "", "one example; must end with {output}  [default: the task's own, of --questions 'Q: {input}\\nA: {output}']"
+        "",
+        "Template of one example, with {input}, and {output} at the end.  [default: the task's own; "
+        "'Q: {input}\\nA: {output}' for --questions]",
     )
-    separator: str = setting("", "between examples  [default: the task's own, of --questions an empty line]")
-    limit: int = setting(0, "at most so many items of a task (0: all)", minimum=0)
-    max_new_tokens: int = setting(0, "longest answer (0: the task's own, else 24)", minimum=0)
-    cache: str = setting("", "request cache: a file of finished requests, from which a killed command continues")
-    skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
-    threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
-    seed: int = setting(0, "seed by which examples are drawn", minimum=0, maximum=2**31 - 1)
+    separator: str = setting("", "Text between examples.  [default: the task's own; an empty line for --questions]")
+    limit: int = setting(0, "Maximum number of items per task. 0 uses all.", minimum=0)
+    max_new_tokens: int = setting(
+        0,
+        f"Maximum number of tokens in an answer. 0 takes the task's own limit, or {DEFAULT_MAX_NEW_TOKENS}.",
+        minimum=0,
+    )
+    cache: str = setting("", "File that keeps finished requests, so that a stopped command can continue.")
+    skip_bad_rows: bool = setting(False, SKIP_HELP)
+    threads: int = setting(2, THREADS_HELP, minimum=1, maximum=1024)
+    seed: int = setting(0, "Seed for drawing examples and for sampling.", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -59,10 +71,11 @@ class PromptConfig(Settings):
             raise ConfigError(f"--shots is {self.shots}; wanted numbers of examples, each 0 or more")
         for name in ("shots", "task"):
             if len(set(getattr(self, name))) < len(getattr(self, name)):
-                raise ConfigError(f"--{name} is {getattr(self, name)}; wanted each once")
+                raise ConfigError(f"--{name} is {getattr(self, name)}; wanted each value once")
         if self.questions and any(self.shots) and not self.examples:
             raise ConfigError(
-                f"--shots is {self.shots}, but no examples are named to draw them from; name them with --examples, or ask with --shots 0"
+                f"--shots is {self.shots}, but there are no examples to draw from; name files with --examples, or use "
+                "--shots 0"
             )
         if unknown := [v for v in self.vary if v not in VARY]:
             raise ConfigError(f"--vary is {unknown[0]!r}; wanted some of {', '.join(VARY)}{suggest(unknown[0], VARY)}")
@@ -70,74 +83,76 @@ class PromptConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Settings):
-    """Models side by side on the same held-out text and tasks."""
+    """Evaluate models side by side on the same held-out text, questions and tasks."""
 
-    models: tuple[str, ...] = setting(..., "runs to measure")
-    text: tuple[str, ...] = setting((), "held-out text for bits per byte")
-    questions: tuple[str, ...] = setting((), "questions with gold answers")
+    models: tuple[str, ...] = setting(..., "Runs whose models are evaluated.")
+    text: tuple[str, ...] = setting((), "Held-out text files, for bits per byte.")
+    questions: tuple[str, ...] = setting((), "JSONL files of questions with accepted answers.")
     scorer: tuple[str, ...] = setting(
         DEFAULT,
-        f"{help_text()} A judge is a language model that is asked, a run or NAME@http(s)://…/v1.",
+        f"{help_text()} A judge is a language model that grades answers: a run, or NAME@http(s)://…/v1.",
         check=check_scorers,
     )
-    suite: tuple[str, ...] = setting((), "microworld, a task, task.json, blimp=PATH or olmo=PATH")
-    imports: tuple[str, ...] = setting((), "Python module or file that registers tasks of your own", flag="--import")
+    suite: tuple[str, ...] = setting((), "Suites of tasks: microworld, a task, task.json, blimp=PATH or olmo=PATH.")
+    imports: tuple[str, ...] = setting((), IMPORTS_HELP, flag="--import")
     training_text: tuple[str, ...] = setting(
-        (), "text the models were trained on: says how much of what is measured stands in it"
+        (), "Text files that the models were trained on, to find evaluation items that occur in them."
     )
     cache: str = setting(
         "",
-        "request cache: a file of finished requests, from which a killed command continues (not of scores by --reward)",
+        "File that keeps finished requests, so that a stopped command can continue. Scores by --reward are not kept.",
     )
-    reward: str = setting("", "run of a reward model that scores the answers")
-    reference: str = setting("", "run against which KL and win rate are taken")
-    heldout_bytes: int = setting(100_000, "at most so many held-out bytes per source", minimum=1)
-    limit: int = setting(0, "at most so many tasks, and items of a task in a suite (0: all)", minimum=0)
-    max_new_tokens: int = setting(32, "longest answer", minimum=1)
-    skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
-    threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
-    seed: int = setting(0, "seed of the sampled answers", minimum=0, maximum=2**31 - 1)
+    reward: str = setting("", "Run of a reward model that scores sampled answers.")
+    reference: str = setting("", "Run to which every model is compared by KL and win rate.")
+    heldout_bytes: int = setting(100_000, "Maximum number of bytes of --text from each source.", minimum=1)
+    limit: int = setting(0, "Maximum number of questions, and of items per task. 0 uses all.", minimum=0)
+    max_new_tokens: int = setting(32, "Maximum number of tokens in an answer to --questions.", minimum=1)
+    skip_bad_rows: bool = setting(False, SKIP_HELP)
+    threads: int = setting(2, THREADS_HELP, minimum=1, maximum=1024)
+    seed: int = setting(0, "Seed of the sampled answers and of drawn items.", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for needed, names in {
-            "suite": ("imports",),
-            "questions": ("reward", "reference"),
-        }.items():
-            given = [name for name in names if getattr(self, name)]
-            if given and not getattr(self, needed):
-                raise ConfigError(
-                    f"--{given[0].removesuffix('s') if given[0] == 'imports' else given[0]} is {getattr(self, given[0])!r}, but no {needed} is named, which it is for; name --{needed}"
-                )
+        for name, option, needed in (
+            ("imports", "--import", "suite"),
+            ("reward", "--reward", "questions"),
+            ("reference", "--reference", "questions"),
+        ):
+            value = getattr(self, name)
+            if value and not getattr(self, needed):
+                raise ConfigError(f"{option} is {value!r}, which has no effect without --{needed}; name --{needed}")
         if self.scorer != DEFAULT and not self.questions:
             raise ConfigError(
-                f"--scorer {' '.join(self.scorer)}: scores the answers to --questions; name --questions, or leave it out"
+                f"--scorer {' '.join(self.scorer)}: it scores answers to --questions; name --questions, or leave it out"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class WinRateConfig(Settings):
-    """Models against one another: a judge says which of two answers to the same prompt is better."""
+    """Compare models by win rate: a judge says which of two answers to the same question is better."""
 
-    models: tuple[str, ...] = setting(..., "runs; the first is what the others are compared with")
-    questions: tuple[str, ...] = setting(..., "questions (with accepted answers for a scorer) as JSONL")
+    models: tuple[str, ...] = setting(..., "Two runs or more. The others are compared with the first.")
+    questions: tuple[str, ...] = setting(
+        ..., "JSONL files of questions. A scorer as the judge needs accepted answers in them."
+    )
     judge: str = setting(
         "exact_match",
-        "Which of two answers is better is said by a scorer (the answer with the higher score; see tercet eval "
-        "--help), reward:RUN, model:RUN, person, or an OpenAI-compatible address http(s)://…/v1.",
+        "The judge of two answers: a scorer, which prefers the answer with the higher score (see tercet eval --help), "
+        "reward:RUN, model:RUN, person, or an OpenAI-compatible address http(s)://…/v1.",
     )
-    judge_model: str = setting("", "name of the model at the address")
-    limit: int = setting(0, "at most so many questions (0: all)", minimum=0)
-    temperature: float = setting(1.0, "of the answers (0: the likeliest)", minimum=0)
-    max_new_tokens: int = setting(32, "longest answer", minimum=1)
+    judge_model: str = setting("", "Name of the model at the judge's address.")
+    limit: int = setting(0, "Maximum number of questions. 0 uses all.", minimum=0)
+    temperature: float = setting(1.0, "Sampling temperature of answers. 0 takes the likeliest token.", minimum=0)
+    max_new_tokens: int = setting(32, "Maximum number of tokens in an answer.", minimum=1)
     cache: str = setting(
-        "", "request cache: a file of judgements by a person, model or address, from which a stopped command continues"
+        "",
+        "File that keeps the judgements of a person, model or address, so that a stopped command can continue.",
     )
-    timeout: float = setting(60.0, "seconds until an address must have answered", minimum=0.001)
-    retries: int = setting(3, "further tries after a failure that may pass", minimum=0)
-    skip_bad_rows: bool = setting(False, "skip and count wrong rows instead of stopping")
-    threads: int = setting(2, "CPU threads", minimum=1, maximum=1024)
-    seed: int = setting(0, "seed of the answers", minimum=0, maximum=2**31 - 1)
+    timeout: float = setting(60.0, "Seconds within which an address must answer.", minimum=0.001)
+    retries: int = setting(3, "Further tries after a failed request that may succeed later.", minimum=0)
+    skip_bad_rows: bool = setting(False, SKIP_HELP)
+    threads: int = setting(2, THREADS_HELP, minimum=1, maximum=1024)
+    seed: int = setting(0, "Seed of the sampled answers.", minimum=0, maximum=2**31 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()

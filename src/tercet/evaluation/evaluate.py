@@ -1,4 +1,4 @@
-"""Models side by side: bits per byte, scores of answers per ability, reward, KL and win rate, with intervals."""
+"""`tercet eval`: bits per byte, scores of answers, reward, KL and win rate of models, with intervals."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, l
 from tercet.evaluation.config import EvalConfig
 from tercet.evaluation.contamination import Contamination, contamination
 from tercet.evaluation.scoring.scorers import Answer, Scorer, scorer_of
-from tercet.evaluation.suites import measure, open_suites, text_of
+from tercet.evaluation.suites import evaluate_tasks, open_suites, text_of
 from tercet.evaluation.task import Task
 from tercet.inference.language_model import ChatAnswer, LanguageModel, RequestProgress, local, open_model
 from tercet.inference.reward_scores import check_contexts, score_texts
@@ -30,10 +30,10 @@ from tercet.training.run import threads
 
 
 @dataclass
-class _Judged:
-    """One model's sampled answers (temperature 1) and what they are worth: by scorer, answer by answer."""
+class _Samples:
+    """One model's sampled answers (temperature 1), and by scorer the score of each."""
 
-    samples: list[ChatAnswer]
+    answers: list[ChatAnswer]
     scores: dict[str, list[float]]
 
 
@@ -42,11 +42,11 @@ def _answers(
     lm: LanguageModel,
     questions: Sequence[Question],
     scorers: Sequence[Scorer],
-    judge: ValueHeadModel | None,
-) -> tuple[dict[str, Any], _Judged]:
+    reward_model: ValueHeadModel | None,
+) -> tuple[dict[str, Any], _Samples]:
     """Score greedy answers, and sampled ones (temperature 1, the same seeds for every model), by every scorer.
 
-    What is measured item by item, and per ability, is of greedy answers; reward, KL and win rate are of sampled ones.
+    Scores by item and by ability are of greedy answers; reward, KL and win rate are of sampled ones.
     """
     prompts = [(t.where, t.prompt) for t in questions]
     greedy = lm.chat(prompts, config.max_new_tokens, 0.0, config.seed)
@@ -69,23 +69,23 @@ def _answers(
         "each": each,
         "examples": [_example(n, t, answers[n], each) for n, t in enumerate(questions[:40])],
     }
-    if judge is not None:
+    if reward_model is not None:
         texts = [(*a.prompt, *a.ids) for a in sampled]
-        row["reward"] = mean(score_texts(judge, texts, local(lm, "--reward").tokenizer.pad)).to_json()
-    return row, _Judged(sampled, of_samples)
+        row["reward"] = mean(score_texts(reward_model, texts, local(lm, "--reward").tokenizer.pad)).to_json()
+    return row, _Samples(sampled, of_samples)
 
 
 def _grouped(values: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
-    """The mean score of each group of questions (of an ability, or held out in one way); "" is no group."""
+    """Return the mean score of each group of questions, such as an ability; "" is no group."""
     return {
         name: score([v for v, group in zip(values, groups) if group == name]).to_json()
         for name in sorted(set(groups) - {""})
     }
 
 
-def _example(number: int, task: Question, answer: Answer, each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """A question with its greedy answer; "right" says that the first scorer gives it full marks."""
-    prompt = [{"role": m.role, "content": m.content} for m in task.prompt]
+def _example(number: int, question: Question, answer: Answer, each: Mapping[str, Sequence[float]]) -> dict[str, Any]:
+    """Return a question with its greedy answer; "right" means that the first scorer gives it 1."""
+    prompt = [{"role": m.role, "content": m.content} for m in question.prompt]
     scores = {name: values[number] for name, values in each.items()}
     return {
         "prompt": prompt,
@@ -93,17 +93,17 @@ def _example(number: int, task: Question, answer: Answer, each: Mapping[str, Seq
         "finished": answer[1],
         "right": next(iter(scores.values())) == 1,
         "scores": scores,
-        "gold": task.answers[0],
-        "ability": task.ability,
-        "held_out": task.held_out,
+        "gold": question.answers[0],
+        "ability": question.ability,
+        "held_out": question.held_out,
     }
 
 
-def _against(reference: _Judged, lm: LanguageModel, ours: _Judged, reference_lm: LanguageModel) -> dict[str, Any]:
-    """KL to the reference on our answers; by every scorer the win rate, and the paired difference of scores."""
-    answers = [(a.prompt, a.ids) for a in ours.samples]
-    found, wanted = (local(model, "--reference").score(answers) for model in (lm, reference_lm))
-    kl = [a.logprob - b.logprob for a, b in zip(found, wanted)]
+def _against(reference: _Samples, lm: LanguageModel, ours: _Samples, reference_lm: LanguageModel) -> dict[str, Any]:
+    """Return the KL to the reference on our answers, and by every scorer the win rate and the paired difference."""
+    answers = [(a.prompt, a.ids) for a in ours.answers]
+    scored, by_reference = (local(model, "--reference").score(answers) for model in (lm, reference_lm))
+    kl = [a.logprob - b.logprob for a, b in zip(scored, by_reference)]
     return {
         "kl": mean(kl).to_json(),
         "against": {
@@ -121,22 +121,23 @@ def _load_inputs(config: EvalConfig) -> tuple[list[Document], list[Question], in
     text = limit_bytes(list(read_documents(config.text, bad)), config.heldout_bytes) if config.text else []
     questions = [t for _, t in read_questions(config.questions, bad)] if config.questions else []
     if not text and not questions and not config.suite:
-        raise ConfigError("nothing to measure: name held-out --text, --questions with gold answers, or a --suite")
+        raise ConfigError("nothing to evaluate; name held-out --text, --questions with answers, or a --suite")
     return text, questions[: config.limit or None], bad.count
 
 
-def _numbers(of: Sequence[object]) -> list[str]:
-    """Names for questions or documents, whose ids may be the same."""
-    return [str(n) for n in range(len(of))]
+def _numbers(rows: Sequence[object]) -> list[str]:
+    """Return "0", "1", …: names for questions or documents, whose own ids may be equal."""
+    return [str(n) for n in range(len(rows))]
 
 
-def _overlaps(config: EvalConfig, suite: Sequence[Task], questions: Sequence[Question], text: Sequence[Document],
-              bad: BadRows) -> dict[str, Contamination]:  # fmt: skip
-    """Contamination of all that is measured: suites by their tasks' names, --questions, and --text by its sources."""
+def _overlaps(
+    config: EvalConfig, suite: Sequence[Task], questions: Sequence[Question], text: Sequence[Document], bad: BadRows
+) -> dict[str, Contamination]:
+    """Return the contamination of each task by its name, of "--questions", and of each "--text SOURCE"."""
     sets: dict[str, Mapping[str, str]] = {task.name: text_of(task) for task in suite}
     if questions:
-        asked = [f"{t.prompt[-1].content} {t.answers[0]}" for t in questions]
-        sets["--questions"] = dict(zip(_numbers(questions), asked))
+        texts = [f"{q.prompt[-1].content} {q.answers[0]}" for q in questions]
+        sets["--questions"] = dict(zip(_numbers(questions), texts))
     if text:
         sets |= {
             f"--text {source}": dict(zip(_numbers(group), [d.text for d in group]))
@@ -148,9 +149,9 @@ def _overlaps(config: EvalConfig, suite: Sequence[Task], questions: Sequence[Que
 def evaluate(
     config: EvalConfig, out: str | Path | None = None, progress: RequestProgress | None = None
 ) -> dict[str, Any]:
-    """Measure every model of `config.models`; returns the scores and, with `out`, writes them there as JSON.
+    """Evaluate every model of `config.models` and return the scores; with `out`, also write them there as JSON.
 
-    Raises ConfigError where there is nothing to measure or a reference has another tokenizer.
+    Raises ConfigError if there is nothing to evaluate, a run is named twice, or tokenizers differ that must be equal.
     """
     text, questions, skipped = _load_inputs(config)
     scorers = [scorer_of(name) for name in config.scorer] if questions else []
@@ -163,7 +164,8 @@ def evaluate(
     prints = {Tokenizer.load(r.path).fingerprint() for r in [*runs, reward_run, reference_run] if r is not None}
     if len(prints) > 1 and (reward_run or reference_run):
         raise ConfigError(
-            "the models, the reward model and the reference must share one tokenizer to be compared answer by answer"
+            "the models have different tokenizers; with --reward or --reference, all models must share one tokenizer, "
+            "so that answers can be compared token by token"
         )
     result: dict[str, Any] = {
         "config": config.to_json(),
@@ -175,19 +177,19 @@ def evaluate(
     suite = open_suites(config.suite, config.imports, bad, config.limit, config.seed)
     dirty = _overlaps(config, suite, questions, text, bad) if config.training_text else {}
     with threads(config.threads):
-        judge = load_reward_model(reward_run) if reward_run else None
+        reward_model = load_reward_model(reward_run) if reward_run else None
         cache = config.cache or None
         reference_lm = open_model(reference_run.path, cache=cache, progress=progress) if reference_run else None
-        reference: _Judged | None = None
+        reference: _Samples | None = None
         if reference_lm:
-            of_reference, reference = _answers(config, reference_lm, questions, scorers, judge)
+            of_reference, reference = _answers(config, reference_lm, questions, scorers, reward_model)
         for run in runs:
             if str(run.path) in result["models"]:
-                raise ConfigError(f"{run.path} is named twice")
+                raise ConfigError(f"{run.path} is named twice; name each run once")
             same = reference_lm if reference_run and run.path.samefile(reference_run.path) else None
             lm = same or open_model(run.path, cache=cache, progress=progress)
-            if judge is not None and reward_run is not None:
-                check_contexts(judge, local(lm, "--reward").context_length, reward_run, run)
+            if reward_model is not None and reward_run is not None:
+                check_contexts(reward_model, local(lm, "--reward").context_length, reward_run, run)
             row: dict[str, Any] = {"verb": run.manifest["verb"], "parameters": lm.parameters}
             if text:
                 bits = bits_per_byte(lm, text)
@@ -200,16 +202,16 @@ def evaluate(
                     }
             if questions:
                 if same and reference:
-                    scores, judged = of_reference, reference  # answered already, with the same seeds
+                    scores, samples = of_reference, reference  # answered already, with the same seeds
                 else:
-                    scores, judged = _answers(config, lm, questions, scorers, judge)
+                    scores, samples = _answers(config, lm, questions, scorers, reward_model)
                 row |= scores
                 if dirty:
                     row["contamination"] = dirty["--questions"].split(_numbers(questions), row["each"][scorers[0].name])
                 if reference_lm and reference:
-                    row |= _against(reference, lm, judged, reference_lm)
+                    row |= _against(reference, lm, samples, reference_lm)
             if suite:
-                row["suite"] = measure(lm, suite, config.seed, dirty)
+                row["suite"] = evaluate_tasks(lm, suite, config.seed, dirty)
             result["models"][str(run.path)] = row
         result["skipped_rows"] += bad.count
     if out is not None:
@@ -221,6 +223,6 @@ def evaluate(
 
 
 def estimate(value: dict[str, Any]) -> Estimate:
-    """An interval read back from JSON."""
+    """Return an estimate with its interval, read back from JSON."""
     low, high = (float("nan") if value[k] is None else float(value[k]) for k in ("low", "high"))
     return Estimate(float(value["value"]), low, high, int(value["n"]))

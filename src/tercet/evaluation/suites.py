@@ -1,4 +1,4 @@
-"""Suites: many tasks, each asked as it says itself, with every metric, centred accuracy and every item's score kept."""
+"""Suites: many tasks, each evaluated with its own settings, with all metrics and the score of every item."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from tercet.statistics.significance import score
 def open_suites(
     names: Sequence[str], imports: Sequence[str], bad: BadRows, limit: int = 0, seed: int = 0
 ) -> list[Task]:
-    """The tasks of all suites, each with at most `limit` items.
+    """Return the tasks of all suites, each with at most `limit` items (0: all).
 
-    Raises ConfigError where a task comes twice or has fewer examples than shots, DataError where an id comes twice: by ids models are compared item by item.
+    Raises ConfigError if a task comes twice or has fewer examples than shots. Raises DataError if two items have one
+    id, because models are compared item by item, by these ids.
     """
     import_tasks(imports)
-    found = [task.limited(limit, seed) for name in names for task in open_suite(name, bad)]
+    tasks = [task.limited(limit, seed) for name in names for task in open_suite(name, bad)]
     seen: set[str] = set()
-    for task in found:
+    for task in tasks:
         if task.name in seen:
             raise ConfigError(f"the task {task.name!r} is in two of the suites {', '.join(names)}; name it once")
         seen.add(task.name)
@@ -34,22 +35,23 @@ def open_suites(
         if count > 1:
             source = f" ({task.source})" if task.source else ""
             raise DataError(f"task {task.name!r}{source}: {count} items have the id {id!r}; give each its own")
-        for item in task.items:  # before anything is asked
+        for item in task.items:  # too few examples are an error before any model is loaded
             task.draw(task.shots, seed, item)
-    return found
+    return tasks
 
 
 def text_of(task: Task) -> dict[str, str]:
-    """What an item is recognised by in a training text: its input and its right answer."""
+    """Return by id the text by which an item is searched in training text: its input and its right answer."""
     return {i.id: f"{i.input}{'' if i.contexts else ' '}{i.answers[0]}" for i in task.items}
 
 
-def measure(
+def evaluate_tasks(
     lm: LanguageModel, tasks: Sequence[Task], seed: int = 0, dirty: dict[str, Contamination] | None = None
 ) -> dict[str, Any]:
-    """Scores of every task, their means by ability, and CORE: the mean of centred accuracies over all tasks.
+    """Return the scores of every task, their means by ability, and CORE, the mean centred accuracy over all tasks.
 
-    Centred accuracy is (accuracy − guessing) / (1 − guessing) (Li et al. 2024): 0 is a guess and 1 is perfect.
+    Centred accuracy is (accuracy − guessing) / (1 − guessing) (Li et al. 2024): 0 is guessing and 1 is perfect. `dirty`
+    is the contamination of tasks by name.
     """
     out: dict[str, Any] = {}
     for task in tasks:
@@ -60,13 +62,22 @@ def measure(
         groups = [i.group for i in task.items] if all(i.group for i in task.items) else None
         main, guessing = score(scores[task.metric], groups), task.guessing()
         row: dict[str, Any] = {
-            "version": task.version, "kind": task.kind, "metric": task.metric, "ability": task.ability or task.name.rpartition("/")[0] or task.name,
-            "shots": task.shots, "whole_contexts": any(i.contexts for i in task.items), "items": len(replies),
+            "version": task.version,
+            "kind": task.kind,
+            "metric": task.metric,
+            "ability": task.ability or task.name.rpartition("/")[0] or task.name,
+            "shots": task.shots,
+            "whole_contexts": any(i.contexts for i in task.items),
+            "items": len(replies),
             "scores": {name: score(v, groups).to_json() for name, v in scores.items()},
-            "score": main.to_json(), "chance": guessing, "cut_prompts": check_room(lm, task, replies, longest, refuse=False),
-            "ids": [i.id for i in task.items], "each": scores, "groups": groups,
+            "score": main.to_json(),
+            "chance": guessing,
+            "cut_prompts": check_room(lm, task, replies, longest, refuse=False),
+            "ids": [i.id for i in task.items],
+            "each": scores,
+            "groups": groups,
             "example": {"prompt": replies[0].prompt, "answer": replies[0].text},
-        }  # fmt: skip
+        }
         if task.metric != "bits_per_byte":
             row["centred"] = (main.value - guessing) / (1 - guessing)
         if dirty and task.name in dirty:

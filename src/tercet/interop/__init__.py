@@ -1,1 +1,1 @@
-"""Other programs' formats: models written for transformers, models read from llama2.c, and an lm-eval model."""
+"""Formats of other programs: export to transformers, import from llama2.c, and a model for lm-eval."""

@@ -1,9 +1,9 @@
-"""A run as a folder that Hugging Face transformers, vLLM and others load: shape, weights, tokenizer, chat template.
+"""Export of a run as a folder that Hugging Face transformers, vLLM and others can load.
 
     config.json  generation_config.json  model.safetensors  tokenizer.json  tokenizer_config.json
 
-The model is a Qwen3, or without QK-norm a Llama; its weights keep their names. A text that the tokenizer there encodes
-begins with the token that begins texts here, as long as special tokens are not turned off.
+The model becomes a Qwen3, or a Llama if it has no QK-norm; its weights keep their names. The exported tokenizer puts
+`<|endoftext|>` before a text, as tercet does, unless special tokens are turned off.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from tercet.training.run import Run, new_folder
 
 
 def export_model(run: str | Path | Run, out: str | Path) -> Path:
-    """Write the model of `run` into the new folder `out`.
+    """Write the model of `run` into the new folder `out`, and return the folder.
 
-    A reward model becomes a sequence classifier with one label. transformers knows no bias there: its scores are ours
-    minus `tercet_score_offset` of config.json, which changes no comparison. Raises ConfigError where the run has no
-    model or `out` is in use.
+    A reward model becomes a sequence classifier with one label. Such a classifier has no bias in transformers, so its
+    scores are lower by `tercet_score_offset` in config.json; the order of answers is the same. Raises ConfigError if
+    the run has no model or `out` is not empty.
     """
     run, out = run if isinstance(run, Run) else Run(run), Path(out)
     reward = trained_by(run) == "reward"
     tokenizer = Tokenizer.load(run.path)
     if reward:
-        judge = load_reward_model(run)
-        shape, offset = judge.config, float((judge.gain * judge.score.bias + judge.bias).detach())
-        tensors = {f"model.{k}": v for k, v in judge.backbone.model.state_dict().items()}
-        tensors["score.weight"] = judge.gain * judge.score.weight
+        scorer = load_reward_model(run)
+        shape, offset = scorer.config, float((scorer.gain * scorer.score.bias + scorer.bias).detach())
+        tensors = {f"model.{k}": v for k, v in scorer.backbone.model.state_dict().items()}
+        tensors["score.weight"] = scorer.gain * scorer.score.weight
         config = model_config(shape, tokenizer, "ForSequenceClassification")
         config |= {"id2label": {"0": "score"}, "label2id": {"score": 0}, "tercet_score_offset": offset}
     else:
@@ -64,30 +64,46 @@ def _write(path: Path, value: Any) -> None:
 
 
 def model_config(shape: ModelConfig, tokenizer: Tokenizer, task: str) -> dict[str, Any]:
-    """config.json; `task` is the end of the class's name. Raises ConfigError for shapes that are not exported."""
+    """Return the content of config.json; `task` is the end of the class name, such as "ForCausalLM".
+
+    Raises ConfigError if transformers' Qwen3 and Llama do not have the model's architecture.
+    """
     usual = ModelConfig(shape.vocab_size)
-    odd = [name for name in ("attention_bias", "mlp_bias", "norm", "positions", "mlp")
-           if getattr(shape, name) != getattr(usual, name)]  # fmt: skip
-    if odd:
-        found = ", ".join(f"{name} {getattr(shape, name)}" for name in odd)
+    names = ("attention_bias", "mlp_bias", "norm", "positions", "mlp")
+    if odd := [name for name in names if getattr(shape, name) != getattr(usual, name)]:
+        has, needed = (", ".join(f"{name} {getattr(config, name)}" for name in odd) for config in (shape, usual))
         raise ConfigError(
-            f"a model with {found} cannot be exported yet; wanted Qwen3's or Llama's shape "
-            f"({', '.join(f'{name} {getattr(usual, name)}' for name in odd)})"
+            f"a model with {has} cannot be exported; wanted the architecture of Qwen3 or Llama ({needed})"
         )
-    kind, name = ("qwen3", "Qwen3") if shape.qk_norm else ("llama", "Llama")
+    name = "Qwen3" if shape.qk_norm else "Llama"
     return {
-        "architectures": [name + task], "model_type": kind, "vocab_size": shape.vocab_size, "hidden_size": shape.hidden_size,
-        "intermediate_size": shape.intermediate_size, "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads, "num_key_value_heads": shape.num_kv_heads, "head_dim": shape.head_dim,
-        "hidden_act": "silu", "rms_norm_eps": shape.norm_eps, "rope_theta": shape.rope_theta, "attention_bias": False,
-        "attention_dropout": 0.0, "max_position_embeddings": shape.context_length, "tie_word_embeddings": shape.tie_embeddings,
-        "initializer_range": 0.02, "use_cache": True, "torch_dtype": "float32", "bos_token_id": tokenizer.endoftext,
-        "eos_token_id": [tokenizer.im_end, tokenizer.endoftext], "pad_token_id": tokenizer.pad,
-    }  # fmt: skip
+        "architectures": [name + task],
+        "model_type": name.lower(),
+        "vocab_size": shape.vocab_size,
+        "hidden_size": shape.hidden_size,
+        "intermediate_size": shape.intermediate_size,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_dim,
+        "hidden_act": "silu",
+        "rms_norm_eps": shape.norm_eps,
+        "rope_theta": shape.rope_theta,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "max_position_embeddings": shape.context_length,
+        "tie_word_embeddings": shape.tie_embeddings,
+        "initializer_range": 0.02,
+        "use_cache": True,
+        "torch_dtype": "float32",
+        "bos_token_id": tokenizer.endoftext,
+        "eos_token_id": [tokenizer.im_end, tokenizer.endoftext],
+        "pad_token_id": tokenizer.pad,
+    }
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
-    """tokenizer.json, with the rule that puts the beginning of a text in front; without roles, which are our own."""
+    """Return the content of tokenizer.json: with a rule that adds `<|endoftext|>` in front, without tercet's roles."""
     whole = json.loads(tokenizer.to_json())
     for token in whole["added_tokens"]:
         token.pop("roles", None)
@@ -106,13 +122,20 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def tokenizer_config(tokenizer: Tokenizer, shape: ModelConfig, reward: bool) -> dict[str, Any]:
-    """tokenizer_config.json. A judge's conversations end with the end token, on which it was trained to score."""
+    """Return the content of tokenizer_config.json, with the chat template.
+
+    The conversations of a reward model end with the end token, at which it was trained to score.
+    """
     begin, end, pad = map(tokenizer.token, (tokenizer.endoftext, tokenizer.im_end, tokenizer.pad))
     config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": begin, "eos_token": end, "pad_token": pad,
-        "model_max_length": shape.context_length, "clean_up_tokenization_spaces": False,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": begin,
+        "eos_token": end,
+        "pad_token": pad,
+        "model_max_length": shape.context_length,
+        "clean_up_tokenization_spaces": False,
         "padding_side": "right" if reward else "left",
-    }  # fmt: skip
+    }
     if tokenizer.special.turns:
         config["chat_template"] = chat_template(tokenizer.special, line_feed_at_end=not reward)
     return config

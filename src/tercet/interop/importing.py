@@ -1,4 +1,4 @@
-"""Models of other programs as runs."""
+"""Import of models of other programs as runs."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tercet.training.run import Run
 
 
 def import_model(config: ImportConfig, run: Run) -> None:
-    """Read a model and its tokenizer from llama2.c's files into a run; it serves wherever a pretrained one does.
+    """Read a model and its tokenizer from files of llama2.c into a run, which is used like a pretrained one.
 
-    Raises DataError where a file is something else, or the two do not belong together.
+    Raises DataError if a file has another format, or model and tokenizer have different vocabularies.
     """
     shape, tensors = read_llama2c(config.model)
     tokenizer = read_llama2c_tokenizer(config.tokenizer)
     if tokenizer.vocab_size != shape.vocab_size:
         raise DataError(
             f"{config.tokenizer} has {tokenizer.vocab_size} ids, but {config.model} has {shape.vocab_size}; "
-            "give the tokenizer that the model was trained with"
+            "give the --tokenizer that the model was trained with"
         )
     tokenizer.save(run.path / "tokenizer.json")
     run.save_model_config(shape)

@@ -1,6 +1,6 @@
-"""A run as a model of EleutherAI's lm-evaluation-harness (the extra `eval`).
+"""Runs as models of EleutherAI's lm-evaluation-harness (the extra `eval`).
 
-import tercet.interop.lm_eval            # from then on "tercet" is a model's name there
+import tercet.interop.lm_eval            # registers the model "tercet"
 lm_eval.simple_evaluate(model="tercet", model_args="run=runs/base", tasks=["arc_easy"])
 """
 
@@ -19,35 +19,40 @@ try:
 except ImportError as error:
     raise ConfigError(f"lm-eval is not installed ({error}); pip install 'tercet[eval]'") from error
 
-MAX_NEW_TOKENS = 256  # where a task does not say, as in lm-eval's own models; at most half of the context
+MAX_NEW_TOKENS = 256  # if a task does not say, as in lm-eval's own models, but at most half of the context
 
 
 @register_model("tercet")  # type: ignore[untyped-decorator,unused-ignore]
 class TercetLM(LM):  # type: ignore[misc,unused-ignore]
-    """The language model of a run, or any other `LanguageModel`, behind lm-eval's three kinds of request.
+    """The language model of a run, or another `LanguageModel`, for lm-eval's three kinds of request.
 
-    `cache` names a file of finished requests, from which a killed evaluation of a run continues. The batch size and the
-    device, which lm-eval passes to every model, are ignored. Chat templates are not applied: text is never a special token.
+    `cache` names a file of finished requests, from which a stopped evaluation continues. lm-eval passes a batch size
+    and a device to every model; both are ignored. Chat templates are not applied, and no text becomes a special token.
     """
 
-    def __init__(self, run: str | LanguageModel, cache: str = "", batch_size: Any = None, max_batch_size: Any = None,
-                 device: Any = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        run: str | LanguageModel,
+        cache: str = "",
+        batch_size: Any = None,
+        max_batch_size: Any = None,
+        device: Any = None,
+    ) -> None:
         super().__init__()
         self.lm = open_model(run, cache=cache or None) if isinstance(run, str) else run
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability in nats, greedy) of every (context, continuation)."""
-        found = self.lm.loglikelihood([r.args for r in requests])
-        return [(one.logprob, one.greedy) for one in found]
+        """Return the log-probability in nats of every (context, continuation), and whether it is the greedy one."""
+        return [(one.logprob, one.greedy) for one in self.lm.loglikelihood([r.args for r in requests])]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Log-probability of every whole text, in nats."""
+        """Return the log-probability in nats of every whole text."""
         return self.lm.rolling([r.args[0] for r in requests])
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """A continuation of every context, by the settings of its request.
+        """Return a continuation of every context, with the generation settings of its request.
 
-        Raises ConfigError for settings of generation that are not known here.
+        Raises ConfigError for a setting that tercet does not have.
         """
         groups: dict[tuple[int, float], list[int]] = {}
         stops = list[tuple[str, ...]]()
@@ -57,12 +62,12 @@ class TercetLM(LM):  # type: ignore[misc,unused-ignore]
             sampled, temperature = settings.pop("do_sample", False), float(settings.pop("temperature", 0.0))
             longest = int(settings.pop("max_gen_toks"))
             if settings:
-                raise ConfigError(f"generation settings {', '.join(settings)} of a task are not known to tercet")
+                raise ConfigError(f"a task has generation settings that tercet does not have: {', '.join(settings)}")
             groups.setdefault((longest, temperature if sampled else 0.0), []).append(number)
         texts = [""] * len(requests)
-        for (longest, temperature), mine in groups.items():
-            asked = [(requests[i].args[0], stops[i]) for i in mine]
-            for i, text in zip(mine, self.lm.generate_until(asked, longest, temperature)):
+        for (longest, temperature), numbers in groups.items():
+            prompts = [(requests[i].args[0], stops[i]) for i in numbers]
+            for i, text in zip(numbers, self.lm.generate_until(prompts, longest, temperature)):
                 texts[i] = text
         return texts
 

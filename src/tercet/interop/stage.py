@@ -1,4 +1,4 @@
-"""Importing a model as a stage: its settings and its declaration (no torch here)."""
+"""The stage `tercet import`: its settings and its declaration (no torch here)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from tercet.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(Settings):
-    """Read a model of llama2.c (a version 0 file, with tied embeddings) into a run."""
+    """Import a llama2.c model (a version 0 file, with tied embeddings) as a run."""
 
-    model: str = setting(..., "file of weights, such as stories15M.bin", reads=FILES)
-    tokenizer: str = setting(..., "its tokenizer file, such as tokenizer.bin", reads=FILES)
+    model: str = setting(..., "File with the model's weights, such as stories15M.bin.", reads=FILES)
+    tokenizer: str = setting(..., "File with the model's tokenizer, such as tokenizer.bin.", reads=FILES)
 
 
 IMPORT = Stage(
-    "import", ImportConfig, "tercet.interop.importing:import_model", order=10, label="imported", makes=LANGUAGE_MODEL,
-    example="tercet import stories15M.bin --tokenizer tokenizer.bin --out runs/stories", positional="model",
-)  # fmt: skip
+    "import",
+    ImportConfig,
+    "tercet.interop.importing:import_model",
+    order=10,
+    label="imported",
+    makes=LANGUAGE_MODEL,
+    example="tercet import stories15M.bin --tokenizer tokenizer.bin --out runs/stories",
+    positional="model",
+)

@@ -1,1 +1,1 @@
-"""What an answer is worth: named scorers, and how foreign code is run."""
+"""Named scorers of answers, the sandbox for code, and files of scores."""

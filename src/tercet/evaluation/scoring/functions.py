@@ -1,4 +1,4 @@
-"""Python functions that users name as "package.module:function" or "path/to/file.py:function"."""
+"""Python functions of users, named as "package.module:function" or "path/to/file.py:function"."""
 
 from __future__ import annotations
 
@@ -14,56 +14,64 @@ from tercet.errors import ConfigError
 
 
 def load_function(name: str, place: str) -> Callable[..., Any]:
-    """The function that "package.module:function" or "path/to/file.py:function" means.
+    """Return the function at `place`: "package.module:function" or "path/to/file.py:function".
 
-    Raises ConfigError where there is none, or where its module fails when imported.
+    Raises ConfigError, which begins with `name`, if there is none or its module cannot be imported.
     """
     module_name, _, function = place.rpartition(":")
     if not module_name or not function:
         raise ConfigError(
-            f"{name}: wanted python:package.module:function or python:path/to/file.py:function, found {place!r}"
+            f"{name}: found {place!r}; wanted python:package.module:function or python:path/to/file.py:function"
         )
     if module_name.endswith(".py") and not Path(module_name).is_file():
         raise ConfigError(f"{name}: there is no file {module_name} (the current folder is {Path.cwd()})")
     try:
-        module = _module_of_file(module_name) if module_name.endswith(".py") else importlib.import_module(module_name)
+        module = load_module(module_name, again=True)
     except (Exception, SystemExit) as error:
         raise ConfigError(
-            f"{name}: {module_name} cannot be imported: {said(error)}; a file of your own is named by its path, "
+            f"{name}: {module_name} cannot be imported: {error_text(error)}; name a file of your own by its path, "
             "as in python:mine.py:score"
         ) from error
-    found = getattr(module, function, None)
-    if not callable(found):
+    value = getattr(module, function, None)
+    if not callable(value):
         known = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise ConfigError(f"{name}: {module_name} has no function {function!r}; it has {', '.join(known) or 'none'}")
-    return found  # type: ignore[no-any-return]
+    return value  # type: ignore[no-any-return]
 
 
-def _module_of_file(path: str) -> Any:
-    """The module in a file, whatever is on Python's path."""
-    name = "tercet_function_" + "".join(c if c.isalnum() else "_" for c in str(Path(path).resolve()))
-    spec = importlib.util.spec_from_file_location(name, path)
+def load_module(module: str, again: bool = False) -> Any:
+    """Return a module, by its name or the path of its .py file. A file that was loaded before is run `again` or not."""
+    if not module.endswith(".py"):
+        return importlib.import_module(module)
+    name = "tercet_user_" + "".join(c if c.isalnum() else "_" for c in str(Path(module).resolve()))
+    if name in sys.modules and not again:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, module)
     assert spec is not None  # a name that ends in .py always has a loader
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickles of the file look for their module there
-    spec.loader.exec_module(module)
-    return module
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded  # dataclasses and pickles of the file look for their module there
+    try:
+        spec.loader.exec_module(loaded)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return loaded
 
 
 def source_of(module: str) -> str:
-    """The file of a module, named as a file or as an import; "" where it has none."""
+    """Return the file of a module, given by its path or its name; "" if it has none."""
     if module.endswith(".py"):
         return module
     try:
         spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # loading it says so
+    except (ImportError, ValueError):  # loading it will say so
         return ""
     return (spec.origin or "") if spec is not None and spec.has_location else ""
 
 
-def said(error: BaseException) -> str:
-    """What an exception of foreign code says, and the place at which it was raised."""
+def error_text(error: BaseException) -> str:
+    """Return the type and message of an exception in a user's code, and the place where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

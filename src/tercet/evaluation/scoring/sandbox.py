@@ -1,14 +1,12 @@
-"""Running code that a model wrote: in a process of its own that can compute and print, and nothing else.
+"""A sandbox for code that a model wrote: a process that can compute and print, and nothing else.
 
-On Linux a seccomp filter (a few instructions that the kernel runs at every system call) is put in place before the code
-is. It lets through only what an interpreter needs to compute, `_CALLS`: no sockets, no new processes, no signals to
-others, no settings of others, and files are opened for reading only. Where the kernel has Landlock (5.13 and later)
-only Python's own folders can be read. Beside them stand limits of memory, processor time and output, and a clock outside.
-Where no such filter can be had the code is not run at all.
+Before the code starts, Linux gets a seccomp filter: a few instructions that the kernel runs at every system call. It
+allows only `_CALLS`, which an interpreter needs to compute. So there are no sockets, no new processes and no signals to
+other processes, and files can only be read. If the kernel has Landlock (5.13 and later), only Python's own folders can
+be read. Memory, processor time, output and time are limited too. On a machine without such a filter, code is not run.
 
-This keeps honest mistakes and careless programs from doing harm, and from scoring. It is not a vault: without Landlock
-the code can read what you can read (though it has no way to send it anywhere), and since an answer and its test share a
-process, one that is written to deceive its test can do so.
+This keeps mistakes and careless programs from doing harm. It does not stop an attacker: without Landlock the code can
+read your files, though it cannot send them anywhere, and it shares a process with its test, which it can deceive.
 """
 
 from __future__ import annotations
@@ -31,40 +29,46 @@ from tercet.errors import ConfigError
 
 SECONDS = 5.0
 MEGABYTES = 256
-OUTPUT = 64 * 1024  # bytes of output that are kept; more ends the process
+OUTPUT = 64 * 1024  # bytes; a process that prints more is ended
 
-# The system calls that are let through. Their numbers: x86_64, aarch64 (-1: that machine has no such call).
-_CALLS = {
-    # files that are open, and looking for files
-    "read": (0, 63), "write": (1, 64), "readv": (19, 65), "writev": (20, 66), "pread64": (17, 67), "preadv": (295, 69), "close": (3, 57),
-    "close_range": (436, 436), "lseek": (8, 62), "dup": (32, 23), "dup2": (33, -1), "dup3": (292, 24), "pipe": (22, -1), "pipe2": (293, 59),
-    "stat": (4, -1), "fstat": (5, 80), "lstat": (6, -1), "newfstatat": (262, 79), "statx": (332, 291), "statfs": (137, 43), "fstatfs": (138, 44),
-    "access": (21, -1), "faccessat": (269, 48), "faccessat2": (439, 439), "readlink": (89, -1), "readlinkat": (267, 78), "getdents": (78, -1),
-    "getdents64": (217, 61), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50), "umask": (95, 166), "fadvise64": (221, 223),
-    # waiting
-    "poll": (7, -1), "ppoll": (271, 73), "select": (23, -1), "pselect6": (270, 72), "epoll_create1": (291, 20), "epoll_ctl": (233, 21),
-    "epoll_wait": (232, -1), "epoll_pwait": (281, 22), "eventfd2": (290, 19), "nanosleep": (35, 101), "clock_nanosleep": (230, 115),
-    "restart_syscall": (219, 128), "wait4": (61, 260), "pause": (34, -1),
-    # its own memory, threads and signals
-    "mmap": (9, 222), "mprotect": (10, 226), "munmap": (11, 215), "mremap": (25, 216), "madvise": (28, 233), "mincore": (27, 232), "brk": (12, 214),
-    "futex": (202, 98), "set_robust_list": (273, 99), "set_tid_address": (218, 96), "rseq": (334, 293), "membarrier": (324, 283),
-    "arch_prctl": (158, -1), "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "rt_sigaction": (13, 134), "rt_sigprocmask": (14, 135),
-    "rt_sigreturn": (15, 139), "rt_sigpending": (127, 136), "rt_sigtimedwait": (128, 137), "rt_sigsuspend": (130, 133), "sigaltstack": (131, 132),
-    "getitimer": (36, 102), "setitimer": (38, 103), "alarm": (37, -1), "execve": (59, 221), "exit": (60, 93), "exit_group": (231, 94),
-    # what time it is, and who it is
-    "time": (201, -1), "gettimeofday": (96, 169), "clock_gettime": (228, 113), "clock_getres": (229, 114), "times": (100, 153), "getrusage": (98, 165),
-    "getrlimit": (97, 163), "sysinfo": (99, 179), "uname": (63, 160), "getrandom": (318, 278), "getpid": (39, 172), "getppid": (110, 173),
-    "gettid": (186, 178), "getpgrp": (111, -1), "getpgid": (121, 155), "getsid": (124, 156), "getuid": (102, 174), "geteuid": (107, 175),
-    "getgid": (104, 176), "getegid": (108, 177), "getresuid": (118, 148), "getresgid": (120, 150), "getgroups": (115, 158),
-}  # fmt: skip
-_MISSING = {
-    "clone3": (435, 435),
-    "openat2": (437, 437),
-}  # as on an older kernel: then the call is taken that is looked at
+
+def _table(text: str) -> dict[str, tuple[int, int]]:
+    """Return system calls by name, from entries "name x86_64 aarch64" between commas and lines; # starts a comment."""
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    entries = [entry.split() for line in lines for entry in line.split(",")]
+    return {name: (int(x86_64), int(aarch64)) for name, x86_64, aarch64 in entries}
+
+
+# The system calls that are allowed, with their numbers on x86_64 and aarch64 (-1: that machine has no such call).
+_CALLS = _table("""
+# open files, and looking at files
+read 0 63, write 1 64, readv 19 65, writev 20 66, pread64 17 67, preadv 295 69, close 3 57, close_range 436 436
+lseek 8 62, dup 32 23, dup2 33 -1, dup3 292 24, pipe 22 -1, pipe2 293 59, stat 4 -1, fstat 5 80, lstat 6 -1
+newfstatat 262 79, statx 332 291, statfs 137 43, fstatfs 138 44, access 21 -1, faccessat 269 48, faccessat2 439 439
+readlink 89 -1, readlinkat 267 78, getdents 78 -1, getdents64 217 61, getcwd 79 17, chdir 80 49, fchdir 81 50
+umask 95 166, fadvise64 221 223
+# waiting
+poll 7 -1, ppoll 271 73, select 23 -1, pselect6 270 72, epoll_create1 291 20, epoll_ctl 233 21, epoll_wait 232 -1
+epoll_pwait 281 22, eventfd2 290 19, nanosleep 35 101, clock_nanosleep 230 115, restart_syscall 219 128, wait4 61 260
+pause 34 -1
+# its own memory, threads and signals
+mmap 9 222, mprotect 10 226, munmap 11 215, mremap 25 216, madvise 28 233, mincore 27 232, brk 12 214, futex 202 98
+set_robust_list 273 99, set_tid_address 218 96, rseq 334 293, membarrier 324 283, arch_prctl 158 -1
+sched_yield 24 124, sched_getaffinity 204 123, rt_sigaction 13 134, rt_sigprocmask 14 135, rt_sigreturn 15 139
+rt_sigpending 127 136, rt_sigtimedwait 128 137, rt_sigsuspend 130 133, sigaltstack 131 132, getitimer 36 102
+setitimer 38 103, alarm 37 -1, execve 59 221, exit 60 93, exit_group 231 94
+# time and identity
+time 201 -1, gettimeofday 96 169, clock_gettime 228 113, clock_getres 229 114, times 100 153, getrusage 98 165
+getrlimit 97 163, sysinfo 99 179, uname 63 160, getrandom 318 278, getpid 39 172, getppid 110 173, gettid 186 178
+getpgrp 111 -1, getpgid 121 155, getsid 124 156, getuid 102 174, geteuid 107 175, getgid 104 176, getegid 108 177
+getresuid 118 148, getresgid 120 150, getgroups 115 158
+""")
+# These fail as on an older kernel. Libraries then use clone and openat, whose arguments the filter can check.
+_MISSING = _table("clone3 435 435, openat2 437 437")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 _CLONE_THREAD = 0x10000
-# Let through by an argument: its place, bits of which none may be set, bits of which one must be, or the values it may have.
-# fcntl: copies and flags of what is open, not who is sent its signals. ioctl: is it a terminal, may it block.
+# Calls that are allowed by one argument: the call, the argument's index, a rule, and bits or values for the rule.
+# fcntl may copy open files and change their flags, but not send signals. ioctl may ask for a terminal and for blocking.
 _BY_ARGUMENT = (
     ((2, -1), 1, "none of", (_WRITING,)),  # open
     ((257, 56), 2, "none of", (_WRITING,)),  # openat
@@ -76,16 +80,16 @@ _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP, _FILTER = 38, 22, 2
-# Landlock: its three calls (the same on both machines), rights, and what the interpreter must read
+# Landlock: its three calls (equal on both machines), access rights, and files that the interpreter must read
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 _EXECUTE, _READ_FILE, _READ_DIR, _EVERY_RIGHT = 1, 4, 8, 0x1FFF
-_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store")  # where the loader is too
+_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/local/lib", "/nix/store")  # with the dynamic loader
 _FILES = ("/etc/ld.so.cache", "/etc/localtime", "/usr/share/zoneinfo", "/dev/null", "/dev/urandom")
 
 
 @dataclass(frozen=True)
 class Ran:
-    """How a program ended: `ok` where it ran to its last line without an error; what it printed; why not, where not."""
+    """How a program ended: whether it ran to its last line without an error, its output, and why it failed."""
 
     ok: bool
     output: str
@@ -93,16 +97,17 @@ class Ran:
 
 
 def run_code(code: str, seconds: float = SECONDS, megabytes: int = MEGABYTES) -> Ran:
-    """Run Python code in a sandboxed process and wait for its end.
+    """Run Python code in a sandboxed process and return how it ended.
 
-    A program that leaves before its last line has not passed its test, so that one more line is put after it, which says
-    that it was reached. Raises ConfigError where this machine has no sandbox (only Linux on x86_64 and aarch64 has one).
+    A program that exits before its last line has not passed its test. To notice this, a line that prints a secret is
+    put after it. Raises ConfigError if there is no sandbox for this machine; there is one for Linux on x86_64 and
+    aarch64.
     """
     program = _filter()
     limits = _Limits(seconds, megabytes)
     reached = secrets.token_hex(16).encode()
 
-    def lock() -> None:  # in the child, before Python starts
+    def lock() -> None:  # runs in the child, before Python starts
         limits()
         _enter(program, rules)
 
@@ -143,7 +148,7 @@ def run_code(code: str, seconds: float = SECONDS, megabytes: int = MEGABYTES) ->
 
 
 def _read(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bool, bool]:
-    """(output, whether there was too much of it, whether time ran out)."""
+    """Return the output, whether there was too much of it, and whether time ran out."""
     import selectors
     import time
 
@@ -163,7 +168,7 @@ def _read(process: subprocess.Popen[bytes], seconds: float) -> tuple[bytes, bool
                 return output[:OUTPUT], True, False
     try:
         process.wait(max(0.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:  # it closed its output and goes on
+    except subprocess.TimeoutExpired:  # it closed its output and still runs
         return output, False, True
     return output, False, False
 
@@ -173,14 +178,14 @@ class _Limits:
         self.cpu, self.memory = max(1, int(seconds + 0.999)), megabytes * 2**20
 
     def __call__(self) -> None:
-        for what, most in (
+        for limit, most in (
             (resource.RLIMIT_CPU, self.cpu),
             (resource.RLIMIT_AS, self.memory),
             (resource.RLIMIT_FSIZE, 0),
             (resource.RLIMIT_NOFILE, 32),
             (resource.RLIMIT_CORE, 0),
         ):
-            resource.setrlimit(what, (most, most))
+            resource.setrlimit(limit, (most, most))
 
 
 def _instruction(code: int, yes: int, no: int, value: int) -> bytes:
@@ -188,19 +193,19 @@ def _instruction(code: int, yes: int, no: int, value: int) -> bytes:
 
 
 def _filter() -> bytes:
-    """The filter's program for this machine. Raises ConfigError where there is none."""
+    """Return the filter's program for this machine. Raises ConfigError if there is none."""
     machine = platform.machine()
     if sys.platform != "linux" or machine not in _ARCHITECTURES:
         raise ConfigError(
-            f"code written by a model is run only in a sandbox, which needs Linux on {' or '.join(_ARCHITECTURES)}; this is "
-            f"{sys.platform} on {machine}: leave out tasks with code, or run them in a container"
+            f"found {sys.platform} on {machine}; code of a model is run only in a sandbox, which needs Linux on "
+            f"{' or '.join(_ARCHITECTURES)}: leave out tasks with code, or use a Linux container"
         )
     column, architecture = _ARCHITECTURES[machine]
     deny = _instruction(_RETURN, 0, 0, _ERRNO | 1)  # EPERM
     out = [
         _instruction(_LOAD, 0, 0, 4),  # the architecture
         _instruction(_EQUAL, 1, 0, architecture),
-        _instruction(_RETURN, 0, 0, _KILL),  # a call by another machine's numbers
+        _instruction(_RETURN, 0, 0, _KILL),  # the call has another machine's numbers
         _instruction(_LOAD, 0, 0, 0),  # the call's number
         _instruction(_AT_LEAST, 0, 1, 0x40000000),  # x32's numbers
         _instruction(_RETURN, 0, 0, _KILL),
@@ -210,11 +215,11 @@ def _filter() -> bytes:
             if numbers[column] >= 0:
                 out += [_instruction(_EQUAL, 0, 1, numbers[column]), _instruction(_RETURN, 0, 0, answer)]
     allow = _instruction(_RETURN, 0, 0, _ALLOW)
-    for numbers, argument, what, values in _BY_ARGUMENT:
+    for numbers, argument, rule, values in _BY_ARGUMENT:
         if numbers[column] < 0:
             continue
-        test, yes, no = {"none of": (_ANY_BIT, 1, 0), "some of": (_ANY_BIT, 0, 1), "one of": (_EQUAL, 0, 1)}[what]
-        # the argument's lower half, on machines with the lower byte first
+        test, yes, no = {"none of": (_ANY_BIT, 1, 0), "some of": (_ANY_BIT, 0, 1), "one of": (_EQUAL, 0, 1)}[rule]
+        # the lower half of the argument, which comes first on these machines
         look = [_instruction(_LOAD, 0, 0, 16 + 8 * argument)]
         for value in values:
             look += [_instruction(test, yes, no, value), allow]
@@ -224,7 +229,7 @@ def _filter() -> bytes:
 
 @contextlib.contextmanager
 def _ruleset() -> Iterator[int | None]:
-    """An open Landlock ruleset: nothing is read, written or executed but Python itself; None where the kernel has none."""
+    """Yield an open Landlock ruleset that allows only Python itself, or None if the kernel has no Landlock."""
     assert _libc is not None
     handle = _libc.syscall(_CREATE_RULESET, struct.pack("Q", _EVERY_RIGHT), 8, 0)
     if handle < 0:
@@ -255,12 +260,12 @@ _libc = ctypes.CDLL(None, use_errno=True) if sys.platform == "linux" else None
 
 
 def _enter(program: bytes, rules: int | None) -> None:
-    """Put filter and ruleset in place for this process and all that it becomes. Raises OSError where the kernel refuses."""
+    """Apply filter and ruleset to this process and its program. Raises OSError if the kernel refuses."""
     assert _libc is not None
     if _libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "no_new_privs was refused")
+        raise OSError(ctypes.get_errno(), "the kernel refused no_new_privs")
     if rules is not None and _libc.syscall(_RESTRICT_SELF, rules, 0):
-        raise OSError(ctypes.get_errno(), "the Landlock ruleset was refused")
-    found = _Program(len(program) // 8, program)
-    if _libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(found), 0, 0):
-        raise OSError(ctypes.get_errno(), "the seccomp filter was refused")
+        raise OSError(ctypes.get_errno(), "the kernel refused the Landlock ruleset")
+    instructions = _Program(len(program) // 8, program)
+    if _libc.prctl(_PR_SET_SECCOMP, _FILTER, ctypes.byref(instructions), 0, 0):
+        raise OSError(ctypes.get_errno(), "the kernel refused the seccomp filter")

@@ -1,1 +1,1 @@
-"""The tasks that come with tercet, one file each. Each file makes one `TASK`; adding a file adds a task."""
+"""Tasks that come with tercet: every file here has one `TASK`, and a new file is a new task."""

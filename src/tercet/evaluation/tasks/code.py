@@ -1,11 +1,11 @@
-"""Code: a function's head and what it must do; the body is run against assertions in a sandboxed process."""
+"""The task "code": complete a function from its head and docstring; assertions check it in the sandbox."""
 
 from collections.abc import Callable
 
 from tercet.data.splits import in_split
 from tercet.evaluation.task import Item, PromptTemplate, Task
 
-# name, docstring, body, what it must give; {n} is a number
+# name, docstring, body, expected value; {n} is a number
 _KINDS: tuple[tuple[str, str, str, Callable[[int, int], object]], ...] = (
     ("add", "Return x plus {n}.", "x + {n}", lambda x, n: x + n),
     ("subtract", "Return x minus {n}.", "x - {n}", lambda x, n: x - n),
@@ -18,14 +18,14 @@ _KINDS: tuple[tuple[str, str, str, Callable[[int, int], object]], ...] = (
 )
 
 
-def _items(asked: bool) -> list[Item]:
+def _items(evaluated: bool) -> list[Item]:
     out = []
-    for kind, told, body, function in _KINDS:
+    for kind, docstring, body, function in _KINDS:
         for n in range(2, 12):
             name, code = f"{kind}_{n}", body.replace("{n}", str(n))
-            if in_split(name, 0.7, "code") is not asked:
+            if in_split(name, 0.7, "code") is not evaluated:
                 continue
-            text = f'def {name}(x):\n    """{told.replace("{n}", str(n))}"""'
+            text = f'def {name}(x):\n    """{docstring.replace("{n}", str(n))}"""'
             cases = [(x, function(x, n)) for x in (0, 1, n - 1, n, n + 3, 50)]
             test = "\n".join(f"assert {name}({x}) == {value!r}" for x, value in cases)
             out.append(Item(f"code/{name}", text, (f"    return {code}",), ability=kind, test=test))

@@ -23,8 +23,8 @@ from typing import Any
 from tercet.data.formats.conversations import to_messages
 from tercet.data.types import Conversation, Question
 from tercet.errors import ConfigError, DataError
-from tercet.evaluation.scoring.functions import load_function, said, source_of
-from tercet.evaluation.scoring.scorers import KINDS, Scorer, scorer_of
+from tercet.evaluation.scoring.functions import error_text, load_function, source_of
+from tercet.evaluation.scoring.scorers import SCORER_ENTRIES, Scorer, scorer_of
 from tercet.inference.http import HttpScorer
 from tercet.inference.reward_scores import score_texts
 from tercet.model.config import ModelConfig
@@ -37,7 +37,7 @@ from tercet.training.settings import suggest
 
 LARGEST = 1e30  # of a reward: sums and squares of more than 1e38 are infinite in float32
 # A judge is a run, which a reward must name as a parent; a function may give any number as a reward, as a scorer not.
-SCORERS = tuple(name for name in KINDS if name not in ("judge", "python"))
+SCORERS = tuple(name for name in SCORER_ENTRIES if name not in ("judge", "python"))
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {"mean": lambda s: math.fsum(s) / len(s), "min": min}
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _SPEC = re.compile(rf"\s*(?:({_NUMBER})\s*\*)?\s*(.*?)\s*", re.DOTALL)
@@ -311,7 +311,7 @@ def _call(name: str, function: Callable[..., Any], answered: Sequence[Answered])
             out.append(function(to_messages(one.prompt), one.text, list(one.task.answers) if one.task else []))
         except (Exception, SystemExit) as error:
             raise DataError(
-                f"{one.where}: reward {name} failed on the answer {one.text[:80]!r}: {said(error)}"
+                f"{one.where}: reward {name} failed on the answer {one.text[:80]!r}: {error_text(error)}"
             ) from error
     return out
 

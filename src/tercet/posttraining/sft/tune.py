@@ -10,7 +10,7 @@ from tercet.data.readers import BadRows
 from tercet.data.splits import fold
 from tercet.data.types import Conversation, Question
 from tercet.errors import ContextError, DataError
-from tercet.evaluation.chat_answers import ask_all, score_answers
+from tercet.evaluation.chat_answers import answer_questions, score_answers
 from tercet.inference.chat import answer_params
 from tercet.model.transformer import Transformer
 from tercet.posttraining.held_out import split_heldout
@@ -124,7 +124,7 @@ def measure_answers(
 ) -> dict[str, float]:
     """Exact match (greedy) and the share of answers that the model ends itself; a few answers go to samples.jsonl."""
     params = answer_params(tokenizer, config.max_new_tokens, temperature=0.0)
-    answers = ask_all(model, tokenizer, questions, params, config.seed)
+    answers = answer_questions(model, tokenizer, questions, params, config.seed)
     scores = score_answers(questions, answers)
     run.log_samples(
         done,
