@@ -229,7 +229,7 @@ def align(seed: int, base: Transformer, judge: ValueHeadModel, gold: ValueHeadMo
             "gold": float(np.mean(score_texts(gold, texts, tokenizer.pad))),
         })  # fmt: skip
         method.update(step, rollouts, BETA)
-    return method.policy.kept().eval(), curve
+    return method.policy.ema_model().eval(), curve
 
 
 def closed(ids: list[int], tokenizer: Tokenizer) -> list[int]:

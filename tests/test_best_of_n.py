@@ -28,8 +28,8 @@ from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.posttraining.rewards import best_of_n as module
-from tercet.posttraining.rewards.best_of_n import Judged, best_of_k, chances, curve, kept, kl_bon
-from tercet.posttraining.rewards.rewards import Answered
+from tercet.posttraining.rewards.best_of_n import ScoredAnswers, best_of_k, chances, curve, kl_bon, select_best
+from tercet.posttraining.rewards.rewards import SampledAnswer
 from tercet.posttraining.rewards.stage import BestOfNConfig
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
@@ -109,10 +109,10 @@ def test_kl_is_that_of_the_enumerated_distribution(k: int) -> None:
 
 def judged(
     proxy: Sequence[float], gold: Sequence[float] | None, prompt: str = "Hi", finished: Sequence[bool] = ()
-) -> Judged:
+) -> ScoredAnswers:
     ends = finished or [True] * len(proxy)
-    answers = [Answered("f:1", (Message("user", prompt),), f"{prompt}/{i}", end, ()) for i, end in enumerate(ends)]
-    return Judged(answers, list(proxy), {} if gold is None else {"f1": list(gold)})
+    answers = [SampledAnswer("f:1", (Message("user", prompt),), f"{prompt}/{i}", end, ()) for i, end in enumerate(ends)]
+    return ScoredAnswers(answers, list(proxy), {} if gold is None else {"f1": list(gold)})
 
 
 def test_the_curve_has_powers_of_two_and_n_and_counts_prompts_not_answers() -> None:
@@ -149,15 +149,15 @@ def test_the_best_is_kept_unless_it_has_no_end_or_is_too_low() -> None:
         judged([0.8, 0.8, 0.8], None, "no end", finished=[False, False, False]),
         judged([0.5, 0.5, 0.4], None, "not above"),
     ]
-    best, left = kept(every, 0.5)
+    best, left = select_best(every, 0.5)
     assert ([one.text for one in best], left) == (["first of equals/1"], {"unfinished": 1, "too_low": 1})
-    best, left = kept(every, None)
+    best, left = select_best(every, None)
     assert ([one.text for one in best], left) == (["first of equals/1", "not above/0"], {"unfinished": 1, "too_low": 0})
 
 
 def test_what_is_cut_off_does_not_beat_a_whole_answer() -> None:
     """However low the reward's scale lies: −1 is no score of the answer."""
-    best, left = kept([judged([-1.0, -3.4, -3.2], None, "low", finished=[False, True, True])], None)
+    best, left = select_best([judged([-1.0, -3.4, -3.2], None, "low", finished=[False, True, True])], None)
     assert ([one.text for one in best], left) == (["low/2"], {"unfinished": 0, "too_low": 0})
 
 
@@ -253,7 +253,7 @@ def test_a_run_reports_the_best_of_every_k_by_proxy_and_gold(run: Run, folder: P
 
 def test_the_rewards_see_the_sampled_ids_and_add_up(config: Config, folder: Path, tokenizer: Tokenizer) -> None:
     judge = load_reward_model(Run(folder / "judge"))
-    for one in module._judge(config(), Run(folder / "sft"), BadRows()):
+    for one in module._sample(config(), Run(folder / "sft"), BadRows()):
         for answer, proxy in zip(one.answers, one.proxy, strict=True):
             asked = render_prompt(tokenizer, answer.prompt)
             assert list(answer.tokens[: len(asked)]) == asked

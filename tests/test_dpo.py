@@ -288,7 +288,7 @@ def test_log_probabilities_come_back_in_order_however_they_are_passed(
     learner = Learner(make_model(1, F64), OptimizerConfig())
     wanted = [[alone(learner.model, p.prompt, a).item() for a in p.answers] for p in ranked]
     for tokens in (16_384, 200, 1):
-        monkeypatch.setattr(preference_data, "PASS_TOKENS", tokens)
+        monkeypatch.setattr(preference_data, "LOGPROB_PASS_TOKENS", tokens)
         found = answer_logprobs(learner, [(p.prompt, p.answers) for p in ranked])
         assert [x.tolist() for x in found] == [pytest.approx(w, rel=1e-10) for w in wanted]
 
@@ -362,8 +362,8 @@ def test_settings_of_another_loss_are_refused(values: dict[str, Any], message: s
 
 
 def test_beta_is_each_losss_own_unless_set() -> None:
-    assert [settings(loss).strength for loss in ("dpo", "ipo", "kto", "simpo")] == [0.1, 0.1, 0.1, 2.0]
-    assert settings("simpo", beta=0.5).strength == 0.5
+    assert [settings(loss).resolved_beta for loss in ("dpo", "ipo", "kto", "simpo")] == [0.1, 0.1, 0.1, 2.0]
+    assert settings("simpo", beta=0.5).resolved_beta == 0.5
 
 
 # -- whole runs -------------------------------------------------------------------------------------------------------------

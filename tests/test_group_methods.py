@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tercet.errors import ConfigError
 from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rl.actor import differing, join
+from tercet.posttraining.rl.actor import join, rows_of_varied_groups
 from tercet.posttraining.rl.group_methods import GroupMethod, best_of_group
 from tercet.posttraining.rl.policy import Policy, truncated
 from tercet.posttraining.rl.policy_loss import PolicyObjective
-from tercet.posttraining.rl.rollouts import Rollouts, assemble, grouped, logprobs
+from tercet.posttraining.rl.rollouts import Rollouts, assemble, logprobs, pack_rollouts
 from tercet.posttraining.rl.stage import METHODS, GRPOConfig, PPOConfig
 from tercet.posttraining.rl.train import adapted_beta
 from tercet.training.learner import Learner
@@ -272,7 +272,7 @@ def test_answers_of_a_group_share_their_prompt(make_model: Make) -> None:
     mask = r.action_mask.clone()
     mask[3, int(mask[3].nonzero()[0]) + 1] = False
     r = dataclasses.replace(r, action_mask=mask)
-    assert grouped(r).tokens.shape == (1, 2 + 3 + 4 + int(rollouts().action_mask.sum()))
+    assert pack_rollouts(r).tokens.shape == (1, 2 + 3 + 4 + int(rollouts().action_mask.sum()))
     found = logprobs(model, r, 1.3)
     assert not found[~mask].any()
     for row, t in mask.nonzero().tolist():
@@ -369,7 +369,7 @@ def test_the_average_of_the_weights(make_model: Make) -> None:
         torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * now[name])
     assert any(not torch.equal(kept[n], now[n]) for n in now)
     assert all(torch.equal(t, start[n]) for n, t in reference.state_dict().items())  # it stays what it was
-    assert torch.equal(policy.kept().output_weight, kept["model.embed_tokens.weight"])
+    assert torch.equal(policy.ema_model().output_weight, kept["model.embed_tokens.weight"])
 
 
 def test_beta_follows_the_kl() -> None:
@@ -415,7 +415,7 @@ def test_a_setting_that_would_do_nothing_is_refused(method: str, changes: dict[s
 def test_groups_that_teach_nothing_are_left_out_and_others_joined() -> None:
     r = rollouts()
     r.rewards[K : 2 * K] = 0.5
-    kept = r.rows(differing(r, K))
+    kept = r.rows(rows_of_varied_groups(r, K))
     assert kept.group.unique().tolist() == [0, 2]
     wide = rollouts(1)
     wide = dataclasses.replace(wide, tokens=torch.nn.functional.pad(wide.tokens, (0, 2), value=3))

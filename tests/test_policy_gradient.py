@@ -27,7 +27,15 @@ from tercet.posttraining.rl.actor import Actor
 from tercet.posttraining.rl.advantages import advantages_and_returns, place_rewards, whiten
 from tercet.posttraining.rl.policy_loss import PolicyObjective
 from tercet.posttraining.rl.ppo import PPO, value_objective
-from tercet.posttraining.rl.rollouts import Clock, Rollouts, action_logprobs, assemble, logprobs, spread, values
+from tercet.posttraining.rl.rollouts import (
+    Clock,
+    Rollouts,
+    action_logprobs,
+    assemble,
+    logprobs,
+    scatter_actions,
+    values,
+)
 from tercet.posttraining.rl.stage import PPOConfig
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
@@ -166,7 +174,7 @@ def test_ids_stay_as_sampled_and_the_end_is_an_action() -> None:
     short, mask = assemble([[11], [21]], [Completion([2], [-1.0]), Completion([22, 2], [-1.0] * 2)], pad=3)
     assert short.tolist() == [[11, 2, 3], [21, 22, 2]]
     assert mask.tolist() == [[True, False], [True, True]]
-    assert spread(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [[1, 0], [2, 3]]
+    assert scatter_actions(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [[1, 0], [2, 3]]
 
 
 def sampled(make_model: Make, dtype: torch.dtype, temperature: float = 1.0, beta: float = 0.1) -> tuple[Any, ...]:

@@ -25,15 +25,15 @@ from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.calibration import calibration_error, report
 from tercet.posttraining.reward_model.rankings import Ranked, accuracy, encode_comparison, load_rankings
 from tercet.posttraining.reward_model.train import (
+    calibrate,
     collate,
     load_demonstrations,
     normalise,
     ranking_loss,
     score_ranked,
-    trust,
 )
 from tercet.reporting.report import write_report
-from tercet.reporting.reward_blocks import trust as blocks
+from tercet.reporting.reward_blocks import calibrate as blocks
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import load_reward_model
 from tercet.training.run import Run
@@ -226,7 +226,7 @@ def test_normalising_puts_demonstrations_at_zero_and_answers_at_spread_one(judge
     assert judge.gain.requires_grad is judge.bias.requires_grad is False
 
 
-# -- trust --------------------------------------------------------------------------------------------------------------
+# -- calibrate --------------------------------------------------------------------------------------------------------------
 
 
 def test_calibration_by_hand() -> None:
@@ -283,12 +283,12 @@ def test_calibration_error_tells_a_calibrated_model_from_one_that_is_too_sure() 
 
 def test_trust_goes_by_scores_only_where_all_have_them(ranked: list[Ranked]) -> None:
     scores = [[float(-r) for r in ranks] for ranks in RANKS.values()]
-    found = trust(ranked, scores, gain=2.0)
+    found = calibrate(ranked, scores, gain=2.0)
     assert found["gap"] == "score"
     assert found["pairs"] == sum(len(p.pairs) for p in ranked) == 1 + 5 + 5 + 7
     assert [g["from"] for g in found["by_gap"]] == [2.0, 4.0, 6.0, 8.0, 14.0]  # twice the ranks' differences
     assert found["by_certainty"][0]["from"] == pytest.approx(1 / (1 + math.exp(-0.5)))  # one rank, over the gain
-    found = trust([dataclasses.replace(ranked[0], scores=()), *ranked[1:]], scores, gain=2.0)
+    found = calibrate([dataclasses.replace(ranked[0], scores=()), *ranked[1:]], scores, gain=2.0)
     assert (found["gap"], [g["from"] for g in found["by_gap"]]) == ("rank", [1.0, 2.0, 3.0, 4.0, 7.0])
 
 

@@ -26,7 +26,7 @@ from tercet.model.config import ModelConfig
 from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.stage import RewardConfig
-from tercet.posttraining.rewards.rewards import Answered, Rewards, parse_rewards, reward_files, reward_runs
+from tercet.posttraining.rewards.rewards import Rewards, SampledAnswer, parse_rewards, reward_files, reward_runs
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.run import Run
@@ -36,10 +36,10 @@ Make = Callable[..., Transformer]
 
 def answered(
     text: str, gold: str | None = "7", number: int = 1, finished: bool = True, tokens: Any = (5, 6)
-) -> Answered:
+) -> SampledAnswer:
     prompt = (Message("user", "How much is 3 + 4?"),)
     task = None if gold is None else Question(prompt, (gold,), "sums", f"sum/{number}")
-    return Answered(f"tasks.jsonl:{number}", prompt, text, finished, tuple(tokens), task)
+    return SampledAnswer(f"tasks.jsonl:{number}", prompt, text, finished, tuple(tokens), task)
 
 
 def save(run: Run, model: Any, tokenizer: Tokenizer) -> Run:
@@ -217,7 +217,7 @@ def test_reasoning_gym_judges_its_own_tasks(opened: Open) -> None:
     made, _, _ = gym_tasks(["gcd"], 3, 0, 7)
     rewards = opened("2*reasoning_gym")
     answers = [
-        Answered("g.jsonl:1", task.prompt, text, True, (5,), task)
+        SampledAnswer("g.jsonl:1", task.prompt, text, True, (5,), task)
         for task in made
         for text in (task.answers[0], "none")
     ]

@@ -20,7 +20,7 @@ from tercet.data.formats.conversations import parse_conversation, parse_messages
 from tercet.data.types import Conversation, Message
 from tercet.errors import ConfigError, ContextError, DataError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.sft.neftune import NoisyNextToken, embedding_noise, place
+from tercet.posttraining.sft.neftune import NoisyNextToken, embedding_noise, noisy_batches
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.posttraining.sft.tune import load_conversations
 from tercet.tokenizer.bpe import Tokenizer
@@ -265,7 +265,7 @@ def test_the_noise_depends_on_seed_step_and_place_alone() -> None:
     whole = rows_of(LENGTHS)
 
     def noise(size: int, seed: int = 3, step: int = 8) -> Tensor:
-        placed = place(list(whole.split(size)), step)
+        placed = noisy_batches(list(whole.split(size)), step)
         return torch.cat([embedding_noise(p.batch, 16, 5.0, seed, p.step, p.first_row) for p in placed])
 
     first = noise(4)
@@ -294,7 +294,7 @@ def test_micro_batches_do_not_change_a_noisy_step(make_model: Make, dtype: torch
     learner = Learner(model, PLAIN)
     results = []
     for size in (4, 1, 3):
-        metrics = learner.forward_backward(place(list(whole.split(size)), 5), objective)
+        metrics = learner.forward_backward(noisy_batches(list(whole.split(size)), 5), objective)
         results.append((metrics["loss"], gradient(model)))
         learner.optimizer.zero_grad()
     quiet = learner.forward_backward([whole], next_token)["loss"]

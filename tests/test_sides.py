@@ -10,7 +10,7 @@ import pytest
 from helpers import World, write_rows, write_world
 from tercet.data.types import Message
 from tercet.errors import DataError
-from tercet.posttraining.held_out import question
+from tercet.posttraining.held_out import split_key
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +26,9 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 def test_variants_of_a_question_are_one_question() -> None:
     asked = [(Message("user", text),) for text in ("What is 1 + 1?", " what  is 1 + 1?\n", "WHAT IS 1 + 1?")]
-    assert len({question(a) for a in asked}) == 1
-    assert question(asked[0]) != question((Message("system", "What is 1 + 1?"),))
-    assert question(asked[0]) != question((*asked[0], Message("assistant", "2")))
+    assert len({split_key(a) for a in asked}) == 1
+    assert split_key(asked[0]) != split_key((Message("system", "What is 1 + 1?"),))
+    assert split_key(asked[0]) != split_key((*asked[0], Message("assistant", "2")))
 
 
 def test_the_annotator_keeps_a_prompt_on_one_side(world: World) -> None:

@@ -18,7 +18,7 @@ from tercet.evaluation.scoring.scorers import Answer
 from tercet.inference.chat import answer_all, answer_params
 from tercet.microworld.rubric import RUBRIC_TEXT, rubric_score
 from tercet.microworld.stage import AnnotateConfig
-from tercet.posttraining.held_out import question
+from tercet.posttraining.held_out import split_key
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import load_language_model
 from tercet.training.run import Run
@@ -55,7 +55,7 @@ def annotate(config: AnnotateConfig, run: Run) -> None:
         k = len(comparison.ranks)
         pairs += k * (k - 1) // 2
         ties += sum(comparison.ranks[i] == comparison.ranks[j] for i in range(k) for j in range(i))
-        sides[in_split(question(task.prompt), config.heldout_share)].append(comparison)
+        sides[in_split(split_key(task.prompt), config.heldout_share)].append(comparison)
     if not sides[0] or not sides[1]:
         raise DataError(
             f"{len(questions)} task(s) are too few for a training and a held-out part; give more, or change heldout_share"

@@ -33,7 +33,7 @@ def split_heldout(
         seen = {key(row) for row in every}
         if overlap := sum(key(row) in seen for row in named):
             run.log_line(
-                f"warning: {overlap} of {len(named)} held-out rows have the prompt of a training row, so measurements on "
+                f"warning: {overlap} of {len(named)} held-out rows have the prompt of a training row, so results on "
                 "them are not held out. Hint: remove these rows from the training files, or leave out --heldout"
             )
             run.update(heldout_overlap=overlap)

@@ -20,8 +20,8 @@ from tercet.training.stage import Stage
 
 # KL estimators with the wrong gradient (arXiv 2506.09477); proofs/test_kl.py shows that each is wrong.
 REFUSED = {
-    "k3_reward": "its gradient is ∇KL(π‖ref) − ∇KL(ref‖π), which vanishes near the reference, so nothing keeps the policy there",
-    "k1_loss": "its expected gradient is zero: E[∇ (log π − log π_ref)] over samples of π is no pull at all",
+    "k3_reward": "its gradient is ∇KL(π‖ref) − ∇KL(ref‖π), which vanishes near the reference: there it does not pull",
+    "k1_loss": "its expected gradient is zero: E[∇ (log π − log π_ref)] over samples of π does not pull",
     "k3_loss": "its gradient is that of the forward KL, KL(ref‖π), not of KL(π‖ref)",
     "max0_reward": "max(KL, 0) per token is biased: the negative terms are part of the expectation",
 }
@@ -81,7 +81,7 @@ class PolicyConfig(RewardedSettings, TuneSettings):
     missing_eos_score: float = MISSING_EOS_SCORE
     ema: float = setting(
         0.0,
-        "Decay of an exponential moving average (EMA) of the weights, which the run then saves (0: off).",
+        "Decay of a moving average of the weights (EMA), which the run then saves (0: no average).",
         minimum=0,
     )
     lr: float = setting(2e-4, "Peak learning rate of AdamW for the policy.", minimum=0, maximum=1e37)
@@ -103,7 +103,7 @@ class PolicyConfig(RewardedSettings, TuneSettings):
             raise ConfigError(f"--ema is {self.ema}; wanted a decay below 1, for example 0.99")
         if self.target_kl > 0 and self.beta == 0:
             raise ConfigError(
-                f"--target-kl is {self.target_kl} and --beta is 0; adapting beta needs a start above 0, for example 0.05"
+                f"--target-kl is {self.target_kl} and --beta is 0; wanted a beta above 0 to start from, such as 0.05"
             )
 
 
@@ -164,13 +164,13 @@ class GRPOConfig(PolicyConfig):
     def __post_init__(self) -> None:
         if self.kl in REFUSED:
             raise ConfigError(
-                f"--kl is {self.kl!r}, which is refused: {REFUSED[self.kl]}; wanted one of {', '.join(KL_PLACES)}"
+                f"--kl is {self.kl!r}, but {REFUSED[self.kl]}; wanted one of {', '.join(KL_PLACES)}"
             )
         super().__post_init__()
         if self.method != "reinforce++" and self.group_size < 2:
             raise ConfigError(
-                f"--group-size is {self.group_size}; wanted at least 2, because {self.method} compares the answers to a "
-                "prompt with each other"
+                f"--group-size is {self.group_size}; wanted at least 2, because {self.method} compares answers "
+                "to the same prompt"
             )
         imitates = self.method in ("online_dpo", "expert_iteration")
         fields = {f.name: f.default for f in dataclasses.fields(self)}
@@ -185,8 +185,8 @@ class GRPOConfig(PolicyConfig):
         for name, without in useless.items():
             if without and getattr(self, name) not in (fields[name], 0):
                 raise ConfigError(
-                    f"--{name.replace('_', '-')} is {getattr(self, name)!r}, but --method {self.method} does not use it; "
-                    "leave it out"
+                    f"--{name.replace('_', '-')} is {getattr(self, name)!r}, but --method {self.method} does not "
+                    "use it; leave it out"
                 )
         if self.method == "online_dpo" and self.dpo_beta == 0:
             raise ConfigError("--dpo-beta is 0, which makes the loss constant; wanted above 0, for example 0.1")

@@ -23,7 +23,7 @@ class SFTConfig(TuneSettings):
     )
     heldout_share: float = setting(0.05, "Fraction of the conversations to hold out, selected by a hash.", minimum=0)
     questions: tuple[str, ...] = setting(
-        (), "Questions with reference answers; the model answers them before and after training.", reads=FILES
+        (), "Questions with gold answers; the model answers them before and after training.", reads=FILES
     )
     long_conversations: str = setting(
         "truncate",
