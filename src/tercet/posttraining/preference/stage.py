@@ -86,7 +86,7 @@ class DPOConfig(TuneSettings):
 DPO = Stage(
     "dpo",
     DPOConfig,
-    "tercet.posttraining.preference.train:dpo",
+    "tercet.posttraining.preference.train:train_preferences",
     order=60,
     label="DPO",
     makes=LANGUAGE_MODEL,

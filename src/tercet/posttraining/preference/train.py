@@ -159,7 +159,7 @@ def heldout_metrics(
 # -- the stage ------------------------------------------------------------------------------------------------------
 
 
-def dpo(config: DPOConfig, run: Run) -> None:
+def train_preferences(config: DPOConfig, run: Run) -> None:
     """Train a policy from comparisons."""
     model, tokenizer = adapt(load_language_model(run.parents["model"]), config), Tokenizer.load(run.path)
     learner = Learner(model, OptimizerConfig.of(config), config.precision)

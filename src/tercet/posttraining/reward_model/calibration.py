@@ -17,10 +17,10 @@ Ints = NDArray[np.int64]
 
 BINS = 5  # bins of the predicted probability, from 0.5 to 1
 MOST_GAPS = 6  # more distinct gaps than this are grouped into quarters
-DRAWS = 2000  # bootstrap samples
+BOOTSTRAP_DRAWS = 2000  # bootstrap samples
 
 
-def report(difference: Reals, gap: Reals, longer: Ints, prompt: Ints) -> dict[str, Any]:
+def calibration_report(difference: Reals, gap: Reals, longer: Ints, prompt: Ints) -> dict[str, Any]:
     """Return the content of calibration.json: accuracy with its interval in groups of pairs, and the calibration error.
 
     Args:
@@ -61,8 +61,8 @@ def calibration_error(certain: Reals, correct: Reals, prompt: Ints, seed: int = 
     if len(units) < 2:
         return Estimate(value, float("nan"), float("nan"), 1)
     rng = np.random.default_rng(seed)
-    drawn = np.empty(DRAWS)
-    for i in range(DRAWS):
+    drawn = np.empty(BOOTSTRAP_DRAWS)
+    for i in range(BOOTSTRAP_DRAWS):
         times = np.bincount(rng.integers(len(units), size=len(units)), minlength=len(units)).astype(np.float64)
         drawn[i] = np.abs(times @ sums).sum() / (times @ sizes)
     low, high = 2 * value - np.quantile(drawn, ((1 + LEVEL) / 2, (1 - LEVEL) / 2))

@@ -18,7 +18,7 @@ from tercet.data.readers import BadRows
 from tercet.errors import DataError
 from tercet.inference.reward_scores import score_texts
 from tercet.model.heads import ValueHeadModel
-from tercet.posttraining.reward_model.calibration import report
+from tercet.posttraining.reward_model.calibration import calibration_report
 from tercet.posttraining.reward_model.rankings import Ranked, accuracy, encode_answer, load_rankings, mean_size
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.tokenizer.bpe import Tokenizer
@@ -107,7 +107,9 @@ def calibrate(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]], gain
             gap.append(p.scores[b] - p.scores[w] if rated else p.ranks[w] - p.ranks[b])
             longer.append(p.characters[b] - p.characters[w])
             number.append(n)
-    parts = report(np.array(difference), np.array(gap, dtype=np.float64), np.array(longer), np.array(number))
+    parts = calibration_report(
+        np.array(difference), np.array(gap, dtype=np.float64), np.array(longer), np.array(number)
+    )
     return {"gap": "score" if rated else "rank", **parts}
 
 
@@ -134,7 +136,7 @@ def load_demonstrations(config: RewardConfig, tokenizer: Tokenizer, length: int,
     return fitting
 
 
-def normalise(model: ValueHeadModel, demonstrations: Sequence[float], answers: Sequence[float]) -> None:
+def normalise_rewards(model: ValueHeadModel, demonstrations: Sequence[float], answers: Sequence[float]) -> None:
     """Set gain and bias so that ranked answers have standard deviation 1, and demonstrations the mean 0.
 
     `answers` and `demonstrations` are their scores before. Without demonstrations, the ranked answers have the mean 0.
@@ -144,7 +146,7 @@ def normalise(model: ValueHeadModel, demonstrations: Sequence[float], answers: S
     model.gain.div_(spread)
 
 
-def check_scores(config: RewardConfig, prompts: Sequence[Ranked]) -> None:
+def check_margin(config: RewardConfig, prompts: Sequence[Ranked]) -> None:
     """Raise DataError if --margin is set, but answers have no scores to compute it from."""
     if config.margin and (without := sum(not p.scores for p in prompts)):
         raise DataError(
@@ -157,7 +159,7 @@ def reward(config: RewardConfig, run: Run) -> None:
     """Train a reward model from comparisons."""
     backbone, tokenizer = load_language_model(run.parents["model"]), Tokenizer.load(run.path)
     train, heldout = load_rankings(config, tokenizer, backbone.config.context_length, run)
-    check_scores(config, train)
+    check_margin(config, train)
     demonstrations = load_demonstrations(config, tokenizer, backbone.config.context_length, run)
     model = adapt(ValueHeadModel(backbone, seed=config.seed).to(run.device), config)
     # the bias cancels in every pair, so its gradient is only rounding noise, which Adam would amplify
@@ -169,7 +171,7 @@ def reward(config: RewardConfig, run: Run) -> None:
         end = due(done, 0, config.steps)
         if end:
             ranked = [score for scores in score_ranked(model, train) for score in scores]
-            normalise(model, score_texts(model, demonstrations, tokenizer.pad), ranked)
+            normalise_rewards(model, score_texts(model, demonstrations, tokenizer.pad), ranked)
         scores = score_ranked(model, heldout)
         right = accuracy(heldout, scores)
         run.log(done, heldout_accuracy=right.value, longer_wins=longer.value)

@@ -20,7 +20,7 @@ from tercet.errors import ConfigError
 from tercet.evaluation.scoring.scorers import Scorer, scorers_for
 from tercet.inference.chat import answer_params, fit_prompts
 from tercet.inference.generate import generate
-from tercet.posttraining.rewards.rewards import Rewards, SampledAnswer, apply_scorer, question_of
+from tercet.posttraining.rewards.rewards import Rewards, SampledAnswer, apply_scorer, as_question
 from tercet.posttraining.rewards.stage import BestOfNConfig
 from tercet.statistics.intervals import mean
 from tercet.tokenizer.bpe import Tokenizer
@@ -80,7 +80,7 @@ class ScoredAnswers:
         return max(range(len(self.proxy)), key=lambda i: (self.answers[i].finished, self.proxy[i], -i))
 
 
-def curve(prompts: Sequence[ScoredAnswers]) -> list[dict[str, Any]]:
+def score_curve(prompts: Sequence[ScoredAnswers]) -> list[dict[str, Any]]:
     """Return a row for k = 1, 2, 4, … and n: KL, proxy and scores of the best of k, intervals clustered by prompt."""
     n = min(len(one.proxy) for one in prompts)
     names = dict.fromkeys(name for one in prompts for name in one.scores)
@@ -126,7 +126,7 @@ def _sample(config: BestOfNConfig, parent: Run, bad: BadRows) -> Iterator[Scored
     params = answer_params(tokenizer, config.max_new_tokens, config.temperature)
     with Rewards(config.reward, tokenizer, model.config, config.reward_timeout, config.reward_retries) as rewards:
         rewards.check((where, question) for where, _, question in rows)
-        scorers = scorers_for(config.scorer, [question_of(*row) for row in rows])
+        scorers = scorers_for(config.scorer, [as_question(*row) for row in rows])
         size = max(1, BATCH // config.answers)
         for begin in range(0, len(rows), size):
             numbers = [i for i in range(begin, min(begin + size, len(rows))) for _ in range(config.answers)]
@@ -174,7 +174,7 @@ def best_of_n(config: BestOfNConfig, run: Run) -> None:
     rows = (to_row((*one.prompt, Message("assistant", one.text))) for one in best)
     write_jsonl(run.path / "best" / "train.jsonl", rows)
     counts = {"prompts": len(prompts), "answers": config.answers, "kept": len(best), **left}
-    run.update(best=counts, best_of_n=curve(prompts))
+    run.update(best=counts, best_of_n=score_curve(prompts))
     run.log_line(
         f"best of {config.answers}: {len(best)} of {len(prompts)} prompts kept; left out: {left['unfinished']} whose "
         f"best answer was cut off, {left['too_low']} whose best answer is not above the minimum score"

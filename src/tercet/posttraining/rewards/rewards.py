@@ -37,7 +37,7 @@ from tercet.training.load import load_reward_model, reward_model_run
 from tercet.training.run import Run
 from tercet.training.settings import suggest
 
-LARGEST = 1e30  # largest reward: sums and squares above 1e38 are infinite in float32
+LARGEST_REWARD = 1e30  # largest reward: sums and squares above 1e38 are infinite in float32
 # Without "judge": its model would have to be a parent run. "python" is a reward of its own, which may be any number.
 SCORERS = tuple(name for name in KINDS if name not in ("judge", "python"))
 AGGREGATES: dict[str, Callable[[Sequence[float]], float]] = {"mean": lambda s: math.fsum(s) / len(s), "min": min}
@@ -237,7 +237,11 @@ def _checked(name: str, answers: Sequence[SampledAnswer], scores: Sequence[Any],
         raise DataError(f"reward {name}: {len(scores)} scores for {len(answers)} answers{first}; wanted one each")
     for one, score in zip(answers, scores):
         try:
-            fits = isinstance(score, Real) and abs(float(score)) <= LARGEST and abs(weight * float(score)) <= LARGEST
+            fits = (
+                isinstance(score, Real)
+                and abs(float(score)) <= LARGEST_REWARD
+                and abs(weight * float(score)) <= LARGEST_REWARD
+            )
         except OverflowError:  # an integer too large for a float
             fits = False
         if not fits:
@@ -246,7 +250,7 @@ def _checked(name: str, answers: Sequence[SampledAnswer], scores: Sequence[Any],
             times = f" (its weight is {weight:g})" if weight != 1 else ""
             raise DataError(
                 f"{one.where}: reward {name} returned {printed}{times} for the answer {one.text[:80]!r}; wanted a "
-                f"finite number, at most {LARGEST:g} with its weight"
+                f"finite number, at most {LARGEST_REWARD:g} with its weight"
             )
     return [float(score) for score in scores]
 
@@ -283,7 +287,7 @@ def _model_scores(
 # -- scorers and functions -------------------------------------------------------------------------------------------
 
 
-def question_of(where: str, prompt: Conversation, question: Question | None) -> Question:
+def as_question(where: str, prompt: Conversation, question: Question | None) -> Question:
     """Return the question of a row for a scorer; if the row has none, one without accepted answers."""
     return question or Question(prompt, (), "", "", where=where)
 
@@ -291,7 +295,7 @@ def question_of(where: str, prompt: Conversation, question: Question | None) -> 
 def apply_scorer(scorer: Scorer, answers: Sequence[SampledAnswer]) -> list[float]:
     """Score the answers that this scorer can score; if it needs accepted answers, those of rows that have some."""
     rated = [one for one in answers if one.question is not None or not scorer.needs]
-    questions = [question_of(one.where, one.prompt, one.question) for one in rated]
+    questions = [as_question(one.where, one.prompt, one.question) for one in rated]
     return scorer.scores(questions, [(one.text, one.finished) for one in rated])
 
 

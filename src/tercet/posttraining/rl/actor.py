@@ -15,7 +15,7 @@ from tercet.evaluation.scoring.scorers import scorers_for
 from tercet.inference.chat import answer_params, fit_prompts
 from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rewards.rewards import Rewards, SampledAnswer, apply_scorer, question_of
+from tercet.posttraining.rewards.rewards import Rewards, SampledAnswer, apply_scorer, as_question
 from tercet.posttraining.rl.rollouts import Clock, Rollouts, generate_rollouts
 from tercet.posttraining.rl.stage import PolicyConfig
 from tercet.statistics.intervals import mean
@@ -38,7 +38,7 @@ class Actor:
         self.params = answer_params(self.tokenizer, config.max_new_tokens, config.temperature)
         self.rows = list(read_prompts(config.prompts, bad))
         self.rewards.check((where, question) for where, _, question in self.rows)
-        self.scorers = scorers_for(config.scorer, [question_of(*row) for row in self.rows])
+        self.scorers = scorers_for(config.scorer, [as_question(*row) for row in self.rows])
         texts = [(where, prompt) for where, prompt, _ in self.rows]
         self.prompts = fit_prompts(self.tokenizer, texts, shape.context_length, config.max_new_tokens)
 

@@ -163,9 +163,7 @@ class GRPOConfig(PolicyConfig):
 
     def __post_init__(self) -> None:
         if self.kl in REFUSED:
-            raise ConfigError(
-                f"--kl is {self.kl!r}, but {REFUSED[self.kl]}; wanted one of {', '.join(KL_PLACES)}"
-            )
+            raise ConfigError(f"--kl is {self.kl!r}, but {REFUSED[self.kl]}; wanted one of {', '.join(KL_PLACES)}")
         super().__post_init__()
         if self.method != "reinforce++" and self.group_size < 2:
             raise ConfigError(
