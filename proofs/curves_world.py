@@ -29,7 +29,7 @@ from tercet.model.config import ModelConfig
 from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.rankings import Ranked
-from tercet.posttraining.reward_model.train import collate, normalise, ranking_loss
+from tercet.posttraining.reward_model.train import collate, normalise_rewards, ranking_loss
 from tercet.posttraining.rl.ppo import PPO
 from tercet.posttraining.rl.rollouts import Clock, Rollouts, generate_rollouts
 from tercet.posttraining.rl.stage import PPOConfig
@@ -155,7 +155,7 @@ class World:
 
     def normalised(self, model: ValueHeadModel) -> ValueHeadModel:
         """Mean 0 and standard deviation 1 over answers of the base policy, as the reward stage does it."""
-        normalise(model, [], score_texts(model, self.usual, END))
+        normalise_rewards(model, [], score_texts(model, self.usual, END))
         return model
 
     def _gold(self, texts: Sequence[Ids], answers: Sequence[Sequence[int]]) -> NDArray[np.float64]:

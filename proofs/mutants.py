@@ -45,9 +45,9 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("score-on-padding", "shift", "rewards[torch.arange(len(scores)), last] += scores",
          "rewards[torch.arange(len(scores)), (last + 1).clamp(max=rewards.shape[1] - 1)] += scores"),
         ("kl-in-reward-sign", "sign", "rewards = -beta * kl * action_mask", "rewards = beta * kl * action_mask"),
-        ("whiten-padding", "mask", "chosen = values[mask]", "chosen = values.flatten()"),
+        ("whiten-padding", "mask", "selected = values[mask]", "selected = values.flatten()"),
         ("whiten-shift-inverted", "sign", "if not shift_mean:", "if shift_mean:"),
-        ("whiten-shift-forgotten", "coefficient", "white = white + chosen.mean()", "white = white + 0.0"),
+        ("whiten-shift-forgotten", "coefficient", "white = white + selected.mean()", "white = white + 0.0"),
         ("totals-mean-for-sum", "mean for sum", "beta * rollouts.kl().sum(1)", "beta * rollouts.kl().mean(1)"),
         ("leave-one-out-by-k", "coefficient", "- totals_GK) / (k - 1)", "- totals_GK) / k"),
         ("std-of-population", "coefficient", "totals_GK.std(1, keepdim=True)", "totals_GK.std(1, keepdim=True, correction=0)"),
@@ -56,15 +56,15 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
     "posttraining/rl/rollouts.py": ("policy_gradient group_methods", [
         ("mask-late-by-one", "shift", "(columns >= first)", "(columns > first)"),
         ("eos-is-no-action", "EOS", "(columns < end)", "(columns < end - 1)"),
-        ("missing-eos-added", "EOS", "rewards=torch.where(finished, torch.tensor(scores, dtype=kind), missing_eos_score)",
-         "rewards=torch.tensor(scores, dtype=kind) + torch.where(finished, 0.0, missing_eos_score)"),
+        ("missing-eos-added", "EOS", "rewards=torch.where(finished, torch.tensor(scores, dtype=dtype), missing_eos_score)",
+         "rewards=torch.tensor(scores, dtype=dtype) + torch.where(finished, 0.0, missing_eos_score)"),
         ("kl-sign", "sign", "(logp - self.ref_logp) * self.action_mask", "(self.ref_logp - logp) * self.action_mask"),
         ("kl-never-negative", "clamp", "(logp - self.ref_logp) * self.action_mask", "(logp - self.ref_logp).clamp(min=0) * self.action_mask"),
         ("kl-of-the-sampler", "wrong array", "self.behaviour if self.logp is None else self.logp", "self.behaviour"),
         ("reference-is-policy", "wrong reference", "logprobs(reference, rollouts, params.temperature)",
          "logprobs(policy, rollouts, params.temperature)"),
         ("reference-at-temperature-1", "temperature", "logprobs(reference, rollouts, params.temperature)", "logprobs(reference, rollouts, 1.0)"),
-        ("read-one-place-early", "shift", "before=found.before[acts]", "before=(found.before[acts] - 1).clamp(min=0)"),
+        ("read-one-place-early", "shift", "before=packed.before[acts]", "before=(packed.before[acts] - 1).clamp(min=0)"),
         ("mean-over-padding", "mask", "float(self.action_mask.sum() if", "float(self.action_mask.numel() if"),
     ]),
     "posttraining/rl/policy_loss.py": ("group_methods policy_gradient", [
@@ -99,8 +99,10 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("importance-not-cut", "clamp", ".exp().clamp(max=cap)", ".exp()"),
         ("importance-inverted", "sign", "(rollouts.logp - rollouts.behaviour).exp()", "(rollouts.behaviour - rollouts.logp).exp()"),
         ("groups-torn", "shift", "[g * k + i for g in order", "[i * groups + g for g in order"),
-        ("reference-trained", "wrong reference", "adapt(head or copy.deepcopy(reference), config)", "adapt(head or reference, config)"),
+        ("reference-trained", "wrong reference", "shared_critic or copy.deepcopy(reference), config", "shared_critic or reference, config"),
         ("old-at-temperature-1", "temperature", "logprobs(self.model, rollouts, self.config.temperature)", "logprobs(self.model, rollouts, 1.0)"),
+    ]),
+    "posttraining/rl/train.py": ("group_methods", [
         ("beta-falls-with-kl", "sign", "kl / config.target_kl - 1", "1 - kl / config.target_kl"),
     ]),
     "posttraining/rl/ppo.py": ("policy_gradient rl_stages", [
@@ -111,9 +113,9 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("ppo-at-temperature-1", "temperature", "PolicyObjective(config.temperature, ", "PolicyObjective(1.0, "),
     ]),
     "posttraining/rl/actor.py": ("policy_gradient rl_stages", [
-        ("resample-draws-again", "seed", "range(first + 1, first + 1 + resample)", "range(first, first + resample)"),
+        ("resample-draws-again", "seed", "range(step * (1 + resample), (step + 1) * (1 + resample))", "[step * (1 + resample)] * (1 + resample)"),
         ("group-shares-its-seed", "seed", "* 65_537 + i for i in range(count)", "* 65_537 + i // config.group_size for i in range(count)"),
-        ("prompt-not-scored", "wrong array", "(*self.prompts[number], *done.tokens), task)", "(*done.tokens,), task)"),
+        ("prompt-not-scored", "wrong array", "(*self.prompts[number], *done.tokens), question)", "(*done.tokens,), question)"),
     ]),
     "inference/generate.py": ("sampler", [
         ("logprob-at-temperature-1", "temperature", "return selected, logp.gather(", "return selected, F.log_softmax(logits, dim=-1).gather("),
@@ -158,7 +160,7 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("user-trained", "mask", "[message.loss_weight] * len(body)", "[1.0] * len(body)"),
     ]),
     "posttraining/held_out.py": ("sft", [
-        ("conversations-leak", "leak", "return [row for row in every if key(row) not in apart]", "return [row for row in every]"),
+        ("conversations-leak", "leak", "return [row for row in every if key(row) not in heldout]", "return [row for row in every]"),
     ]),
     "posttraining/sft/neftune.py": ("sft", [
         ("noise-not-by-length", "coefficient", "(lengths.clamp(min=1) * size).sqrt()", "size**0.5"),

@@ -43,7 +43,7 @@ from tercet.model.config import ModelConfig
 from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.rankings import Ranked
-from tercet.posttraining.reward_model.train import collate, normalise, ranking_loss
+from tercet.posttraining.reward_model.train import collate, normalise_rewards, ranking_loss
 from tercet.posttraining.rl.ppo import PPO
 from tercet.posttraining.rl.rollouts import Clock, generate_rollouts
 from tercet.posttraining.rl.stage import PPOConfig
@@ -187,7 +187,7 @@ def sentiment_judge(base: Transformer, tokenizer: Tokenizer, half: dict[str, Sen
         ]
 
     judge = train_reward(base, pairs, SENTIMENT_STEPS, seed, lr=1e-3)
-    normalise(judge, [], score_texts(judge, encode(tokenizer, held_out), tokenizer.pad))
+    normalise_rewards(judge, [], score_texts(judge, encode(tokenizer, held_out), tokenizer.pad))
     return judge
 
 
@@ -229,7 +229,7 @@ def align(seed: int, base: Transformer, judge: ValueHeadModel, gold: ValueHeadMo
             "gold": float(np.mean(score_texts(gold, texts, tokenizer.pad))),
         })  # fmt: skip
         method.update(step, rollouts, BETA)
-    return method.policy.kept().eval(), curve
+    return method.policy.ema_model().eval(), curve
 
 
 def closed(ids: list[int], tokenizer: Tokenizer) -> list[int]:

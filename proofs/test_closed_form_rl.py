@@ -54,7 +54,7 @@ def train(problem: Problem, method: PPO | GroupMethod) -> Tensor:
             end_id=END, missing_eos_score=problem.missing_end, pad=0, version=method.policy.updates, clock=Clock(),
         )  # fmt: skip
         method.update(step, rollouts, config.beta)
-    return distribution(method.policy.kept())
+    return distribution(method.policy.ema_model())
 
 
 def ppo(problem: Problem, kind: type[PPO] = PPO, **changes: Any) -> Tensor:

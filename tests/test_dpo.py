@@ -230,14 +230,14 @@ def test_ktos_reference_point_is_a_mean_that_is_not_below_0() -> None:
     assert losses.kto_reference_point(logp, torch.tensor([-2.0, -5.5], dtype=F64)) == 0.0
 
 
-# -- what must not matter -----------------------------------------------------------------------------------------------
+# -- what must not matter ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_how_a_step_is_split_does_not_matter(
     make_model: Make, ranked: list[Ranked], rated: list[Labelled], loss: str
 ) -> None:
-    """Same metrics and gradients for micro-batches of 1, 3 and 4 prompts; in KTO's of 1 a kind may be missing."""
+    """Same metrics and gradients for micro-batches of 1, 3 and 4 prompts; in KTO's of 1 a label may be missing."""
     rated = [*rated[:3], dataclasses.replace(rated[3], labels=(True, None, None, None, None))]
     model, found = make_model(1, F64), []
     ref = references(model, ranked)
@@ -288,7 +288,7 @@ def test_log_probabilities_come_back_in_order_however_they_are_passed(
     learner = Learner(make_model(1, F64), OptimizerConfig())
     wanted = [[alone(learner.model, p.prompt, a).item() for a in p.answers] for p in ranked]
     for tokens in (16_384, 200, 1):
-        monkeypatch.setattr(preference_data, "PASS_TOKENS", tokens)
+        monkeypatch.setattr(preference_data, "LOGPROB_PASS_TOKENS", tokens)
         found = answer_logprobs(learner, [(p.prompt, p.answers) for p in ranked])
         assert [x.tolist() for x in found] == [pytest.approx(w, rel=1e-10) for w in wanted]
 
@@ -296,8 +296,8 @@ def test_log_probabilities_come_back_in_order_however_they_are_passed(
 @torch.no_grad()
 def test_bfloat16_rounds_products_and_not_log_probabilities(make_model: Make, ranked: list[Ranked]) -> None:
     low, high = (Learner(make_model(1), OptimizerConfig(), precision) for precision in ("bfloat16", "float32"))
-    asked = [(p.prompt, p.answers) for p in ranked]
-    found, wanted = (torch.cat(answer_logprobs(learner, asked)) for learner in (low, high))
+    prompts = [(p.prompt, p.answers) for p in ranked]
+    found, wanted = (torch.cat(answer_logprobs(learner, prompts)) for learner in (low, high))
     assert float((found - wanted).abs().max() / wanted.abs().max()) < 0.02
     assert (found != found.bfloat16()).any()
     rows = pair_batch(ranked, references(high.model, ranked)).rows
@@ -309,7 +309,7 @@ def test_bfloat16_rounds_products_and_not_log_probabilities(make_model: Make, ra
     assert (per_token != per_token.bfloat16()).float().mean() > 0.9
 
 
-# -- KTO's mismatched answers ---------------------------------------------------------------------------------------------
+# -- KTO's mismatched answers -----------------------------------------------------------------------------------------
 
 
 def labelled(prompt: int, *answers: int) -> Labelled:
@@ -339,34 +339,37 @@ def test_mismatched_answers_are_labelled_and_fit_the_context() -> None:
     assert second == ((11,),)
 
 
-# -- settings ---------------------------------------------------------------------------------------------------------------
+# -- settings ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"loss": "simpo", "label_smoothing": 0.1}, r"label_smoothing is 0\.1, but it belongs to the loss dpo, and loss is 'simpo'"),
-        ({"loss": "orpo", "beta": 0.1}, "beta is 0.1, but it belongs to the loss dpo or ipo or kto or simpo"),
-        ({"margin": 0.5}, "margin is 0.5, but it belongs to the loss simpo, and loss is 'dpo'; leave it out"),
-        ({"odds_weight": 1.0}, "belongs to the loss orpo"),
-        ({"loss": "ipo", "desirable_weight": 1.3}, "belongs to the loss kto"),
-        ({"undesirable_weight": 1.3}, "belongs to the loss kto"),
+        (
+            {"loss": "simpo", "label_smoothing": 0.1},
+            r"--label-smoothing is 0\.1, but it belongs to --loss dpo, and --loss is 'simpo'",
+        ),
+        ({"loss": "orpo", "beta": 0.1}, "--beta is 0.1, but it belongs to --loss dpo or ipo or kto or simpo"),
+        ({"margin": 0.5}, "--margin is 0.5, but it belongs to --loss simpo, and --loss is 'dpo'; leave --margin out"),
+        ({"odds_weight": 1.0}, "belongs to --loss orpo"),
+        ({"loss": "ipo", "desirable_weight": 1.3}, "belongs to --loss kto"),
+        ({"undesirable_weight": 1.3}, "belongs to --loss kto"),
         ({"label_smoothing": 0.5}, "wanted less than 0.5"),
         ({"loss": "dop"}, "did you mean 'dpo'"),
         ({"beta": -0.1}, "must be at least 0"),
     ],
-)  # fmt: skip
+)
 def test_settings_of_another_loss_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DPOConfig(model="m", data=("d",), **values)
 
 
 def test_beta_is_each_losss_own_unless_set() -> None:
-    assert [settings(loss).strength for loss in ("dpo", "ipo", "kto", "simpo")] == [0.1, 0.1, 0.1, 2.0]
-    assert settings("simpo", beta=0.5).strength == 0.5
+    assert [settings(loss).resolved_beta for loss in ("dpo", "ipo", "kto", "simpo")] == [0.1, 0.1, 0.1, 2.0]
+    assert settings("simpo", beta=0.5).resolved_beta == 0.5
 
 
-# -- whole runs -------------------------------------------------------------------------------------------------------------
+# -- whole runs -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -408,14 +411,14 @@ def test_the_run_is_a_policy_that_a_stage_can_start_from(world: World) -> None:
     assert second.manifest["parents"]["model"]["path"].endswith("policy")
 
 
-def test_resuming_does_not_ask_the_reference_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_does_not_compute_the_reference_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = run_of(world, "dpo", "whole", steps=6, lora_rank=2)
     assert (whole.path / "adapter").is_dir()
     with pytest.raises(Interrupted):
         run_of(world, "dpo", "stopped", steps=6, lora_rank=2, progress=At(3, press_ctrl_c))
 
     def refuse(*_: object) -> None:
-        raise AssertionError("the reference has answered already")
+        raise AssertionError("the reference was computed twice")
 
     monkeypatch.setattr(preference_data, "answer_logprobs", refuse)
     assert_same_run(tercet.resume(world.folder / "stopped").path, whole.path)
@@ -438,18 +441,18 @@ def test_the_reference_is_the_parent_and_stays_so(world: World) -> None:
     from tercet.training.load import load_language_model
 
     run = run_of(world, "kto", "moved", steps=8)
-    kept = load_file(run.path / "reference.safetensors")
+    saved = load_file(run.path / "reference.safetensors")
     model, tokenizer = load_language_model(Run(world.path("tuned"))), Tokenizer.load(world.path("tuned"))
     parent = Learner(model, OptimizerConfig())
     config = world.config("dpo")
     train, heldout = preference_data.load_labelled(config, tokenizer, 64, Run(run.path))
     for name, prompts in (("train", train), ("heldout", heldout)):
         found = torch.cat(answer_logprobs(parent, [(p.prompt, p.answers) for p in prompts]))
-        torch.testing.assert_close(kept[name], found, atol=1e-6, rtol=0)
-    assert len(kept["mismatched"]) == 2 * len(train)  # the best and the worst of three
+        torch.testing.assert_close(saved[name], found, atol=1e-6, rtol=0)
+    assert len(saved["mismatched"]) == 2 * len(train)  # the best and the worst of three
 
 
-# -- feedback without pairs ---------------------------------------------------------------------------------------------------
+# -- feedback without pairs -------------------------------------------------------------------------------------------
 
 
 def test_unpaired_feedback_trains_kto(world: World) -> None:
@@ -471,18 +474,27 @@ def test_unpaired_feedback_trains_kto(world: World) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (lambda n: {"prompt": f"{n}?", "completion": "Yes.", "label": True}, "desirable and 0 undesirable answers; KTO needs both"),
-        (lambda n: {"prompt": "Hi", "completion": f"{n}.", "label": n % 2 == 0}, "all training rows have the same prompt"),
-        (lambda n: {"prompt": f"{n}?", "responses": ["a", "b"], "ranks": [1, 1]}, "no training row has a labelled answer"),
+        (
+            lambda n: {"prompt": f"{n}?", "completion": "Yes.", "label": True},
+            "desirable and 0 undesirable answers; KTO needs both",
+        ),
+        (
+            lambda n: {"prompt": "Hi", "completion": f"{n}.", "label": n % 2 == 0},
+            "all training rows have the same prompt",
+        ),
+        (
+            lambda n: {"prompt": f"{n}?", "responses": ["a", "b"], "ranks": [1, 1]},
+            "none of the 20 training rows has a labelled answer",
+        ),
     ],
-)  # fmt: skip
+)
 def test_feedback_that_kto_cannot_learn_from(world: World, row: Callable[[int], dict[str, Any]], message: str) -> None:
     data = write_rows(world.folder / "bad.jsonl", (row(n) for n in range(20)))
     with pytest.raises(DataError, match=message):
         run_of(world, "kto", "bad", data=(data,), heldout=(data,))
 
 
-# -- the warning ----------------------------------------------------------------------------------------------------------------
+# -- the warning ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""GRPO and its kin, number by number: each method's loss and gradient against its paper's formula in plain loops."""
+"""The group methods: each method's loss and gradient against its paper's formula in plain loops."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from tercet.errors import ConfigError
 from tercet.inference.generate import Completion
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rl.actor import differing, join
+from tercet.posttraining.rl.actor import join, rows_of_varied_groups
 from tercet.posttraining.rl.group_methods import GroupMethod, best_of_group
 from tercet.posttraining.rl.policy import Policy, truncated
 from tercet.posttraining.rl.policy_loss import PolicyObjective
-from tercet.posttraining.rl.rollouts import Rollouts, assemble, grouped, logprobs
+from tercet.posttraining.rl.rollouts import Rollouts, assemble, logprobs, pack_rollouts
 from tercet.posttraining.rl.stage import METHODS, GRPOConfig, PPOConfig
 from tercet.posttraining.rl.train import adapted_beta
 from tercet.training.learner import Learner
@@ -51,9 +51,15 @@ def rollouts(seed: int = 0) -> Rollouts:
 
     old = noise(0.4)
     return Rollouts(
-        tokens, mask, behaviour=old, version=torch.zeros(12), group=torch.arange(3).repeat_interleave(K),
-        rewards=torch.randn(12, generator=g, dtype=F64), ref_logp=noise(0.4), logp=old,
-    )  # fmt: skip
+        tokens,
+        mask,
+        behaviour=old,
+        version=torch.zeros(12),
+        group=torch.arange(3).repeat_interleave(K),
+        rewards=torch.randn(12, generator=g, dtype=F64),
+        ref_logp=noise(0.4),
+        logp=old,
+    )
 
 
 def near(model: Transformer, r: Rollouts, seed: int = 5) -> Rollouts:
@@ -193,7 +199,7 @@ def test_splitting_the_rollouts_does_not_change_the_step(make_model: Make, metho
 
 @pytest.mark.parametrize("kl", ["k2_loss", "exact_loss"])
 def test_a_kl_inside_the_loss(make_model: Make, kl: str) -> None:
-    """½ (log π − log π_ref)² or the sum over the whole vocabulary at each action, weighted as the method weights tokens."""
+    """½ (log π − log π_ref)² or the sum over the vocabulary at each action, with the method's weights of tokens."""
     model, reference = make_model(1, F64), make_model(2, F64)
     r = near(model, rollouts())
     r = dataclasses.replace(r, ref_logp=logprobs(reference, r, 1.0))
@@ -223,7 +229,7 @@ def test_a_kl_inside_the_loss(make_model: Make, kl: str) -> None:
 def test_the_expected_update_is_the_gradient_of_the_penalised_reward(
     make_model: Make, method: str, factor: float
 ) -> None:
-    """Over ALL 1600 groups of two of the 40 answers of at most 3 tokens: K − 1 of K of it for Dr. GRPO, by its limit."""
+    """Over ALL 1600 groups of two of the 40 answers; for Dr. GRPO it is (K − 1) / K of it, by its limit."""
     policy, reference = make_model(1, F64, vocab_size=4), make_model(2, F64, vocab_size=4)
     prompt, beta = [2, 1], 0.4
     answers = [
@@ -248,9 +254,8 @@ def test_the_expected_update_is_the_gradient_of_the_penalised_reward(
     tokens, mask = assemble([prompt] * 40, [Completion(a) for a in answers], pad=3)
     alone = Rollouts(tokens, mask, torch.zeros(mask.shape, dtype=F64), torch.zeros(40), torch.arange(40), scores)
     mine, theirs = logprobs(policy, alone, 1.0), logprobs(reference, alone, 1.0)
-    r = Rollouts(
-        tokens[pairs], mask[pairs], mine[pairs], torch.zeros(3200), torch.arange(1600).repeat_interleave(2), scores[pairs], theirs[pairs],
-    )  # fmt: skip
+    groups = torch.arange(1600).repeat_interleave(2)
+    r = Rollouts(tokens[pairs], mask[pairs], mine[pairs], torch.zeros(3200), groups, scores[pairs], theirs[pairs])
     trainer = GroupMethod(config(method, group_size=2, max_new_tokens=3), reference)
     prepared = trainer.prepare(r, beta)
     assert prepared.advantages is not None
@@ -262,7 +267,7 @@ def test_the_expected_update_is_the_gradient_of_the_penalised_reward(
     assert float((got - factor * wanted).norm() / (factor * wanted).norm()) < 1e-8
 
 
-# -- what is around the methods -----------------------------------------------------------------------------------------
+# -- around the methods -----------------------------------------------------------------------------------------------
 
 
 def test_answers_of_a_group_share_their_prompt(make_model: Make) -> None:
@@ -272,7 +277,7 @@ def test_answers_of_a_group_share_their_prompt(make_model: Make) -> None:
     mask = r.action_mask.clone()
     mask[3, int(mask[3].nonzero()[0]) + 1] = False
     r = dataclasses.replace(r, action_mask=mask)
-    assert grouped(r).tokens.shape == (1, 2 + 3 + 4 + int(rollouts().action_mask.sum()))
+    assert pack_rollouts(r).tokens.shape == (1, 2 + 3 + 4 + int(rollouts().action_mask.sum()))
     found = logprobs(model, r, 1.3)
     assert not found[~mask].any()
     for row, t in mask.nonzero().tolist():
@@ -357,7 +362,7 @@ def test_minibatches_keep_groups_together_and_see_everything_once(make_model: Ma
     assert sorted(seen[:3]) == sorted(seen[3:]) == [0, 1, 2]
 
 
-def test_the_average_of_the_weights(make_model: Make) -> None:
+def test_ema_weights(make_model: Make) -> None:
     reference = make_model(1)
     policy = Policy(config(ema=0.75), reference)
     start = {n: p.clone() for n, p in policy.model.state_dict().items()}
@@ -369,11 +374,11 @@ def test_the_average_of_the_weights(make_model: Make) -> None:
         torch.testing.assert_close(value, 0.75 * start[name] + 0.25 * now[name])
     assert any(not torch.equal(kept[n], now[n]) for n in now)
     assert all(torch.equal(t, start[n]) for n, t in reference.state_dict().items())  # it stays what it was
-    assert torch.equal(policy.kept().output_weight, kept["model.embed_tokens.weight"])
+    assert torch.equal(policy.ema_model().output_weight, kept["model.embed_tokens.weight"])
 
 
 def test_beta_follows_the_kl() -> None:
-    """Ziegler et al. 2019: the error is cut to ± .2; without a target nothing moves."""
+    """Ziegler et al. 2019: the error is clipped to ±0.2; without a target nothing moves."""
     c = PPOConfig(**REQUIRED, gamma=0.0, beta=0.1, target_kl=6.0, kl_horizon=1_000)
     assert adapted_beta(0.1, 6.6, c, 100) == pytest.approx(0.1 * (1 + 0.1 * 0.1))
     assert adapted_beta(0.1, 60.0, c, 100) == pytest.approx(0.1 * (1 + 0.2 * 0.1))
@@ -403,23 +408,30 @@ def test_equal_answers_are_not_imitated(make_model: Make) -> None:
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("grpo", {"dpo_beta": 9.0}), ("grpo", {"resample": 7}), ("online_dpo", {"clip_high": 5.0}), ("online_dpo", {"target_kl": 3.0}),
-        ("online_dpo", {"beta": 4.0}), ("expert_iteration", {"clip_low": 5.0}), ("cispo", {"clip_low": 0.1}), ("online_dpo", {"dpo_beta": 0.0}),
+        ("grpo", {"dpo_beta": 9.0}),
+        ("grpo", {"resample": 7}),
+        ("online_dpo", {"clip_high": 5.0}),
+        ("online_dpo", {"target_kl": 3.0}),
+        ("online_dpo", {"beta": 4.0}),
+        ("expert_iteration", {"clip_low": 5.0}),
+        ("cispo", {"clip_low": 0.1}),
+        ("online_dpo", {"dpo_beta": 0.0}),
     ],
-)  # fmt: skip
+)
 def test_a_setting_that_would_do_nothing_is_refused(method: str, changes: dict[str, float]) -> None:
-    with pytest.raises(ConfigError, match=rf"GRPOConfig\.{next(iter(changes))} is "):
+    option = "--" + next(iter(changes)).replace("_", "-")
+    with pytest.raises(ConfigError, match=f"^{option} is "):
         config(method, **changes)
 
 
 def test_groups_that_teach_nothing_are_left_out_and_others_joined() -> None:
     r = rollouts()
     r.rewards[K : 2 * K] = 0.5
-    kept = r.rows(differing(r, K))
+    kept = r.rows(rows_of_varied_groups(r, K))
     assert kept.group.unique().tolist() == [0, 2]
     wide = rollouts(1)
-    wide = dataclasses.replace(wide, tokens=torch.nn.functional.pad(wide.tokens, (0, 2), value=3))
-    wide = dataclasses.replace(wide, **{n: torch.nn.functional.pad(getattr(wide, n), (0, 2)) for n in ("action_mask", "behaviour", "ref_logp", "logp")})  # fmt: skip
+    arrays = {n: nn.functional.pad(getattr(wide, n), (0, 2)) for n in ("action_mask", "behaviour", "ref_logp", "logp")}
+    wide = dataclasses.replace(wide, tokens=nn.functional.pad(wide.tokens, (0, 2), value=3), **arrays)
     both = join([kept, wide], pad=3)
     assert both.tokens.shape == (20, wide.tokens.shape[1])
     assert both.count == kept.count + wide.count
@@ -429,7 +441,7 @@ def test_groups_that_teach_nothing_are_left_out_and_others_joined() -> None:
 
 @pytest.mark.parametrize("kl", ["k3_reward", "k1_loss", "k3_loss", "max0_reward"])
 def test_wrong_kl_estimators_are_refused_with_the_reason(kl: str) -> None:
-    with pytest.raises(ConfigError, match=r"refused, because .*; wanted one of reward, k2_loss, exact_loss"):
+    with pytest.raises(ConfigError, match=f"--kl is {kl!r}, but .*; wanted one of reward, k2_loss, exact_loss"):
         config(kl=kl)
 
 
@@ -441,8 +453,8 @@ def test_wrong_kl_estimators_are_refused_with_the_reason(kl: str) -> None:
         ({"ema": 1.0}, "below 1"),
         ({"target_kl": 3.0, "beta": 0.0}, "beta above 0"),
         ({"method": "online_dpo", "kl": "k2_loss"}, "no policy loss"),
-        ({"method": "online_dpo", "beta": 0.0, "log_kl": False}, "log_kl"),
-        ({"method": "online_dpo", "micro_batch": 6}, "multiple of group_size"),
+        ({"method": "online_dpo", "beta": 0.0, "log_kl": False}, "--no-log-kl"),
+        ({"method": "online_dpo", "micro_batch": 6}, "multiple of --group-size"),
         ({"method": "grpoo"}, "did you mean 'grpo'"),
     ],
 )

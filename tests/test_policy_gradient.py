@@ -22,12 +22,20 @@ from tercet.inference.generate import Completion, SamplingParams, generate
 from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.stage import RewardConfig
-from tercet.posttraining.reward_model.train import normalise
+from tercet.posttraining.reward_model.train import normalise_rewards
 from tercet.posttraining.rl.actor import Actor
 from tercet.posttraining.rl.advantages import advantages_and_returns, place_rewards, whiten
 from tercet.posttraining.rl.policy_loss import PolicyObjective
 from tercet.posttraining.rl.ppo import PPO, value_objective
-from tercet.posttraining.rl.rollouts import Clock, Rollouts, action_logprobs, assemble, logprobs, spread, values
+from tercet.posttraining.rl.rollouts import (
+    Clock,
+    Rollouts,
+    action_logprobs,
+    assemble,
+    logprobs,
+    scatter_actions,
+    values,
+)
 from tercet.posttraining.rl.stage import PPOConfig
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
@@ -46,8 +54,8 @@ def policy_objective(clip: float, temperature: float) -> PolicyObjective:
 
 def of(tokens: Tensor, mask: Tensor, **arrays: Any) -> Rollouts:
     """Rollouts of prompts of their own, from the arrays that matter."""
-    n, kind = len(tokens), arrays.pop("kind", F64)
-    zero = torch.zeros(mask.shape, dtype=kind)
+    n, dtype = len(tokens), arrays.pop("dtype", F64)
+    zero = torch.zeros(mask.shape, dtype=dtype)
     defaults = {
         "behaviour": arrays.get("logp", zero),
         "version": torch.zeros(n),
@@ -57,7 +65,7 @@ def of(tokens: Tensor, mask: Tensor, **arrays: Any) -> Rollouts:
     return Rollouts(tokens, mask, **{**defaults, **arrays})
 
 
-def judge(
+def fill_in(
     r: Rollouts, policy: Transformer, reference: Transformer, critic: ValueHeadModel, temperature: float
 ) -> Rollouts:
     found = {
@@ -74,7 +82,7 @@ def gradient(model: nn.Module) -> Tensor:
     return found
 
 
-# -- rewards and advantages --------------------------------------------------------------------------------------------
+# -- rewards and advantages -------------------------------------------------------------------------------------------
 
 
 def naive_gae(rewards: Sequence[float], values: Sequence[float], discount: float, lam: float) -> list[float]:
@@ -86,8 +94,10 @@ def naive_gae(rewards: Sequence[float], values: Sequence[float], discount: float
 
 @given(
     masks=st.lists(st.lists(st.booleans(), min_size=9, max_size=9).filter(any), min_size=1, max_size=4),
-    discount=st.sampled_from([0.9, 1.0]), lam=st.sampled_from([0.0, 0.5, 0.95, 1.0]), seed=st.integers(0, 99),
-)  # fmt: skip
+    discount=st.sampled_from([0.9, 1.0]),
+    lam=st.sampled_from([0.0, 0.5, 0.95, 1.0]),
+    seed=st.integers(0, 99),
+)
 def test_advantages_step_over_gaps(masks: list[list[bool]], discount: float, lam: float, seed: int) -> None:
     """What stands in the gaps and behind the end (garbage here) must not matter, and must come out as 0."""
     rng = np.random.default_rng(seed)
@@ -106,7 +116,7 @@ def test_advantages_step_over_gaps(masks: list[list[bool]], discount: float, lam
 
 
 def test_a_gap_before_the_reward_carries_it_forward() -> None:
-    """By hand: two actions with a gap of two tokens, γ 1, λ .9: δ = (.3 − .5, 2 − .3), A₁ = −.2 + .9 · 1.7."""
+    """Two actions with a gap of two tokens, γ 1, λ 0.9: δ = (0.3 − 0.5, 2 − 0.3), A₁ = −0.2 + 0.9 · 1.7."""
     mask = torch.tensor([[True, False, False, True, False]])
     rewards = torch.tensor([[0.0, 9.0, 9.0, 2.0, 9.0]], dtype=F64)
     values = torch.tensor([[0.5, 7.0, 7.0, 0.3, 7.0]], dtype=F64)
@@ -154,7 +164,7 @@ def test_whitening_may_leave_the_mean() -> None:
     torch.testing.assert_close(white, torch.tensor(wanted, dtype=F64), atol=1e-7, rtol=0)
 
 
-# -- rollouts ------------------------------------------------------------------------------------------------------------
+# -- rollouts ---------------------------------------------------------------------------------------------------------
 
 
 def test_ids_stay_as_sampled_and_the_end_is_an_action() -> None:
@@ -166,7 +176,7 @@ def test_ids_stay_as_sampled_and_the_end_is_an_action() -> None:
     short, mask = assemble([[11], [21]], [Completion([2], [-1.0]), Completion([22, 2], [-1.0] * 2)], pad=3)
     assert short.tolist() == [[11, 2, 3], [21, 22, 2]]
     assert mask.tolist() == [[True, False], [True, True]]
-    assert spread(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [[1, 0], [2, 3]]
+    assert scatter_actions(torch.tensor([1.0, 2.0, 3.0]), mask).tolist() == [[1, 0], [2, 3]]
 
 
 def sampled(make_model: Make, dtype: torch.dtype, temperature: float = 1.0, beta: float = 0.1) -> tuple[Any, ...]:
@@ -180,13 +190,13 @@ def sampled(make_model: Make, dtype: torch.dtype, temperature: float = 1.0, beta
     params = SamplingParams(14, temperature, stop_ids=tuple(range(0, 300, 8)))
     done = generate(policy, prompts, params, range(8))
     tokens, mask = assemble(prompts, done, pad=3)
-    r = judge(of(tokens, mask, rewards=torch.linspace(-1, 2, 8, dtype=dtype)), policy, reference, critic, temperature)
+    r = fill_in(of(tokens, mask, rewards=torch.linspace(-1, 2, 8, dtype=dtype)), policy, reference, critic, temperature)
     rewards = place_rewards(r.rewards, r.kl(), mask, beta)
     advantages, returns = advantages_and_returns(rewards, r.values, mask, 1.0, 0.95)
     return policy, reference, critic, dataclasses.replace(r, advantages=advantages, returns=returns)
 
 
-def test_judge_reads_each_answer_as_if_alone(make_model: Make) -> None:
+def test_every_answer_is_computed_as_if_alone(make_model: Make) -> None:
     """Naive: one answer at a time without padding, probabilities by softmax, one action at a time."""
     policy, reference, critic, r = sampled(make_model, F64, temperature=1.3)
     assert len(set(r.action_mask.sum(1).tolist())) > 3
@@ -337,7 +347,7 @@ def test_the_expected_update_is_the_gradient_of_the_penalised_reward(
     wanted = gradient(policy)
 
     tokens, mask = assemble([prompt] * 40, [Completion(list(a)) for a in answers], pad=3)
-    r = judge(of(tokens, mask, rewards=scores), policy, reference, critic, temperature)
+    r = fill_in(of(tokens, mask, rewards=scores), policy, reference, critic, temperature)
     torch.testing.assert_close(r.logp.sum(1), logps.detach(), atol=1e-10, rtol=0)
     rewards = place_rewards(scores, r.kl(), mask, beta)
     advantages, _ = advantages_and_returns(rewards, r.values, mask, 1.0, 1.0)
@@ -347,7 +357,7 @@ def test_the_expected_update_is_the_gradient_of_the_penalised_reward(
     assert float((got - wanted).norm() / wanted.norm()) < 1e-8
 
 
-# -- a whole collection ---------------------------------------------------------------------------------------------------
+# -- a whole collection -----------------------------------------------------------------------------------------------
 
 
 def test_a_collection_of_rollouts_by_naive_loops(make_model: Make, tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -365,9 +375,19 @@ def test_a_collection_of_rollouts_by_naive_loops(make_model: Make, tokenizer: To
             run.save_checkpoint(1, {"model": model.state_dict()}, {}, 1)
             runs[verb] = run
     config = PPOConfig(
-        model=str(tmp_path / "sft"), reward=(str(tmp_path / "reward"),), prompts=(str(tmp_path / "prompts.jsonl"),), gamma=0.0,
-        batch_size=4, group_size=4, max_new_tokens=9, temperature=0.9, beta=0.3, missing_eos_score=-7.0, whiten_advantages=False, gae_lambda=0.9,
-    )  # fmt: skip
+        model=str(tmp_path / "sft"),
+        reward=(str(tmp_path / "reward"),),
+        prompts=(str(tmp_path / "prompts.jsonl"),),
+        gamma=0.0,
+        batch_size=4,
+        group_size=4,
+        max_new_tokens=9,
+        temperature=0.9,
+        beta=0.3,
+        missing_eos_score=-7.0,
+        whiten_advantages=False,
+        gae_lambda=0.9,
+    )
     with Run.start("ppo", config, tmp_path / "ppo") as run:
         actor = Actor(config, runs["sft"], BadRows())
         trainer = PPO(config, actor.reference, critic)
@@ -409,7 +429,7 @@ def test_a_collection_of_rollouts_by_naive_loops(make_model: Make, tokenizer: To
 def test_a_critic_from_a_normalised_reward_model_still_learns(make_model: Make) -> None:
     """gain and bias are part of the critic's value: its loss falls to what the targets allow."""
     critic = ValueHeadModel(make_model(1), seed=2)
-    normalise(critic, [0.7], [1.0, 5.0])
+    normalise_rewards(critic, [0.7], [1.0, 5.0])
     _, _, _, r = sampled(make_model, torch.float32)
     learner = Learner(critic, OptimizerConfig(lr=0.01, muon_lr=0.0))
     losses = []
@@ -419,15 +439,18 @@ def test_a_critic_from_a_normalised_reward_model_still_learns(make_model: Make) 
     assert losses[-1] < 0.5 * losses[0]
 
 
-# -- a whole update -------------------------------------------------------------------------------------------------------
+# -- a whole update ---------------------------------------------------------------------------------------------------
 
 
 class Text:
-    """A feed of one row of text, of which two thirds are trained on."""
+    """A data loader with one row of text, of which two thirds are trained on."""
 
     row = Batch(
-        torch.tensor([[5, 9, 2, 40, 41, 7]]), torch.tensor([[9, 2, 40, 41, 7, 8]]), torch.tensor([[1.0, 1, 0, 1, 1, 0]]), None
-    )  # fmt: skip
+        torch.tensor([[5, 9, 2, 40, 41, 7]]),
+        torch.tensor([[9, 2, 40, 41, 7, 8]]),
+        torch.tensor([[1.0, 1, 0, 1, 1, 0]]),
+        None,
+    )
 
     def batch(self, step: int) -> Batch:
         return self.row
@@ -438,18 +461,31 @@ class Text:
 def test_the_gradient_of_an_update_is_the_sum_of_its_parts(
     make_model: Make, monkeypatch: pytest.MonkeyPatch, critic: str, epochs: int
 ) -> None:
-    """Policy, pretraining term times γ and, on a shared trunk, value loss times its weight, at a temperature of .7.
+    """Policy, pretraining term times γ and, with a shared critic, value loss times its weight, at temperature 0.7.
 
-    The reference and the reward model stay what they are; a critic of its own moves. Rewards are whitened without their
-    mean and scores are cut at ± 1.2.
+    The reference and the reward model do not change; a separate critic does. Rewards are whitened without their mean,
+    and scores are clipped at ±1.2.
     """
-    reference, judge = make_model(1, F64), ValueHeadModel(make_model(2, F64), seed=3).to(F64)
-    before = [{n: t.clone() for n, t in m.state_dict().items()} for m in (reference, judge)]
+    reference, reward_model = make_model(1, F64), ValueHeadModel(make_model(2, F64), seed=3).to(F64)
+    before = [{n: t.clone() for n, t in m.state_dict().items()} for m in (reference, reward_model)]
     config = PPOConfig(
-        model="-", reward=("-",), prompts=("-",), pretrain_data=("-",), temperature=0.7, gamma=0.6, beta=0.3, value_coef=0.4,
-        critic=critic, epochs=epochs, warmup=0, clip_norm=0.0, whiten_rewards=True, clip_reward=1.2, gae_lambda=0.9,
-    )  # fmt: skip
-    trainer = PPO(config, reference, judge, Text())  # type: ignore[arg-type]
+        model="-",
+        reward=("-",),
+        prompts=("-",),
+        pretrain_data=("-",),
+        temperature=0.7,
+        gamma=0.6,
+        beta=0.3,
+        value_coef=0.4,
+        critic=critic,
+        epochs=epochs,
+        warmup=0,
+        clip_norm=0.0,
+        whiten_rewards=True,
+        clip_reward=1.2,
+        gae_lambda=0.9,
+    )
+    trainer = PPO(config, reference, reward_model, Text())  # type: ignore[arg-type]
     trainer.policy.module.to(F64)
     policy, values_of = trainer.policy.model, copy.deepcopy(trainer.value_model)
     r = sampled(make_model, F64, temperature=0.7)[3]
@@ -467,10 +503,10 @@ def test_the_gradient_of_an_update_is_the_sum_of_its_parts(
     assert len(got) == epochs
     assert metrics["first_ratio"] == pytest.approx(1, abs=1e-12)
     assert metrics["first_sampler_gap"] == pytest.approx(0, abs=1e-12)
-    for model, kept in zip((reference, judge), before):
+    for model, kept in zip((reference, reward_model), before):
         assert all(torch.equal(t, kept[n]) for n, t in model.state_dict().items())
     moved = [not torch.equal(t, kept) for t, kept in zip(trainer.value_model.parameters(), values_of.parameters())]
-    assert any(moved) == (critic == "separate")  # what is shared moves in `step`, which is a stub here
+    assert any(moved) == (critic == "separate")  # a shared critic moves in `step`, which does nothing here
 
     at = [r.action_mask[row].nonzero()[:, 0].tolist() for row in range(8)]
     rewards, estimates = [], []

@@ -1,4 +1,4 @@
-"""The reward model: its loss against naive loops, what must not matter, what is stored, and how far it can be trusted."""
+"""The reward model: its loss against naive loops, invariances, the stored normalisation, and calibration."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from tercet.errors import CheckpointError, DataError
 from tercet.inference.reward_scores import score_texts
 from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
-from tercet.posttraining.reward_model.calibration import calibration_error, report
+from tercet.posttraining.reward_model.calibration import calibration_error, calibration_report
 from tercet.posttraining.reward_model.rankings import Ranked, accuracy, encode_comparison, load_rankings
 from tercet.posttraining.reward_model.train import (
+    calibrate,
     collate,
     load_demonstrations,
-    normalise,
+    normalise_rewards,
     ranking_loss,
     score_ranked,
-    trust,
 )
 from tercet.reporting.report import write_report
 from tercet.reporting.reward_blocks import trust as blocks
@@ -50,12 +50,12 @@ def comparison(prompt: str, ranks: Sequence[int], scores: tuple[float, ...] = ()
 
 @pytest.fixture
 def ranked(tokenizer: Tokenizer) -> list[Ranked]:
-    """Prompts with different K, with ties, with holes in the ranks; "e" has no pair. Scores are 10 minus twice the rank."""
+    """Prompts with different K, ties and gaps in the ranks; "e" has no pair. Scores are 10 minus twice the rank."""
     return [encode_comparison(tokenizer, comparison(p, r, tuple(10.0 - 2 * x for x in r))) for p, r in RANKS.items()]
 
 
 @pytest.fixture
-def judge(make_model: Make) -> ValueHeadModel:
+def model(make_model: Make) -> ValueHeadModel:
     model = ValueHeadModel(make_model(1, F64), seed=2).to(F64)
     model.gain.fill_(1.7)
     model.bias.fill_(-0.3)
@@ -85,11 +85,14 @@ def assert_same(found: tuple[Tensor, Tensor], wanted: tuple[Tensor, Tensor]) -> 
     torch.testing.assert_close(found[1], wanted[1], atol=1e-10, rtol=0)
 
 
-# -- the loss -----------------------------------------------------------------------------------------------------------
+# -- the loss ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_loss_and_its_gradient_by_hand(tokenizer: Tokenizer) -> None:
-    """Ranks 1 2 2 3 with the scores 1, ½, −½, 0 differ in their five pairs by ½, 1½, 1, ½, −½; margins take off .1 a rank."""
+    """Ranks 1 2 2 3 with scores 1, 0.5, −0.5, 0 differ in their five pairs by 0.5, 1.5, 1, 0.5, −0.5.
+
+    A margin subtracts 0.1 per rank.
+    """
 
     class Given:
         """Rows whose scores are known."""
@@ -114,49 +117,49 @@ def test_the_loss_and_its_gradient_by_hand(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.35])
-def test_the_loss_is_the_double_loop_over_pairs(judge: ValueHeadModel, ranked: list[Ranked], margin: float) -> None:
+def test_the_loss_is_the_double_loop_over_pairs(model: ValueHeadModel, ranked: list[Ranked], margin: float) -> None:
     """Each answer scored alone: loss and gradient are those of one row for each answer."""
     batch = collate(ranked, margin=margin)
     assert (batch.count, batch.rows.answers) == (5, 17)  # each answer once, however many pairs it is in
     naive = torch.zeros((), dtype=F64)
     for one, ranks in zip(ranked, RANKS.values()):
-        scores = [alone(judge, text) for text in one.texts]
+        scores = [alone(model, text) for text in one.texts]
         k = len(ranks)
         for i in range(k):
             for j in range(k):
                 if ranks[i] < ranks[j]:
                     difference = scores[i] - scores[j] - margin * 2 * (ranks[j] - ranks[i])
                     naive = naive - torch.sigmoid(difference).log() / (k * (k - 1) / 2)
-    assert_same(learnt(judge, ranking_loss(judge, batch)[0]), learnt(judge, naive))
+    assert_same(learnt(model, ranking_loss(model, batch)[0]), learnt(model, naive))
 
 
-def test_k_answers_are_their_pairs_on_average(judge: ValueHeadModel, ranked: list[Ranked]) -> None:
+def test_k_answers_are_their_pairs_on_average(model: ValueHeadModel, ranked: list[Ranked]) -> None:
     """A prompt with K answers is its C(K, 2) pairs, each a prompt of its own (K = 2), divided by C(K, 2)."""
     whole = ranked[3]
     apart = [
         dataclasses.replace(whole, answers=(whole.answers[b], whole.answers[w]), ranks=(1, 2)) for b, w in whole.pairs
     ]
     assert len(apart) == 7
-    pairs, _ = ranking_loss(judge, collate(apart))
-    assert_same(learnt(judge, ranking_loss(judge, collate([whole]))[0]), learnt(judge, pairs / 10))
+    pairs, _ = ranking_loss(model, collate(apart))
+    assert_same(learnt(model, ranking_loss(model, collate([whole]))[0]), learnt(model, pairs / 10))
 
 
 def test_the_order_of_prompts_and_answers_and_micro_batches_do_not_matter(
-    judge: ValueHeadModel, ranked: list[Ranked]
+    model: ValueHeadModel, ranked: list[Ranked]
 ) -> None:
-    wanted = learnt(judge, ranking_loss(judge, collate(ranked))[0])
+    wanted = learnt(model, ranking_loss(model, collate(ranked))[0])
     turned = [dataclasses.replace(p, answers=p.answers[::-1], ranks=p.ranks[::-1]) for p in ranked[::-1]]
-    assert_same(learnt(judge, ranking_loss(judge, collate(turned))[0]), wanted)
-    split = ranking_loss(judge, collate(ranked[:1]))[0] + ranking_loss(judge, collate(ranked[1:]))[0]
-    assert_same(learnt(judge, split), wanted)
+    assert_same(learnt(model, ranking_loss(model, collate(turned))[0]), wanted)
+    split = ranking_loss(model, collate(ranked[:1]))[0] + ranking_loss(model, collate(ranked[1:]))[0]
+    assert_same(learnt(model, split), wanted)
 
 
-def test_a_prompt_of_ties_teaches_nothing(judge: ValueHeadModel, ranked: list[Ranked]) -> None:
+def test_a_prompt_of_ties_teaches_nothing(model: ValueHeadModel, ranked: list[Ranked]) -> None:
     assert ranked[4].pairs == ()
-    loss, _ = ranking_loss(judge, collate(ranked[4:]))
-    found, grads = learnt(judge, loss)
+    loss, _ = ranking_loss(model, collate(ranked[4:]))
+    found, grads = learnt(model, loss)
     assert found == 0 == grads.abs().max()
-    with_it, without = (ranking_loss(judge, collate(ranked[:n]))[0] for n in (5, 4))
+    with_it, without = (ranking_loss(model, collate(ranked[:n]))[0] for n in (5, 4))
     assert with_it.item() == pytest.approx(without.item(), abs=1e-12)  # but it is counted as a prompt
 
 
@@ -168,7 +171,7 @@ def test_pairs_of_a_ranking(tokenizer: Tokenizer) -> None:
     assert all(text[: len(found.prompt)] == found.prompt for text in found.texts)
 
 
-# -- scores -------------------------------------------------------------------------------------------------------------
+# -- scores -----------------------------------------------------------------------------------------------------------
 
 
 def texts_of(count: int, seed: int) -> list[list[int]]:
@@ -183,24 +186,24 @@ def test_an_answer_that_is_ranked_twice_is_no_pair_with_itself() -> None:
     assert twice.pairs == ((0, 1), (1, 2))
 
 
-def test_scores_come_back_in_order_as_if_alone(judge: ValueHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_scores_come_back_in_order_as_if_alone(model: ValueHeadModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Read at the last token of the text, however much of whatever follows it in the row."""
     texts = texts_of(20, 0)
-    wanted = [alone(judge, t).item() for t in texts]
+    wanted = [alone(model, t).item() for t in texts]
     for pad in (3, 299):
-        assert score_texts(judge, texts, pad) == pytest.approx(wanted, abs=1e-10)
-        assert score_texts(judge, [*texts, [7] * 60], pad)[:-1] == pytest.approx(wanted, abs=1e-10)
+        assert score_texts(model, texts, pad) == pytest.approx(wanted, abs=1e-10)
+        assert score_texts(model, [*texts, [7] * 60], pad)[:-1] == pytest.approx(wanted, abs=1e-10)
     monkeypatch.setattr("tercet.inference.reward_scores.REWARD_PASS_TOKENS", 30)
-    assert score_texts(judge, texts, 3) == pytest.approx(wanted, abs=1e-10)
+    assert score_texts(model, texts, 3) == pytest.approx(wanted, abs=1e-10)
 
 
 def test_ranked_answers_are_scored_in_order(
-    judge: ValueHeadModel, ranked: list[Ranked], monkeypatch: pytest.MonkeyPatch
+    model: ValueHeadModel, ranked: list[Ranked], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tercet.training.packing.TRAINING_PASS_TOKENS", 60)
-    found = score_ranked(judge, ranked)
+    found = score_ranked(model, ranked)
     for one, scores in zip(ranked, found, strict=True):
-        assert scores == pytest.approx([alone(judge, text).item() for text in one.texts], abs=1e-10)
+        assert scores == pytest.approx([alone(model, text).item() for text in one.texts], abs=1e-10)
 
 
 def test_accuracy_counts_equal_scores_one_half(tokenizer: Tokenizer) -> None:
@@ -211,50 +214,50 @@ def test_accuracy_counts_equal_scores_one_half(tokenizer: Tokenizer) -> None:
     assert estimate.value == pytest.approx((0.5 + 1 + 1 + 0) / 4)
 
 
-def test_normalising_puts_demonstrations_at_zero_and_answers_at_spread_one(judge: ValueHeadModel) -> None:
+def test_normalising_puts_demonstrations_at_zero_and_answers_at_spread_one(model: ValueHeadModel) -> None:
     demonstrations, answers = texts_of(15, 1), texts_of(40, 2)
-    before = score_texts(judge, answers, 3)
+    before = score_texts(model, answers, 3)
     for _ in range(2):  # a second time changes nothing
-        normalise(judge, score_texts(judge, demonstrations, 3), score_texts(judge, answers, 3))
-        assert np.mean(score_texts(judge, demonstrations, 3)) == pytest.approx(0, abs=1e-10)
-        after = np.array(score_texts(judge, answers, 3))
+        normalise_rewards(model, score_texts(model, demonstrations, 3), score_texts(model, answers, 3))
+        assert np.mean(score_texts(model, demonstrations, 3)) == pytest.approx(0, abs=1e-10)
+        after = np.array(score_texts(model, answers, 3))
         assert after.std() == pytest.approx(1, abs=1e-10)
         assert np.corrcoef(before, after)[0, 1] == pytest.approx(1)  # the same order, the same distances
     assert abs(after.mean()) > 1e-3  # it is the demonstrations that are at 0
-    normalise(judge, [], score_texts(judge, answers, 3))
-    assert np.mean(score_texts(judge, answers, 3)) == pytest.approx(0, abs=1e-10)
-    assert judge.gain.requires_grad is judge.bias.requires_grad is False
+    normalise_rewards(model, [], score_texts(model, answers, 3))
+    assert np.mean(score_texts(model, answers, 3)) == pytest.approx(0, abs=1e-10)
+    assert model.gain.requires_grad is model.bias.requires_grad is False
 
 
-# -- trust --------------------------------------------------------------------------------------------------------------
+# -- calibration ------------------------------------------------------------------------------------------------------
 
 
 def test_calibration_by_hand() -> None:
     """Three pairs 75 % certain, of which two are right; one pair without an opinion; two 88 % certain and right."""
     d = np.array([math.log(3), math.log(3), -math.log(3), 0.0, math.log(7.5), math.log(7.5)])
-    found = report(d, np.array([1.0, 2, 2, 2, 1, 1]), np.array([5, -5, 9, 0, 20, -1]), np.arange(6))
+    found = calibration_report(d, np.array([1.0, 2, 2, 2, 1, 1]), np.array([5, -5, 9, 0, 20, -1]), np.arange(6))
     certain = found["by_certainty"]
-    assert [(g["from"], g["mean"], g["pairs"]) for g in certain] == [
-        (0.5, 0.5, 1), (pytest.approx(0.75), pytest.approx(0.75), 3), (pytest.approx(7.5 / 8.5), pytest.approx(7.5 / 8.5), 2),
-    ]  # fmt: skip
+    assert [g["pairs"] for g in certain] == [1, 3, 2]
+    for name in ("from", "mean"):
+        assert [g[name] for g in certain] == pytest.approx([0.5, 0.75, 7.5 / 8.5])
     assert [g["accuracy"]["value"] for g in certain] == [0.5, pytest.approx(2 / 3), 1.0]
     error = (0 + 3 * (0.75 - 2 / 3) + 2 * (1 - 7.5 / 8.5)) / 6
     assert found["calibration_error"]["value"] == pytest.approx(error)
     assert found["overconfidence"]["value"] == pytest.approx((3 * (0.75 - 2 / 3) - 2 * (1 - 7.5 / 8.5)) / 6)
-    assert [(g["from"], g["to"], g["pairs"], g["accuracy"]["value"]) for g in found["by_gap"]] == [
-        (1, 1, 3, 1.0), (2, 2, 3, 0.5),
-    ]  # fmt: skip
-    assert [(g["from"], g["to"], g["pairs"], g["accuracy"]["value"]) for g in found["by_length"]] == [
-        (-5, -1, 2, 1.0), (0, 0, 1, 0.5), (5, 5, 1, 1.0), (9, 20, 2, 0.5),
-    ]  # fmt: skip
-    # the longer answer: preferred right with 5 and 20, not with −5 and −1; 9: the better is longer, and is not preferred
+    rows = {
+        name: [(g["from"], g["to"], g["pairs"], g["accuracy"]["value"]) for g in found[name]]
+        for name in ("by_gap", "by_length")
+    }
+    assert rows["by_gap"] == [(1, 1, 3, 1.0), (2, 2, 3, 0.5)]
+    assert rows["by_length"] == [(-5, -1, 2, 1.0), (0, 0, 1, 0.5), (5, 5, 1, 1.0), (9, 20, 2, 0.5)]
+    # the model prefers the longer answer at 5 and 20, the shorter at −5, −1 and 9 (where it is wrong)
     assert found["prefers_longer"]["value"] == pytest.approx(2 / 5)
     assert found["annotator_prefers_longer"]["value"] == pytest.approx(3 / 5)
 
 
 def test_many_different_gaps_are_put_together_in_quarters() -> None:
     gap = np.random.default_rng(0).permutation(np.arange(40.0))
-    found = report(np.ones(40), gap, np.zeros(40, dtype=np.int64), np.arange(40))
+    found = calibration_report(np.ones(40), gap, np.zeros(40, dtype=np.int64), np.arange(40))
     assert [(g["from"], g["to"], g["pairs"]) for g in found["by_gap"]] == [
         (0, 9, 10),
         (10, 19, 10),
@@ -281,18 +284,18 @@ def test_calibration_error_tells_a_calibrated_model_from_one_that_is_too_sure() 
         assert (copied.value, copied.low, copied.high) == pytest.approx((single.value, single.low, single.high))
 
 
-def test_trust_goes_by_scores_only_where_all_have_them(ranked: list[Ranked]) -> None:
+def test_the_rating_gap_is_of_scores_only_where_all_have_them(ranked: list[Ranked]) -> None:
     scores = [[float(-r) for r in ranks] for ranks in RANKS.values()]
-    found = trust(ranked, scores, gain=2.0)
+    found = calibrate(ranked, scores, gain=2.0)
     assert found["gap"] == "score"
     assert found["pairs"] == sum(len(p.pairs) for p in ranked) == 1 + 5 + 5 + 7
     assert [g["from"] for g in found["by_gap"]] == [2.0, 4.0, 6.0, 8.0, 14.0]  # twice the ranks' differences
     assert found["by_certainty"][0]["from"] == pytest.approx(1 / (1 + math.exp(-0.5)))  # one rank, over the gain
-    found = trust([dataclasses.replace(ranked[0], scores=()), *ranked[1:]], scores, gain=2.0)
+    found = calibrate([dataclasses.replace(ranked[0], scores=()), *ranked[1:]], scores, gain=2.0)
     assert (found["gap"], [g["from"] for g in found["by_gap"]]) == ("rank", [1.0, 2.0, 3.0, 4.0, 7.0])
 
 
-# -- the stage ----------------------------------------------------------------------------------------------------------
+# -- the stage --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -350,7 +353,7 @@ def test_another_seed_is_another_model_of_the_same_task(world: World, trained: R
     """An ensemble is several runs: the seed decides the head and the order of the prompts."""
     other = world.run("reward", "other", lr=3e-3, seed=4)
     heads = [run.weights()["score.weight"] for run in (trained, other)]
-    assert (heads[0] - heads[1]).abs().mean() > 0.1  # 13 steps of .003 make no such difference: they began elsewhere
+    assert (heads[0] - heads[1]).abs().mean() > 0.1  # 13 steps of 0.003 cannot do that: the start differs
     tokenizer = Tokenizer.load(trained.path)
     _, heldout = load_rankings(world.config("reward"), tokenizer, 64, trained)
     a, b = (np.concatenate(score_ranked(load_reward_model(run), heldout)) for run in (trained, other))

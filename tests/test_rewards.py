@@ -1,4 +1,4 @@
-"""Rewards: specs and weights, reward models and ensembles, verifiers, functions, processes and endpoints that fail."""
+"""Rewards: specs and weights, reward models, ensembles, scorers, functions, processes and failing endpoints."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tercet.model.config import ModelConfig
 from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.stage import RewardConfig
-from tercet.posttraining.rewards.rewards import Answered, Rewards, parse_rewards, reward_files, reward_runs
+from tercet.posttraining.rewards.rewards import Rewards, SampledAnswer, parse_rewards, reward_files, reward_runs
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.run import Run
@@ -36,10 +36,10 @@ Make = Callable[..., Transformer]
 
 def answered(
     text: str, gold: str | None = "7", number: int = 1, finished: bool = True, tokens: Any = (5, 6)
-) -> Answered:
+) -> SampledAnswer:
     prompt = (Message("user", "How much is 3 + 4?"),)
-    task = None if gold is None else Question(prompt, (gold,), "sums", f"sum/{number}")
-    return Answered(f"tasks.jsonl:{number}", prompt, text, finished, tuple(tokens), task)
+    question = None if gold is None else Question(prompt, (gold,), "sums", f"sum/{number}")
+    return SampledAnswer(f"tasks.jsonl:{number}", prompt, text, finished, tuple(tokens), question)
 
 
 def save(run: Run, model: Any, tokenizer: Tokenizer) -> Run:
@@ -50,7 +50,7 @@ def save(run: Run, model: Any, tokenizer: Tokenizer) -> Run:
 
 
 @pytest.fixture
-def judges(tmp_path: Path, tokenizer: Tokenizer, make_model: Make) -> list[ValueHeadModel]:
+def reward_models(tmp_path: Path, tokenizer: Tokenizer, make_model: Make) -> list[ValueHeadModel]:
     """Three reward models, saved as the runs a, b and c of `tmp_path`."""
     out = []
     for number, name in enumerate("abc"):
@@ -80,10 +80,10 @@ def opened(shape: ModelConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyP
         rewards.close()
 
 
-# -- specs ---------------------------------------------------------------------------------------------------------------
+# -- specs ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, judges: list[ValueHeadModel]) -> None:
+def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, reward_models: list[ValueHeadModel]) -> None:
     a, b, c = (str(tmp_path / name) for name in "abc")
     specs = parse_rewards(
         [
@@ -97,9 +97,14 @@ def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, judges: l
         ]
     )
     assert [(s.name, s.weight, s.kind) for s in specs] == [
-        ("a", 1.0, "run"), ("min_2", 0.5, "run"), ("rubric", -0.1, "scorer"), ("score", 2.0, "python"), ("score2", 1.0, "python"),
-        ("process", 1.0, "process"), ("http", 0.0, "http"),
-    ]  # fmt: skip
+        ("a", 1.0, "run"),
+        ("min_2", 0.5, "run"),
+        ("rubric", -0.1, "scorer"),
+        ("score", 2.0, "python"),
+        ("score2", 1.0, "python"),
+        ("process", 1.0, "process"),
+        ("http", 0.0, "http"),
+    ]
     assert (specs[1].paths, specs[1].aggregate, specs[5].body) == ((b, c), "min", "cat 2*3")
     assert list(reward_runs([a, f"min({b},{c})"])) == ["reward", "reward2", "reward3"]
     assert reward_runs(["rubric"]) == {}
@@ -109,27 +114,27 @@ def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, judges: l
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("", "reward '' is neither known nor a folder"),
-        ("exactmatch", "'exactmatch' is neither known nor a folder that is there; did you mean 'exact_match'"),
-        ("half*rubric", "is neither known nor a folder"),
-        ("1e999*rubric", "weight 1e999 is not a finite number"),
-        ("0*rubric", "every reward has the weight 0"),
-        ("runs/a,runs/b", r"say how they become one: mean\(runs/a,runs/b\)"),
+        ("", "reward '' is neither a known reward nor a folder"),
+        ("exactmatch", "'exactmatch' is neither a known reward nor a folder; did you mean 'exact_match'"),
+        ("half*rubric", "is neither a known reward nor a folder"),
+        ("1e999*rubric", "weight 1e999 is too large; wanted a finite number"),
+        ("0*rubric", "--reward: every weight is 0"),
+        ("runs/a,runs/b", r"wanted mean\(runs/a,runs/b\) or min\(runs/a,runs/b\) to combine"),
         ("maen(runs/a,runs/b)", "unknown aggregate 'maen'; wanted mean or min; did you mean 'mean'"),
         ("mean(runs/a,)", "a run's path is empty"),
-        ("mean(runs/a,./runs/a)", "runs/a is named twice; give it one weight"),
+        ("mean(runs/a,./runs/a)", "runs/a twice; name it once, with one weight"),
         ("python:score", "wanted python:package.module:function"),
         ("python:no/such.py:score", "there is no file no/such.py"),
         ("python:no_such_module_:score", "no_such_module_ cannot be imported: ModuleNotFoundError"),
         ("python:json:lods", "json has no function 'lods'; it has .*loads"),
-        ("process:", "'no command' is no program"),
-        ("process:no-such-program-at-all -x", "'no-such-program-at-all' is no program that can be run"),
-        ("process:cat 'x", "cannot be read: No closing quotation"),
-        ("http://", "'http://' is not an address"),
-        ("http://host:port/x", "'http://host:port/x' is not an address"),
-        ("https://me:secret@host/x", "is not an address"),
+        ("process:", "reward process: an empty command is not a program"),
+        ("process:no-such-program-at-all -x", "'no-such-program-at-all' is not a program that can be run"),
+        ("process:cat 'x", r"the command line cannot be parsed \(No closing quotation\)"),
+        ("http://", "'http://' is no address"),
+        ("http://host:port/x", "'http://host:port/x' is no address"),
+        ("https://me:secret@host/x", "is no address"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_spec_is_refused_with_the_way_out(opened: Open, spec: str, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         opened(spec)
@@ -138,7 +143,7 @@ def test_a_wrong_spec_is_refused_with_the_way_out(opened: Open, spec: str, messa
 def test_no_reward_at_all_and_runs_of_another_kind_are_refused(
     opened: Open, tokenizer: Tokenizer, make_model: Make, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match="no reward is named; wanted a run of"):
+    with pytest.raises(ConfigError, match="--reward is empty; wanted a run of"):
         opened()
     with Run.start("sft", SFTConfig(model="x", data=("x",)), tmp_path / "sft") as run:
         save(run, make_model(0), tokenizer)
@@ -148,12 +153,12 @@ def test_no_reward_at_all_and_runs_of_another_kind_are_refused(
         reward_runs([str(tmp_path)])
 
 
-# -- reward models -------------------------------------------------------------------------------------------------------
+# -- reward models ----------------------------------------------------------------------------------------------------
 
 
-def test_models_ensembles_and_weights_add_up(opened: Open, tmp_path: Path, judges: list[ValueHeadModel]) -> None:
+def test_models_ensembles_and_weights_add_up(opened: Open, tmp_path: Path, reward_models: list[ValueHeadModel]) -> None:
     texts = [(5, 6, 7, 8), (9, 10), (11, 12, 13)]
-    each = [[float(judge(torch.tensor([text]))[0, -1].detach()) for text in texts] for judge in judges]
+    each = [[float(model(torch.tensor([text]))[0, -1].detach()) for text in texts] for model in reward_models]
     a, b, c = (str(tmp_path / name) for name in "abc")
     answers = [answered("7", tokens=text) for text in texts]
     rewards = opened(f"-2*{a}", f"0.5*mean({b},{c})")
@@ -183,14 +188,14 @@ def test_a_reward_model_of_another_tokenizer_or_a_shorter_context_is_refused(
         opened(str(tmp_path / "other"))
     with Run.start("reward", config, tmp_path / "short") as run:
         save(run, ValueHeadModel(make_model(0, context_length=32)), tokenizer)
-    with pytest.raises(ConfigError, match="reads 32 tokens, but answers have up to 64"):
+    with pytest.raises(ConfigError, match="has a context of 32 tokens, but prompt and answer can have 64"):
         opened(str(tmp_path / "short"))
 
 
-# -- verifiers and functions ---------------------------------------------------------------------------------------------
+# -- verifiers and functions ------------------------------------------------------------------------------------------
 
 
-def test_verifiers_judge_by_the_gold_answers(opened: Open) -> None:
+def test_verifiers_score_by_the_gold_answers(opened: Open) -> None:
     answers = [
         answered(" 7. "),
         answered("8"),
@@ -198,7 +203,7 @@ def test_verifiers_judge_by_the_gold_answers(opened: Open) -> None:
         answered("It is 7.", "It is 7.", finished=False),
     ]
     totals, means = opened("exact_match", "10*rubric")(answers)
-    # right .5, sentence .2, direct .2, finished .1
+    # right 0.5, sentence 0.2, direct 0.2, finished 0.1
     assert totals == pytest.approx([1 + 8, 0 + 3, 1 + 10, 1 + 7])
     assert means == pytest.approx({"reward/exact_match": 0.75, "reward/rubric": 0.7})
 
@@ -209,24 +214,24 @@ def test_a_verifier_names_the_prompt_that_has_no_answers(opened: Open, kind: str
     with pytest.raises(DataError, match=f"tasks.jsonl:3: the reward {kind} needs gold answers"):
         rewards([answered("7", number=1)] * (kind != "reasoning_gym") + [bare])
     with pytest.raises(DataError, match=r"tasks\.jsonl:3"):
-        rewards.check([(bare.where, bare.task)])
+        rewards.check([(bare.where, bare.question)])
 
 
 @pytest.mark.skipif(find_spec("reasoning_gym") is None, reason="reasoning-gym is not installed (the extra rlvr)")
-def test_reasoning_gym_judges_its_own_tasks(opened: Open) -> None:
+def test_reasoning_gym_scores_its_own_tasks(opened: Open) -> None:
     made, _, _ = gym_questions(["gcd"], 3, 0, 7)
     rewards = opened("2*reasoning_gym")
     answers = [
-        Answered("g.jsonl:1", task.prompt, text, True, (5,), task)
+        SampledAnswer("g.jsonl:1", task.prompt, text, True, (5,), task)
         for task in made
         for text in (task.answers[0], "none")
     ]
     assert rewards(answers) == ([2.0, 0.0] * 3, {"reward/reasoning_gym": 0.5})
     with pytest.raises(DataError, match=r"tasks\.jsonl:1: the id 'sum/1' is not one of reasoning-gym's"):
-        rewards.check([("tasks.jsonl:1", answered("7").task)])
+        rewards.check([("tasks.jsonl:1", answered("7").question)])
 
 
-def test_only_verifiers_need_gold_answers(opened: Open, tmp_path: Path, judges: list[ValueHeadModel]) -> None:
+def test_only_verifiers_need_gold_answers(opened: Open, tmp_path: Path, reward_models: list[ValueHeadModel]) -> None:
     opened(str(tmp_path / "a"), "python:math:dist").check([("tasks.jsonl:3", None)])
 
 
@@ -238,7 +243,8 @@ def write_function(path: Path, body: str) -> str:
 def test_a_function_gets_messages_text_and_gold_answers(opened: Open, tmp_path: Path) -> None:
     spec = write_function(
         tmp_path / "mine.py",
-        "return len(answer) + 10 * (answers == ['7']) + 100 * (prompt == [{'role': 'user', 'content': 'How much is 3 + 4?'}])",
+        "return len(answer) + 10 * (answers == ['7']) "
+        "+ 100 * (prompt == [{'role': 'user', 'content': 'How much is 3 + 4?'}])",
     )
     totals, means = opened(f"0.5*{spec}")([answered("7"), answered("seven", None)])
     assert totals == [0.5 * 111, 0.5 * 105]
@@ -259,16 +265,22 @@ def test_a_function_of_a_module_is_found_as_python_finds_it(
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("return float('nan') if answer == 'b' else 1.0", r"tasks.jsonl:2: reward score gave nan for the answer 'b'"),
-        ("return -float('inf') if answer == 'b' else 1.0", r"tasks.jsonl:2: reward score gave -inf"),
-        ("return '1' if answer == 'b' else 1", r"tasks.jsonl:2: reward score gave '1' .*wanted a finite number"),
-        ("return None", "tasks.jsonl:1: reward score gave None"),
-        ("return 10**400", "tasks.jsonl:1: reward score gave a number beyond every float"),
-        ("return 1e39", r"tasks.jsonl:1: reward score gave 1e\+39 .*at most 1e\+30"),
+        (
+            "return float('nan') if answer == 'b' else 1.0",
+            r"tasks.jsonl:2: reward score returned nan for the answer 'b'",
+        ),
+        ("return -float('inf') if answer == 'b' else 1.0", r"tasks.jsonl:2: reward score returned -inf"),
+        ("return '1' if answer == 'b' else 1", r"tasks.jsonl:2: reward score returned '1' .*wanted a finite number"),
+        ("return None", "tasks.jsonl:1: reward score returned None"),
+        ("return 10**400", "tasks.jsonl:1: reward score returned an integer too large for a float"),
+        ("return 1e39", r"tasks.jsonl:1: reward score returned 1e\+39 .*at most 1e\+30"),
         ("import sys; sys.exit(0)", "tasks.jsonl:1: reward score failed on the answer 'a': SystemExit: 0"),
-        ("return 1 / (answer != 'b')", r"tasks.jsonl:2: reward score failed on the answer 'b': ZeroDivisionError: division by zero at .*mine.py:2"),
+        (
+            "return 1 / (answer != 'b')",
+            "tasks.jsonl:2: reward score failed on the answer 'b': ZeroDivisionError: .*mine.py:2",
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_result_of_a_function_names_reward_and_prompt(
     opened: Open, tmp_path: Path, body: str, message: str
 ) -> None:
@@ -292,7 +304,7 @@ def test_a_file_that_ends_python_does_not_end_the_run_in_silence(opened: Open, t
 def test_a_weight_counts_when_a_score_is_too_large(opened: Open, tmp_path: Path) -> None:
     spec = write_function(tmp_path / "mine.py", "return 1e20")
     assert opened(spec)([answered("a")])[0] == [1e20]
-    with pytest.raises(DataError, match=r"gave 1e\+20 \(its weight is 1e\+20\)"):
+    with pytest.raises(DataError, match=r"returned 1e\+20 \(its weight is 1e\+20\)"):
         opened(f"1e20*{spec}")([answered("a")])
 
 
@@ -305,7 +317,7 @@ def test_code_is_pinned_however_it_is_named(tmp_path: Path, monkeypatch: pytest.
     assert reward_files(specs) == (str(tmp_path / "my_module_of_rewards.py"), script)
 
 
-# -- processes -----------------------------------------------------------------------------------------------------------
+# -- processes --------------------------------------------------------------------------------------------------------
 
 SERVE = """
 import json, os, sys, time
@@ -363,15 +375,24 @@ def test_a_process_that_crashes_or_hangs_is_started_again(opened: Open, script: 
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("print('no GPU', file=sys.stderr); sys.exit(3)", r"reward process: .*exit code 3; its stderr ends:\nscorer starts\nno GPU\n.*tried 2 times"),
+        (
+            "print('no GPU', file=sys.stderr); sys.exit(3)",
+            r"reward process: .*exit code 3; its stderr ends:\nscorer starts\nno GPU\n.*tried 2 times",
+        ),
         ("time.sleep(600)", r"no answer within 0.4 s; .*tried 2 times; wanted \{\"scores\": \[one number per item\]\}"),
-        ("print('hello', flush=True)", "reward process: (the reply is not JSON .*'hello|the process wrote more than one line)"),
+        (
+            "print('hello', flush=True)",
+            "reward process: (the answer is no JSON .*'hello|the process wrote more than one line)",
+        ),
         ("print('{\"score\": 1}'); scores.clear() or sys.exit()", r"reward process: found .*wanted \{\"scores\""),
-        ("scores = scores[1:]", r"reward process: 1 scores for 2 answers \(the first to tasks.jsonl:1\); wanted one each"),
-        ("scores[1] = float('nan')", "tasks.jsonl:2: reward process gave nan"),
-        ("scores[1] = None", "tasks.jsonl:2: reward process gave None for the answer 'bb'"),
+        (
+            "scores = scores[1:]",
+            r"reward process: 1 scores for 2 answers \(the first to tasks.jsonl:1\); wanted one each",
+        ),
+        ("scores[1] = float('nan')", "tasks.jsonl:2: reward process returned nan"),
+        ("scores[1] = None", "tasks.jsonl:2: reward process returned None for the answer 'bb'"),
     ],
-)  # fmt: skip
+)
 def test_a_process_that_fails_is_an_error_that_says_how(opened: Open, script: Any, body: str, message: str) -> None:
     rewards = opened(script(body), timeout=0.4 if "sleep" in body else 20.0, retries=1)
     with pytest.raises(DataError, match=f"(?s){message}"):
@@ -400,7 +421,7 @@ def test_a_process_ends_with_its_rewards(shape: ModelConfig, tokenizer: Tokenize
         os.kill(pid, 0)
 
 
-# -- endpoints -----------------------------------------------------------------------------------------------------------
+# -- endpoints --------------------------------------------------------------------------------------------------------
 
 
 class Endpoint(HTTPServer):
@@ -473,9 +494,9 @@ def test_an_overloaded_endpoint_is_asked_again(opened: Open, endpoint: Endpoint)
         (200, "<html>", 1, "the reply is not JSON .*<html>"),
         (200, '{"scores": 1}', 1, r"reward http: found .*wanted \{\"scores\""),
         (200, '{"scores": [1, 2, 3]}', 1, "reward http: 3 scores for 2 answers"),
-        (200, '{"scores": [1, 1e999]}', 1, "tasks.jsonl:2: reward http gave inf"),
+        (200, '{"scores": [1, 1e999]}', 1, "tasks.jsonl:2: reward http returned inf"),
     ],
-)  # fmt: skip
+)
 def test_an_endpoint_that_fails_is_an_error_that_says_how(
     opened: Open, endpoint: Endpoint, status: int, body: str, tries: int, message: str
 ) -> None:
@@ -493,7 +514,7 @@ def test_an_endpoint_that_is_too_slow_or_not_there(opened: Open, endpoint: Endpo
         opened("http://127.0.0.1:9/x", retries=0)(PAIR)
 
 
-# -- waiting -------------------------------------------------------------------------------------------------------------
+# -- waiting ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_pauses_double(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,8 +139,8 @@ def test_memory_never_holds_all_logits(world: World, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("reward", "error", "message"),
     [
-        ("exact", ConfigError, "neither known nor a folder.*did you mean 'exact_match'"),
-        ("0*rubric", ConfigError, "weight 0"),
+        ("exact", ConfigError, "neither a known reward nor a folder.*did you mean 'exact_match'"),
+        ("0*rubric", ConfigError, "every weight is 0"),
         ("python:missing.py:f", DataError, "missing.py"),
     ],
 )
@@ -161,13 +161,15 @@ def test_a_function_that_fails_says_where(world: World, tmp_path: Path) -> None:
 def test_the_report_has_a_section_for_each_way(world: World) -> None:
     group = world.run("grpo", "told", steps=2)
     direct = world.run("dpo", "direct", steps=2)
-    best = best_of_n(
-        BestOfNConfig(
-            model=world.path("tuned"), reward=("rubric",), prompts=(world.path("tasks.jsonl"),), answers=4, max_new_tokens=10,
-            threads=1,
-        ),
-        world.path("best"),
-    )  # fmt: skip
+    config = BestOfNConfig(
+        model=world.path("tuned"),
+        reward=("rubric",),
+        prompts=(world.path("tasks.jsonl"),),
+        answers=4,
+        max_new_tokens=10,
+        threads=1,
+    )
+    best = best_of_n(config, world.path("best"))
     page = write_report([r.path for r in (group, direct, best)], world.path("report.html")).read_text()
     for section in ("dpo", "best-of-n", "ppo"):
         assert f'<section id="{section}"' in page
@@ -178,21 +180,30 @@ def test_the_report_has_a_section_for_each_way(world: World) -> None:
 def test_groups_that_teach_nothing_give_way_to_prompts_not_seen_yet(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where every answer scores alike, each round of each step asks prompts that no round before it asked."""
+    """If all answers have the same score, each round of each step samples prompts that no earlier round had."""
     (tmp_path / "flat.py").write_text("def score(prompt, answer, answers):\n    return 1.0\n")
-    asked: list[tuple[int, ...]] = []
+    sampled: list[tuple[int, ...]] = []
     generate_rollouts = actor.generate_rollouts
 
     def watched(policy: Transformer, reference: Any, prompts: Any, *more: Any, **options: Any) -> Any:
-        asked.extend(map(tuple, prompts))
+        sampled.extend(map(tuple, prompts))
         return generate_rollouts(policy, reference, prompts, *more, **options)
 
     monkeypatch.setattr(actor, "generate_rollouts", watched)
     run = world.run(
-        "grpo", "flat", method="dapo", reward=(f"python:{tmp_path}/flat.py:score",), missing_eos_score=1.0, steps=3, resample=3,
-        batch_size=2, sync_every=1, target_kl=0.0, seed=0,
-    )  # fmt: skip
-    assert len(asked) == 3 * 4 * 2
+        "grpo",
+        "flat",
+        method="dapo",
+        reward=(f"python:{tmp_path}/flat.py:score",),
+        missing_eos_score=1.0,
+        steps=3,
+        resample=3,
+        batch_size=2,
+        sync_every=1,
+        target_kl=0.0,
+        seed=0,
+    )
+    assert len(sampled) == 3 * 4 * 2
     texts = [json.loads(line)["prompt"] for line in Path(world.path("tasks.jsonl")).read_text().splitlines()]
-    assert sorted(Counter(asked).values()) == sorted(Counter(texts).values())  # all of the world's tasks, each once
+    assert sorted(Counter(sampled).values()) == sorted(Counter(texts).values())  # all of the world's tasks, each once
     assert [row["equal_groups"] for row in finite(run)] == [1.0] * 3

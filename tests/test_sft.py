@@ -20,7 +20,7 @@ from tercet.data.formats.conversations import parse_conversation, parse_messages
 from tercet.data.types import Conversation, Message
 from tercet.errors import ConfigError, ContextError, DataError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.sft.neftune import NoisyNextToken, embedding_noise, place
+from tercet.posttraining.sft.neftune import NoisyNextToken, embedding_noise, noisy_batches
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.posttraining.sft.tune import load_conversations
 from tercet.tokenizer.bpe import Tokenizer
@@ -113,12 +113,16 @@ def test_a_conversation_of_weight_0_is_refused_but_a_prompt_is_not() -> None:
 
 SYSTEM = Message("system", "Yo", 0.5)
 TURNS: Conversation = (
-    SYSTEM, Message("user", "Hi"), Message("assistant", "Yo", 0.0), Message("user", "Hi", 3.0), Message("assistant", "Yo"),
-)  # fmt: skip
+    SYSTEM,
+    Message("user", "Hi"),
+    Message("assistant", "Yo", 0.0),
+    Message("user", "Hi", 3.0),
+    Message("assistant", "Yo"),
+)
 
 
 def test_a_weight_counts_the_content_and_its_end(byte_tokenizer: Tokenizer) -> None:
-    """Headers and line ends weigh 0, whatever the message weighs: 8, 6 and 11 tokens of header, then "Yo" and its end."""
+    """Headers (8, 6 and 11 tokens) and line ends weigh 0, whatever the message weighs; then come "Yo" and its end."""
     rendered = render(byte_tokenizer, TURNS)
     headers = {"system": 8, "user": 6, "assistant": 11}
     wanted = []
@@ -131,7 +135,7 @@ def test_a_weight_counts_the_content_and_its_end(byte_tokenizer: Tokenizer) -> N
 
 
 def test_what_fits_must_have_something_to_learn(byte_tokenizer: Tokenizer) -> None:
-    """The first answer weighs 0: where only it fits, nothing is left; with a system message that counts, that is left."""
+    """If only the first answer fits, which weighs 0, nothing is left; a system message with a weight is left."""
     first = len(render(byte_tokenizer, TURNS[1:3]))
     with pytest.raises(ContextError, match=f"fits into the context of {first} tokens has weight 0"):
         render_fitting(byte_tokenizer, TURNS[1:], first)
@@ -265,7 +269,7 @@ def test_the_noise_depends_on_seed_step_and_place_alone() -> None:
     whole = rows_of(LENGTHS)
 
     def noise(size: int, seed: int = 3, step: int = 8) -> Tensor:
-        placed = place(list(whole.split(size)), step)
+        placed = noisy_batches(list(whole.split(size)), step)
         return torch.cat([embedding_noise(p.batch, 16, 5.0, seed, p.step, p.first_row) for p in placed])
 
     first = noise(4)
@@ -294,7 +298,7 @@ def test_micro_batches_do_not_change_a_noisy_step(make_model: Make, dtype: torch
     learner = Learner(model, PLAIN)
     results = []
     for size in (4, 1, 3):
-        metrics = learner.forward_backward(place(list(whole.split(size)), 5), objective)
+        metrics = learner.forward_backward(noisy_batches(list(whole.split(size)), 5), objective)
         results.append((metrics["loss"], gradient(model)))
         learner.optimizer.zero_grad()
     quiet = learner.forward_backward([whole], next_token)["loss"]
@@ -354,10 +358,11 @@ def test_a_weight_of_1_changes_nothing_and_one_of_0_does(world: World, tmp_path:
     rows = [json.loads(line) for line in Path(world.path("chats.jsonl")).read_text().splitlines()]
     runs = {}
     for name, weight in (("plain", None), ("one", 1), ("zero", 0)):
+        extra = {} if weight is None else {"weight": weight}
         changed = [
-            {"messages": [m | ({} if weight is None or m["role"] == "user" or n % 3 else {"weight": weight}) for m in row["messages"]]}
+            {"messages": [m if m["role"] == "user" or n % 3 else m | extra for m in row["messages"]]}
             for n, row in enumerate(rows)
-        ]  # fmt: skip
+        ]
         keep = [r for r in changed if any(m["role"] == "assistant" and m.get("weight", 1) for m in r["messages"])]
         data = write_rows(tmp_path / f"{name}.jsonl", keep)
         runs[name] = world.run(
@@ -384,7 +389,7 @@ def test_conversations_of_which_nothing_is_left_to_learn_are_left_out_and_counte
     data = write_rows(tmp_path / "long.jsonl", rows)
     world.make_parents("sft")
     run = world.run("sft", "left-out", data=(data,), heldout=(world.path("chats.jsonl"),), questions=(), steps=1)
-    assert "9 of 11 conversations cut on a message border, 2 left out: nothing" in (run.path / "log.txt").read_text()
+    assert "9 of 11 conversations truncated after a whole message; 2 left out" in (run.path / "log.txt").read_text()
     with pytest.raises(ContextError, match=r"long\.jsonl:1: all that fits .* has weight 0"):
         world.run("sft", "refused", data=(data,), heldout=(world.path("chats.jsonl"),), long_conversations="refuse")
 
@@ -393,11 +398,17 @@ def test_conversations_of_which_nothing_is_left_to_learn_are_left_out_and_counte
     ("row", "said"),
     [
         ([user("Yes?"), assistant("Yes.")], ""),
-        ([user("Yes?"), assistant("Yes."), user("Well? " * 60), HELLO], "1 of 2 conversations cut on a message border, 0 left"),
-        ([HI, weighed(HELLO, 0), user("Well? " * 60), HELLO], "0 of 2 conversations cut on a message border, 1 left out"),
+        (
+            [user("Yes?"), assistant("Yes."), user("Well? " * 60), HELLO],
+            "1 of 2 conversations truncated after a whole mes",
+        ),
+        (
+            [HI, weighed(HELLO, 0), user("Well? " * 60), HELLO],
+            "0 of 2 conversations truncated after a whole message; 1 left",
+        ),
     ],
     ids=["whole", "cut", "left out"],
-)  # fmt: skip
+)
 def test_the_log_says_what_was_cut_or_left_out_and_nothing_where_all_fit(
     world: World, tmp_path: Path, row: list[dict[str, Any]], said: str
 ) -> None:
@@ -407,7 +418,7 @@ def test_the_log_says_what_was_cut_or_left_out_and_nothing_where_all_fit(
     run = world.run("sft", f"log-{said[:1]}", data=(data,), heldout=(heldout,), questions=(), steps=1)
     log = (run.path / "log.txt").read_text()
     assert said in log
-    assert ("conversations cut" in log) == bool(said)
+    assert ("conversations truncated" in log) == bool(said)
 
 
 def test_noise_is_off_by_default_and_never_negative(world: World) -> None:

@@ -1,4 +1,4 @@
-"""Training rows and held-out rows: the same question on one side only, and said where named files overlap."""
+"""The train/held-out split: a prompt is on one side only, and an overlap of named files is logged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from helpers import World, write_rows, write_world
 from tercet.data.types import Message
 from tercet.errors import DataError
-from tercet.posttraining.held_out import question
+from tercet.posttraining.held_out import split_key
 
 
 @pytest.fixture(scope="module")
@@ -25,10 +25,10 @@ def rows(path: Path) -> list[dict[str, object]]:
 
 
 def test_variants_of_a_question_are_one_question() -> None:
-    asked = [(Message("user", text),) for text in ("What is 1 + 1?", " what  is 1 + 1?\n", "WHAT IS 1 + 1?")]
-    assert len({question(a) for a in asked}) == 1
-    assert question(asked[0]) != question((Message("system", "What is 1 + 1?"),))
-    assert question(asked[0]) != question((*asked[0], Message("assistant", "2")))
+    variants = [(Message("user", text),) for text in ("What is 1 + 1?", " what  is 1 + 1?\n", "WHAT IS 1 + 1?")]
+    assert len({split_key(prompt) for prompt in variants}) == 1
+    assert split_key(variants[0]) != split_key((Message("system", "What is 1 + 1?"),))
+    assert split_key(variants[0]) != split_key((*variants[0], Message("assistant", "2")))
 
 
 def test_the_annotator_keeps_a_prompt_on_one_side(world: World) -> None:
@@ -50,9 +50,8 @@ def test_one_question_alone_is_refused_and_the_reason_said(world: World) -> None
     chats = [json.loads(line) for line in Path(world.path("chats.jsonl")).read_text().splitlines()]
     file = world.folder / "one.jsonl"
     write_rows(file, ([chats[0]] * 10))
-    with pytest.raises(
-        DataError, match=r"10 conversation\(s\) with 1 first question\(s\), heldout_share 0.05: .*--heldout"
-    ):
+    message = "10 conversations with 1 different first prompts, and --heldout-share 0.05: .*name --heldout"
+    with pytest.raises(DataError, match=message):
         world.run("sft", "one", data=(str(file),))
 
 

@@ -18,7 +18,7 @@ from tercet.evaluation.scoring.scorers import Answer
 from tercet.inference.chat import answer_all, answer_params
 from tercet.microworld.rubric import RUBRIC_TEXT, rubric_score
 from tercet.microworld.stage import AnnotateConfig
-from tercet.posttraining.held_out import question as prompt_key
+from tercet.posttraining.held_out import split_key
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.load import load_language_model
 from tercet.training.run import Run
@@ -64,7 +64,7 @@ def annotate(config: AnnotateConfig, run: Run) -> None:
         k = len(comparison.ranks)
         pairs += k * (k - 1) // 2
         ties += sum(comparison.ranks[i] == comparison.ranks[j] for i in range(k) for j in range(i))
-        (heldout if in_split(prompt_key(question.prompt), config.heldout_share) else train).append(comparison)
+        (heldout if in_split(split_key(question.prompt), config.heldout_share) else train).append(comparison)
     if not train or not heldout:
         raise DataError(
             f"--questions has {len(questions)} question(s), which leaves the training or the held-out part empty; give "

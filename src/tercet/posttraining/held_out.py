@@ -1,4 +1,4 @@
-"""Training rows and held-out rows: the same question never stands on both sides of a split without a word."""
+"""The train/held-out split: a prompt is on one side only, or a warning says how many prompts are on both."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ from tercet.training.run import Run
 T = TypeVar("T")
 
 
-def question(prompt: Conversation) -> str:
-    """What a split is decided by: the messages, case and white space folded, so that variants of a question stay together."""
+def split_key(prompt: Conversation) -> str:
+    """Return the text whose hash decides the split: role and folded content (case, white space) of every message.
+
+    Variants of a prompt that differ only in case or white space therefore stay on the same side.
+    """
     return "\n".join(f"{m.role}: {fold(m.content)}" for m in prompt)
 
 
 def split_heldout(
     every: Sequence[T], named: Sequence[T] | None, key: Callable[[T], str], share: float, run: Run
 ) -> tuple[list[T], list[T]]:
-    """(training, held-out) rows: `share` of the questions by a hash, or the `named` rows, of which those that training has too are counted.
+    """Return (training rows, held-out rows).
 
-    Where the hash holds out none, the question of the last row is held out. A side may be empty.
+    The held-out rows are the `named` ones, or without them the rows of a `share` of the prompts, selected by a hash.
+    Named rows whose prompt is also a training prompt are counted and warned of. If the hash selects no prompt, the
+    prompt of the last row is held out. A side may be empty.
     """
     if named is not None:
         seen = {key(row) for row in every}
         if overlap := sum(key(row) in seen for row in named):
             run.log_line(
-                f"warning: {overlap} of {len(named)} held-out rows ask what a training row asks; what is measured on them is "
-                "not held out. Hint: take them out of the training files, or name no held-out files"
+                f"warning: {overlap} of {len(named)} held-out rows have the prompt of a training row, so results on "
+                "them are not held out. Hint: remove these rows from the training files, or leave out --heldout"
             )
             run.update(heldout_overlap=overlap)
         return list(every), list(named)
-    apart = {key(row) for row in every if in_split(key(row), share)}
-    if not apart and share > 0 and every:
-        apart = {key(every[-1])}
-    return [row for row in every if key(row) not in apart], [row for row in every if key(row) in apart]
+    heldout = {key(row) for row in every if in_split(key(row), share)}
+    if not heldout and share > 0 and every:
+        heldout = {key(every[-1])}
+    return [row for row in every if key(row) not in heldout], [row for row in every if key(row) in heldout]

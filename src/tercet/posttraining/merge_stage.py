@@ -1,4 +1,4 @@
-"""Adding adapters to weights as a stage: its settings, its declaration and its body (no torch at the start)."""
+"""The merge stage, which adds LoRA adapters to the weights. It imports torch only when it runs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(Settings):
-    """Add a run's adapters (LoRA) to its weights: a run with a plain model."""
+    """Merge a run's LoRA adapters into its weights. The new run holds a plain model."""
 
-    model: str = setting(..., "run that was trained with adapters", reads=ANY_MODEL)
+    model: str = setting(..., "Run that was trained with LoRA adapters (--lora-rank).", reads=ANY_MODEL)
 
 
 def merge_run(config: MergeConfig, run: Run) -> None:
-    """Write a run with the parent's weights and its adapters added up; it serves wherever the parent does.
+    """Save the parent's weights with its adapters merged in; the run can be used wherever the parent can.
 
-    Raises ConfigError where the parent has no adapters.
+    Raises ConfigError if the parent has no adapters.
     """
     from tercet.training.load import adapters_of, holds, load_language_model, load_reward_model, trained_by
 
     parent = run.parents["model"]
     if adapters_of(parent) is None:
         raise ConfigError(
-            f"{parent.path} has no adapters to merge (it was not trained with --lora-rank): use it as it is"
+            f"{parent.path} was trained without --lora-rank, so it has no adapters to merge; use the run as it is"
         )
     model = load_reward_model(parent) if holds(parent) == REWARD_MODEL else load_language_model(parent)
     run.update(merges=trained_by(parent))
@@ -40,6 +40,12 @@ def merge_run(config: MergeConfig, run: Run) -> None:
 
 
 MERGE = Stage(
-    "merge", MergeConfig, "tercet.posttraining.merge_stage:merge_run", order=100, label="merged", makes=ANY_MODEL,
-    example="tercet merge runs/sft --out runs/sft-merged", positional="model",
-)  # fmt: skip
+    "merge",
+    MergeConfig,
+    "tercet.posttraining.merge_stage:merge_run",
+    order=100,
+    label="merged",
+    makes=ANY_MODEL,
+    example="tercet merge runs/sft --out runs/sft-merged",
+    positional="model",
+)

@@ -113,6 +113,6 @@ class Learner(Generic[M]):
         self.optimizer.load_state(tensors["optimizer"], int(numbers["step"]))
 
     @property
-    def kept(self) -> nn.Module:
-        """The model that the run keeps: the trained model itself."""
+    def kept_model(self) -> nn.Module:
+        """The model itself."""
         return self.model

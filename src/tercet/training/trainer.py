@@ -42,8 +42,8 @@ class Trained(Protocol):
         ...
 
     @property
-    def kept(self) -> nn.Module:
-        """The model that the run keeps; its adapters are written at the end."""
+    def kept_model(self) -> nn.Module:
+        """The model that the run saves; its adapters are written at the end."""
         ...
 
 
@@ -113,4 +113,4 @@ def training_steps(
             save()
         run.stop_if_interrupted(save)
     run.end_training()
-    write_adapter(trained.kept, run)
+    write_adapter(trained.kept_model, run)

@@ -1,4 +1,4 @@
-"""What preference losses learn from: batches of answers with their reference log-probabilities, computed once."""
+"""Data of the preference losses: batches of answers with reference log-probabilities, which are computed once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tercet.data.readers import BadRows
 from tercet.data.types import Comparison
 from tercet.errors import DataError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.held_out import question, split_heldout
+from tercet.posttraining.held_out import split_heldout, split_key
 from tercet.posttraining.reward_model.rankings import Ranked, RankingData, encode_comparison
 from tercet.posttraining.reward_model.train import collate
 from tercet.tokenizer.bpe import Tokenizer
@@ -26,41 +26,41 @@ from tercet.training.learner import Learner
 from tercet.training.run import Run
 from tercet.training.shared_prompts import PackedGroups, pack_groups
 
-PASS_TOKENS = 16_384  # tokens per forward pass outside of training
-Asked = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # a prompt and its answers, as ids
+LOGPROB_PASS_TOKENS = 16_384  # tokens per forward pass outside of training
+PromptAnswers = tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]  # ids of a prompt and of its answers
 
 
 @dataclass(frozen=True)
 class PairBatch:
-    """Several prompts with all their answers, and the strict pairs."""
+    """Several prompts with all their answers and their pairs without ties."""
 
     rows: PackedGroups
-    reference: Tensor  # [N] f64, log π_ref of every answer; zeros where the loss has no reference
+    reference: Tensor  # [N] f64, log π_ref of every answer; zeros for losses without a reference
     pairs: Tensor  # [P, 2] i64, answers (better, worse)
     weights: Tensor  # [P] f64, 1 / C(K, 2) of the pair's prompt
-    shares: Tensor  # [P] f64, 1 / (strict pairs of the prompt): for means that ties do not lower
-    count: float  # prompts
+    shares: Tensor  # [P] f64, 1 / (pairs of the prompt): for means over pairs, which ties do not lower
+    count: float  # number of prompts
 
     @property
     def tokens(self) -> Tensor:
-        """All ids, each prompt's once, [1, T]."""
+        """All ids, with each prompt once, [1, T]."""
         return self.rows.tokens
 
 
 @dataclass(frozen=True)
 class LabelledBatch:
-    """Several prompts with their answers, which are desirable or undesirable one by one."""
+    """Several prompts with their answers, each of which is labelled desirable or undesirable."""
 
     rows: PackedGroups
     reference: Tensor  # [N] f64
     desirable: Tensor  # [N] bool
-    shares: Tensor  # [N] f64: Σ shares · x / count is the mean of x over the step's answers of this kind
-    z0: float  # of the whole step, or its loss would depend on how it is split
-    count: float  # answers
+    shares: Tensor  # [N] f64: Σ shares · x / count is the mean of x over the step's answers with this label
+    z0: float  # of the whole step, so that the loss does not depend on the micro-batches
+    count: float  # number of answers
 
     @property
     def tokens(self) -> Tensor:
-        """All ids, each prompt's once, [1, T]."""
+        """All ids, with each prompt once, [1, T]."""
         return self.rows.tokens
 
 
@@ -72,7 +72,7 @@ class Labelled(Ranked):
 
     @property
     def labelled(self) -> list[int]:
-        """The numbers of the answers that are trained on."""
+        """The indices of the answers that are trained on."""
         return [i for i, label in enumerate(self.labels) if label is not None]
 
     @property
@@ -82,10 +82,10 @@ class Labelled(Ranked):
 
 
 def pair_batch(prompts: Sequence[Ranked], reference: Sequence[Tensor]) -> PairBatch:
-    """Prompts side by side; `reference` has a tensor [K] for each."""
+    """Make a batch of several prompts; `reference` has a tensor [K] for each."""
     ranked = collate(prompts)
-    found = [len(p.pairs) for p in prompts]
-    shares = torch.tensor([1 / n for n in found for _ in range(n)], dtype=torch.float64)
+    pairs = [len(p.pairs) for p in prompts]
+    shares = torch.tensor([1 / n for n in pairs for _ in range(n)], dtype=torch.float64)
     return PairBatch(
         ranked.rows, torch.cat(list(reference)), ranked.pairs, ranked.pair_weights, shares, float(len(prompts))
     )
@@ -94,19 +94,18 @@ def pair_batch(prompts: Sequence[Ranked], reference: Sequence[Tensor]) -> PairBa
 def labelled_batches(
     prompts: Sequence[Labelled], reference: Sequence[Tensor], z0: float, micro: int
 ) -> list[LabelledBatch]:
-    """A step's prompts in micro-batches of at most `micro`; `reference` has a tensor [K] for each prompt."""
-    kinds = [torch.tensor([label for label in p.labels if label is not None]) for p in prompts]
-    every = torch.cat(kinds)
-    total, desirable = len(every), int(every.sum())
-    # a step with one kind alone has no means to compare: it logs neither
+    """Split a step's prompts into micro-batches of at most `micro`; `reference` has a tensor [K] for each prompt."""
+    labels = [torch.tensor([label for label in p.labels if label is not None]) for p in prompts]
+    total, desirable = sum(map(len, labels)), int(torch.cat(labels).sum())
+    # a step in which all answers have the same label logs no means, because there is nothing to compare
     both = (total / desirable, total / (total - desirable)) if 0 < desirable < total else (0.0, 0.0)
     share = torch.tensor(both, dtype=torch.float64)
     out = []
     for a in range(0, len(prompts), micro):
-        part, mine = prompts[a : a + micro], torch.cat(kinds[a : a + micro])
+        part, good = prompts[a : a + micro], torch.cat(labels[a : a + micro])
         rows = pack_groups([p.prompt for p in part], [p.labelled_answers for p in part])
         ref = torch.cat([r[p.labelled] for p, r in zip(part, reference[a : a + micro])])
-        out.append(LabelledBatch(rows, ref, mine, share[(~mine).long()], z0, float(len(mine))))
+        out.append(LabelledBatch(rows, ref, good, share[(~good).long()], z0, float(len(good))))
     return out
 
 
@@ -114,7 +113,7 @@ def labelled_batches(
 
 
 def encode_labelled(tokenizer: Tokenizer, item: Feedback | Comparison) -> Labelled:
-    """Ids and labels of a row; of a comparison the ranks too, for measuring."""
+    """Return the ids and labels of a row; a comparison keeps its ranks too, for evaluation."""
     plain = Comparison(item.prompt, (item.response,), (1,)) if isinstance(item, Feedback) else item
     ranked = encode_comparison(tokenizer, plain)
     return Labelled(ranked.prompt, ranked.answers, ranked.characters, ranked.ranks, ranked.scores, labels(item))
@@ -123,16 +122,16 @@ def encode_labelled(tokenizer: Tokenizer, item: Feedback | Comparison) -> Labell
 def load_labelled(
     config: RankingData, tokenizer: Tokenizer, length: int, run: Run
 ) -> tuple[list[Labelled], list[Labelled]]:
-    """(training, held-out) prompts with at least one labelled answer, split as `load_rankings` does.
+    """Return (training, held-out) prompts with at least one labelled answer, split as in `load_rankings`.
 
-    Raises DataError where a side is empty, where the training side has one kind of answer alone, or one prompt alone.
+    Raises DataError if a side is empty, or if all training answers have the same label or the same prompt.
     """
     bad = BadRows(skip=config.skip_bad_rows)
     every = [item for _, item in read_feedback(config.data, bad)]
     named = [item for _, item in read_feedback(config.heldout, bad)] if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
     out = []
-    parts = split_heldout(every, named, lambda item: question(item.prompt), config.heldout_share, run)
+    parts = split_heldout(every, named, lambda item: split_key(item.prompt), config.heldout_share, run)
     for name, side in zip(("training", "held-out"), parts):
         encoded = [encode_labelled(tokenizer, item) for item in side]
         fitting = [p for p in encoded if max(map(len, p.texts)) <= length]
@@ -140,29 +139,37 @@ def load_labelled(
         good, bad_ones = (sum(p.labels.count(label) for p in out[-1]) for label in (True, False))
         run.log_line(
             f"{name}: {len(out[-1])} prompts with {good} desirable and {bad_ones} undesirable answers; left out: "
-            f"{len(fitting) - len(out[-1])} with ties only, {len(encoded) - len(fitting)} longer than the context of {length} tokens"
+            f"{len(fitting) - len(out[-1])} with ties only, {len(encoded) - len(fitting)} longer than the context of "
+            f"{length} tokens"
         )
         if not out[-1]:
-            raise DataError(f"no {name} row has a labelled answer that fits; give more rows")
+            raise DataError(
+                f"none of the {len(side)} {name} rows has a labelled answer that fits into {length} tokens; give more "
+                "rows, or another --heldout-share"
+            )
         if name == "training" and not (good and bad_ones):
             raise DataError(
-                f"the training rows have {good} desirable and {bad_ones} undesirable answers; KTO needs both kinds"
+                f"the training rows have {good} desirable and {bad_ones} undesirable answers; KTO needs both: add rows "
+                "with the missing label"
             )
     if len({p.prompt for p in out[0]}) < 2:
-        raise DataError("all training rows have the same prompt; KTO needs others, whose answers do not belong to it")
+        raise DataError(
+            "all training rows have the same prompt, but KTO also needs answers to other prompts; add rows with other "
+            "prompts"
+        )
     return out[0], out[1]
 
 
-def mismatched(prompts: Sequence[Labelled], length: int, seed: int) -> list[Asked]:
-    """Each prompt with the labelled answers of another, always the same one, cut to the context of `length` tokens.
+def mismatched(prompts: Sequence[Labelled], length: int, seed: int) -> list[PromptAnswers]:
+    """Return every prompt with the labelled answers of another prompt, truncated to `length` tokens in total.
 
-    The prompts stand in a circle in a seeded order, each before the one whose answers it gets.
+    The distinct prompts are put in a circle, in a seeded order; each gets the answers of the next one.
     """
     rows: dict[tuple[int, ...], list[int]] = {}
     for i, p in enumerate(prompts):
         rows.setdefault(p.prompt, []).append(i)
     circle = [list(rows)[i] for i in np.random.default_rng([seed, 4]).permutation(len(rows))]
-    out: dict[int, Asked] = {}
+    out: dict[int, PromptAnswers] = {}
     for prompt, other in zip(circle, circle[1:] + circle[:1]):
         for i, j in zip(rows[prompt], itertools.cycle(rows[other])):
             out[i] = prompt, tuple(a[: length - len(prompt)] for a in prompts[j].labelled_answers)
@@ -173,30 +180,34 @@ def mismatched(prompts: Sequence[Labelled], length: int, seed: int) -> list[Aske
 
 
 @torch.no_grad()
-def answer_logprobs(learner: Learner[Transformer], asked: Sequence[Asked]) -> list[Tensor]:
-    """log π of every prompt's answers, a float64 tensor [K] for each prompt; those of like length go together."""
-    size = [len(prompt) + sum(map(len, answers)) for prompt, answers in asked]
-    order = sorted(range(len(asked)), key=lambda i: -size[i])
-    out = [torch.empty(0)] * len(asked)
+def answer_logprobs(learner: Learner[Transformer], prompts: Sequence[PromptAnswers]) -> list[Tensor]:
+    """Return log π of every prompt's answers, one float64 tensor [K] per prompt; similar lengths share a pass."""
+    size = [len(prompt) + sum(map(len, answers)) for prompt, answers in prompts]
+    order = sorted(range(len(prompts)), key=lambda i: -size[i])
+    out = [torch.empty(0)] * len(prompts)
     while order:
-        rows = max(1, PASS_TOKENS // size[order[0]])
+        rows = max(1, LOGPROB_PASS_TOKENS // size[order[0]])
         part, order = order[:rows], order[rows:]
         with learner.autocast():
-            found = pack_groups([asked[i][0] for i in part], [asked[i][1] for i in part]).logprobs(learner.model)
-        for i, mine in zip(part, torch.split(found, [len(asked[i][1]) for i in part])):
-            out[i] = mine
+            logps = pack_groups([prompts[i][0] for i in part], [prompts[i][1] for i in part]).logprobs(learner.model)
+        for i, own in zip(part, torch.split(logps, [len(prompts[i][1]) for i in part])):
+            out[i] = own
     return out
 
 
 def reference_logprobs(
-    run: Run, learner: Learner[Transformer], sides: Mapping[str, Sequence[Asked]]
+    run: Run, learner: Learner[Transformer], splits: Mapping[str, Sequence[PromptAnswers]]
 ) -> dict[str, list[Tensor]]:
-    """`answer_logprobs` of every side before the first step, kept in RUN/reference.safetensors for when it is resumed."""
-    file, aside = run.path / "reference.safetensors", run.path / ".reference.tmp"
+    """Return the `answer_logprobs` of every split under the policy before its first step.
+
+    They are saved in RUN/reference.safetensors, from which a resumed run reads them.
+    """
+    file, temporary = run.path / "reference.safetensors", run.path / ".reference.tmp"
     if not file.is_file():
-        save_file({name: torch.cat(answer_logprobs(learner, asked)) for name, asked in sides.items()}, aside)
-        os.replace(aside, file)
-    kept = load_tensors(file)
+        save_file({name: torch.cat(answer_logprobs(learner, prompts)) for name, prompts in splits.items()}, temporary)
+        os.replace(temporary, file)
+    saved = load_tensors(file)
     return {
-        name: list(torch.split(kept[name], [len(answers) for _, answers in asked])) for name, asked in sides.items()
+        name: list(torch.split(saved[name], [len(answers) for _, answers in prompts]))
+        for name, prompts in splits.items()
     }

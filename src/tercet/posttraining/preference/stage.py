@@ -1,4 +1,4 @@
-"""Preference learning without RL as a stage: its settings and its declaration (no torch here)."""
+"""The stage of preference learning without RL: its settings and its declaration. It does not import torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tercet.training.stage import Stage
 
 LOSSES = ("dpo", "ipo", "kto", "simpo", "orpo")
 WITH_REFERENCE = ("dpo", "ipo", "kto")
-# which losses a setting belongs to; one that is not named here belongs to all
+# setting → the losses that use it; a setting that is not listed is used by all
 BELONGS = {
     "beta": ("dpo", "ipo", "kto", "simpo"),
     "label_smoothing": ("dpo",),
@@ -23,44 +23,44 @@ BELONGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig(TuneSettings):
-    """A policy straight from comparisons, without reward model and RL: DPO, IPO, KTO, SimPO or ORPO."""
+    """Train a policy directly from comparisons, without reward model and RL: DPO, IPO, KTO, SimPO or ORPO."""
 
     model: str = setting(
         ...,
-        "run of the policy to start from, which is also the reference: an instruction-tuned model",
+        "Run of the policy to start from, which is also the reference: an instruction-tuned model.",
         reads=LANGUAGE_MODEL,
     )
     data: tuple[str, ...] = setting(
         ...,
-        "comparisons as for `tercet reward`; with kto also rows with prompt, completion and label (true or false)",
+        "Comparisons as for `tercet reward`; kto also reads rows with prompt, completion and label (true or false).",
         reads=FILES,
     )
     heldout: tuple[str, ...] = setting(
-        (), "held-out rows of the same kind; where none are named, heldout_share is kept", reads=FILES
+        (), "Held-out rows of the same format. Without them, --heldout-share of the data is held out.", reads=FILES
     )
-    heldout_share: float = setting(0.1, "share of prompts kept aside, by a hash", minimum=0)
-    loss: str = setting("dpo", "what is minimised", choices=LOSSES)
+    heldout_share: float = setting(0.1, "Fraction of the prompts to hold out, selected by a hash.", minimum=0)
+    loss: str = setting("dpo", "Loss to minimise.", choices=LOSSES)
     beta: float = setting(
         0.0,
-        "β of dpo and kto and τ of ipo: how close to stay to the reference; of simpo the scale of the mean log-probability "
-        "(0: the loss's usual value, 0.1, for simpo 2)",
+        "β of dpo and kto, τ of ipo: the higher, the closer the policy stays to the reference. For simpo, the scale of "
+        "the mean log-probability (0: the loss's usual value, 0.1, or 2 for simpo).",
         minimum=0,
     )
     label_smoothing: float = setting(
-        0.0, "dpo: share of the comparisons that is taken to be the wrong way round", minimum=0
+        0.0, "dpo: assumed fraction of comparisons with the wrong answer preferred.", minimum=0
     )
-    margin: float = setting(1.0, "simpo: γ, by how much the chosen answer shall win", minimum=0)
+    margin: float = setting(1.0, "simpo: γ, the margin by which the chosen answer should win.", minimum=0)
     odds_weight: float = setting(
-        0.1, "orpo: λ, weight of the odds ratio beside the likelihood of the chosen", minimum=0
+        0.1, "orpo: λ, weight of the odds ratio beside the likelihood of the chosen answer.", minimum=0
     )
-    desirable_weight: float = setting(1.0, "kto: λ_D, weight of the desirable answers", minimum=0)
-    undesirable_weight: float = setting(1.0, "kto: λ_U, weight of the undesirable answers", minimum=0)
-    steps: int = setting(100, "optimizer steps", minimum=1)
-    batch_size: int = setting(16, "prompts per step", minimum=1)
+    desirable_weight: float = setting(1.0, "kto: λ_D, weight of the desirable answers.", minimum=0)
+    undesirable_weight: float = setting(1.0, "kto: λ_U, weight of the undesirable answers.", minimum=0)
+    steps: int = setting(100, "Optimizer steps.", minimum=1)
+    batch_size: int = setting(16, "Prompts per step.", minimum=1)
     micro_batch: int = setting(
-        0, "prompts per forward pass (0: about 1,024 tokens); changes memory, not the result", minimum=0
+        0, "Prompts per forward pass (0: about 1,024 tokens). It changes memory, not the result.", minimum=0
     )
-    lr: float = setting(1e-4, "AdamW learning rate", minimum=0, maximum=1e37)
+    lr: float = setting(1e-4, "Peak learning rate of AdamW.", minimum=0, maximum=1e37)
     precision: str = PRECISION
 
     def __post_init__(self) -> None:
@@ -69,8 +69,8 @@ class DPOConfig(TuneSettings):
             losses, value = BELONGS.get(field.name, LOSSES), getattr(self, field.name)
             if self.loss not in losses and value != field.default:
                 raise ConfigError(
-                    f"{option_name(field)} is {value!r}, but it belongs to the loss {' or '.join(losses)}, and loss is "
-                    f"{self.loss!r}; leave it out"
+                    f"{option_name(field)} is {value!r}, but it belongs to --loss {' or '.join(losses)}, and --loss is "
+                    f"{self.loss!r}; leave {option_name(field)} out"
                 )
         if self.label_smoothing >= 0.5:
             raise ConfigError(
@@ -78,16 +78,21 @@ class DPOConfig(TuneSettings):
             )
 
     @property
-    def strength(self) -> float:
-        """β, resolved: 0.1 where it is not set, for simpo 2 (Rafailov et al. 2023; Meng et al. 2024)."""
+    def resolved_beta(self) -> float:
+        """β, or the usual value where it is 0: 0.1, or 2 for simpo (Rafailov et al. 2023; Meng et al. 2024)."""
         return self.beta or (2.0 if self.loss == "simpo" else 0.1)
 
 
 DPO = Stage(
-    "dpo", DPOConfig, "tercet.posttraining.preference.train:dpo", order=60, label="DPO", makes=LANGUAGE_MODEL,
+    "dpo",
+    DPOConfig,
+    "tercet.posttraining.preference.train:train_preferences",
+    order=60,
+    label="DPO",
+    makes=LANGUAGE_MODEL,
     deed="trained on comparisons directly",
     example="tercet dpo --model runs/sft --data rankings.jsonl --out runs/dpo",
     section="tercet.reporting.preference_story:preferring",
     checks="tercet.diagnostics.supervised:PREFERENCES",
     probe="tercet.diagnostics.probe:probe_dpo",
-)  # fmt: skip
+)

@@ -1,4 +1,4 @@
-"""Preference learning without RL: DPO, IPO, KTO, SimPO and ORPO, from the comparisons that a reward model learns from."""
+"""Preference learning without RL: DPO, IPO, KTO, SimPO and ORPO, on the same comparisons as a reward model."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import Tensor
 from tercet.model.transformer import Transformer
 from tercet.posttraining.preference import losses
 from tercet.posttraining.preference.data import (
-    Asked,
     Labelled,
     LabelledBatch,
     PairBatch,
+    PromptAnswers,
     answer_logprobs,
     labelled_batches,
     load_labelled,
@@ -34,16 +34,16 @@ from tercet.training.packing import sequences_per_pass
 from tercet.training.run import Run
 from tercet.training.trainer import due, training_steps
 
-WATCHED = 20  # steps whose mean is compared when the chosen answers' log-probability is watched
-FALL = 0.2  # share by which that may fall before the run warns
+WATCHED = 20  # steps over which the chosen answers' log-probability is averaged, at the start and now
+FALL = 0.2  # relative fall of that average above which the run warns
 
 
 # -- objectives -----------------------------------------------------------------------------------------------------
 
 
 def pair_objective(config: DPOConfig) -> Objective[PairBatch]:
-    """The loss of all strict pairs, summed over prompts, each prompt's pairs weighing 1 / C(K, 2)."""
-    beta = config.strength
+    """Return the objective that sums the loss over all pairs without ties; each pair has the weight 1 / C(K, 2)."""
+    beta = config.resolved_beta
 
     def loss(logp: Tensor, lengths: Tensor, b: PairBatch) -> Tensor:
         if config.loss == "simpo":
@@ -68,29 +68,29 @@ def pair_objective(config: DPOConfig) -> Objective[PairBatch]:
 
 
 def kto_objective(config: DPOConfig) -> Objective[LabelledBatch]:
-    """KTO's loss, summed over labelled answers. Its accuracy is the share of answers on their side of z0."""
-    beta = config.strength
+    """Return the objective that sums KTO's loss over labelled answers; accuracy is the share on its side of z0."""
+    beta = config.resolved_beta
 
     def objective(model: Transformer, batch: LabelledBatch) -> tuple[Tensor, dict[str, float]]:
         logp, lengths = batch.rows.logprobs(model), batch.rows.lengths()
         value = losses.kto(
             logp, batch.reference, batch.desirable, batch.z0, beta, config.desirable_weight, config.undesirable_weight
         )
-        found = {"loss": float(value.detach()), "z0": batch.z0 * batch.count}
+        metrics = {"loss": float(value.detach()), "z0": batch.z0 * batch.count}
         if batch.shares.any():
             rewards = losses.implied_rewards(config.loss, logp.detach(), batch.reference, lengths, beta)
             chosen, rejected = batch.shares * batch.desirable, batch.shares * ~batch.desirable
-            found |= _metrics(logp.detach(), lengths, rewards, chosen, rejected)
+            metrics |= _metrics(logp.detach(), lengths, rewards, chosen, rejected)
             sign = torch.where(batch.desirable, 1.0, -1.0).double()
             won = torch.heaviside(sign * (rewards - beta * batch.z0), torch.tensor(0.5, dtype=torch.float64))
-            found["accuracy"] = float(won.sum())
-        return value, found
+            metrics["accuracy"] = float(won.sum())
+        return value, metrics
 
     return objective
 
 
 def _metrics(logp: Tensor, lengths: Tensor, rewards: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, float]:
-    """Sums for the record, weighted by `chosen` and `rejected` [N]: log-probability, whole and per token, and reward."""
+    """Return log-probabilities (whole, per token) and rewards, summed with the weights `chosen` and `rejected` [N]."""
     out = {}
     for name, weights in (("chosen", chosen), ("rejected", rejected)):
         out[f"{name}_logp"] = float((weights * logp).sum())
@@ -103,11 +103,11 @@ def _metrics(logp: Tensor, lengths: Tensor, rewards: Tensor, chosen: Tensor, rej
 
 
 def chosen_fall(logps: Sequence[float]) -> tuple[float, float] | None:
-    """(at the start, now) where the chosen answers' mean log-probability has fallen well below its start, else None.
+    """Return the chosen answers' mean log-probability (at the start, now) if it has fallen clearly, else None.
 
-    Compared are the means of the first and the last 20 steps (of half the steps, where there are fewer than 40): well
-    below is by more than a fifth and more than 1 nat. DPO lowers it where the rejected answers can be lowered further
-    still (Pal et al. 2024; Razin et al. 2024): the margin grows while the model unlearns what people chose.
+    The means are over the first and the last 20 steps, or over half the steps if there are fewer than 40. A clear fall
+    is more than a fifth and more than 1 nat. DPO lowers the chosen answers if that lowers the rejected ones even more
+    (Pal et al. 2024; Razin et al. 2024): the margin grows while the model unlearns what people prefer.
     """
     window = min(WATCHED, len(logps) // 2)
     if window < WATCHED // 2:
@@ -117,35 +117,39 @@ def chosen_fall(logps: Sequence[float]) -> tuple[float, float] | None:
 
 
 def warn_of_fall(run: Run) -> None:
-    """Say once in a run that the chosen answers become less likely. It is read off the records, so that resuming keeps it."""
+    """Log a warning, once per run, if the chosen answers become less likely.
+
+    The function reads the run's metrics, so that a resumed run gives the same warning.
+    """
     if "chosen_fell" in run.manifest:
         return
     if (fall := chosen_fall([row["chosen_logp"] for row in run.metrics("chosen_logp")])) is not None:
         run.update(chosen_fell=fall)
         run.log_line(
-            f"warning: the chosen answers have become less likely: mean log-probability {fall[0]:.1f} at the start, {fall[1]:.1f} "
-            "now. Hint: in a new run, a lower learning rate, fewer steps, a larger beta (dpo, kto), or the loss orpo"
+            f"warning: the chosen answers have become less likely: their mean log-probability was {fall[0]:.1f} at the "
+            f"start and is {fall[1]:.1f} now. Hint: start a new run with a lower --lr, fewer --steps, a larger --beta "
+            "(dpo, kto), or --loss orpo"
         )
 
 
-def measure(
+def heldout_metrics(
     config: DPOConfig, prompts: Sequence[Ranked], logps: Sequence[Tensor], references: Sequence[Tensor]
 ) -> tuple[dict[str, float], Estimate | None]:
-    """Held-out metrics, and the share of strict pairs that the implied reward orders rightly; None without pairs."""
+    """Return held-out metrics, and the implied reward's accuracy on pairs without ties (None if there are none)."""
     lengths = [torch.tensor([len(a) for a in p.answers]) for p in prompts]
     rewards = [
-        losses.implied_rewards(config.loss, logp, ref, n, config.strength)
+        losses.implied_rewards(config.loss, logp, ref, n, config.resolved_beta)
         for logp, ref, n in zip(logps, references, lengths)
     ]
     paired = [(p, r) for p, r in zip(prompts, rewards) if p.pairs]
-    if not paired:  # feedback alone: mean desirable − mean undesirable
+    if not paired:  # only labelled answers: the margin is mean desirable − mean undesirable
         flat = [
             (label, float(x))
             for p, r in zip(prompts, rewards)
             if isinstance(p, Labelled)
             for label, x in zip(p.labels, r)
         ]
-        good, bad = ([x for label, x in flat if label is kind] for kind in (True, False))
+        good, bad = [x for label, x in flat if label is True], [x for label, x in flat if label is False]
         return ({"heldout_reward_margin": sum(good) / len(good) - sum(bad) / len(bad)} if good and bad else {}), None
     margins = [sum(float(r[a] - r[b]) for a, b in p.pairs) / len(p.pairs) for p, r in paired]
     right = accuracy([p for p, _ in paired], [r.tolist() for _, r in paired])
@@ -155,7 +159,7 @@ def measure(
 # -- the stage ------------------------------------------------------------------------------------------------------
 
 
-def dpo(config: DPOConfig, run: Run) -> None:
+def train_preferences(config: DPOConfig, run: Run) -> None:
     """Train a policy from comparisons."""
     model, tokenizer = adapt(load_language_model(run.parents["model"]), config), Tokenizer.load(run.path)
     learner = Learner(model, OptimizerConfig.of(config), config.precision)
@@ -164,7 +168,8 @@ def dpo(config: DPOConfig, run: Run) -> None:
     objective: Objective[Any] = kto_objective(config) if config.loss == "kto" else pair_objective(config)
 
     def evaluate(done: int) -> None:
-        metrics, right = measure(config, heldout, answer_logprobs(learner, asked(heldout)), references)
+        logps = answer_logprobs(learner, prompt_answers(heldout))
+        metrics, right = heldout_metrics(config, heldout, logps, references)
         run.log(done, **metrics)
         if due(done, 0, config.steps):
             warn_of_fall(run)
@@ -180,55 +185,56 @@ def dpo(config: DPOConfig, run: Run) -> None:
         step.update(learner, metrics, batches)
 
 
-# Below: (step → its micro-batches, held-out prompts, their reference log-probabilities). The reference is the policy before
-# its first step: it answers before training begins, and never stands in memory beside the policy.
+# (step → its micro-batches, held-out prompts, their reference log-probabilities). The reference is the policy before
+# its first step. Its log-probabilities are computed before training begins, so it is never in memory beside the policy.
 Steps = tuple[Callable[[int], Sequence[Any]], Sequence[Ranked], Sequence[Tensor]]
 
 
 def paired_steps(config: DPOConfig, learner: Learner[Transformer], tokenizer: Tokenizer, run: Run) -> Steps:
-    """Steps of the losses that learn from pairs."""
+    """Return the steps of the losses on pairs."""
     train, heldout = load_rankings(config, tokenizer, learner.model.config.context_length, run)
     if config.loss in WITH_REFERENCE:
-        kept = reference_logprobs(run, learner, {"train": asked(train), "heldout": asked(heldout)})
+        splits = {"train": prompt_answers(train), "heldout": prompt_answers(heldout)}
+        reference = reference_logprobs(run, learner, splits)
     else:
-        kept = {
-            name: [torch.zeros(len(p.answers), dtype=torch.float64) for p in side]
-            for name, side in (("train", train), ("heldout", heldout))
+        reference = {
+            name: [torch.zeros(len(p.answers), dtype=torch.float64) for p in prompts]
+            for name, prompts in (("train", train), ("heldout", heldout))
         }
     micro = sequences_per_pass(config.micro_batch, mean_size(train))
 
     def batches(step: int) -> list[PairBatch]:
-        at = picks(config, step, len(train))
-        parts = [at[a : a + micro] for a in range(0, len(at), micro)]
-        return [pair_batch([train[i] for i in part], [kept["train"][i] for i in part]) for part in parts]
+        indices = prompt_indices(config, step, len(train))
+        parts = [indices[a : a + micro] for a in range(0, len(indices), micro)]
+        return [pair_batch([train[i] for i in part], [reference["train"][i] for i in part]) for part in parts]
 
-    return batches, heldout, kept["heldout"]
+    return batches, heldout, reference["heldout"]
 
 
 def labelled_steps(config: DPOConfig, learner: Learner[Transformer], tokenizer: Tokenizer, run: Run) -> Steps:
-    """Steps of KTO: each begins with z0 of the whole step, by the policy as it is."""
+    """Return the steps of KTO; each begins with z0 of the whole step under the current policy."""
     length = learner.model.config.context_length
     train, heldout = load_labelled(config, tokenizer, length, run)
     others = mismatched(train, length, config.seed)
-    sides = {"train": asked(train), "heldout": asked(heldout), "mismatched": others}
-    kept = reference_logprobs(run, learner, sides)
+    splits = {"train": prompt_answers(train), "heldout": prompt_answers(heldout), "mismatched": others}
+    reference = reference_logprobs(run, learner, splits)
 
     def batches(step: int) -> list[LabelledBatch]:
-        at = picks(config, step, len(train))
-        now = answer_logprobs(learner, [others[i] for i in at])
-        z0 = losses.kto_reference_point(torch.cat(now), torch.cat([kept["mismatched"][i] for i in at]))
+        indices = prompt_indices(config, step, len(train))
+        now = answer_logprobs(learner, [others[i] for i in indices])
+        z0 = losses.kto_reference_point(torch.cat(now), torch.cat([reference["mismatched"][i] for i in indices]))
         micro = sequences_per_pass(config.micro_batch, mean_size(train))
-        return labelled_batches([train[i] for i in at], [kept["train"][i] for i in at], z0, micro)
+        return labelled_batches([train[i] for i in indices], [reference["train"][i] for i in indices], z0, micro)
 
-    return batches, heldout, kept["heldout"]
+    return batches, heldout, reference["heldout"]
 
 
-def picks(config: DPOConfig, step: int, size: int) -> list[int]:
-    """Which of `size` prompts a step has."""
+def prompt_indices(config: DPOConfig, step: int, size: int) -> list[int]:
+    """Return the indices of a step's prompts among all `size` training prompts."""
     first = step * config.batch_size
     return [permuted(first + i, size, (config.seed, 2)) for i in range(config.batch_size)]
 
 
-def asked(prompts: Sequence[Ranked]) -> list[Asked]:
-    """Each prompt with its answers."""
+def prompt_answers(prompts: Sequence[Ranked]) -> list[PromptAnswers]:
+    """Return the ids of every prompt and of its answers."""
     return [(p.prompt, p.answers) for p in prompts]

@@ -1,4 +1,4 @@
-"""Rankings as the methods that learn from them need them: ids, ranks, and every pair that is not tied."""
+"""Rankings as ids with ranks, and their pairs without ties: the data of the reward model and of preference losses."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tercet.data.formats.preferences import read_comparisons
 from tercet.data.readers import BadRows
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
-from tercet.posttraining.held_out import question, split_heldout
+from tercet.posttraining.held_out import split_heldout, split_key
 from tercet.posttraining.preference.stage import DPOConfig
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.statistics.intervals import Estimate, pair_accuracy
@@ -18,43 +18,43 @@ from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import render_prompt
 from tercet.training.run import Run
 
-RankingData = RewardConfig | DPOConfig  # the settings that say where comparisons are
+RankingData = RewardConfig | DPOConfig  # settings with comparisons
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """One prompt's answers as ids (each ends with `<|im_end|>`), with their characters, ranks and scores."""
+    """A prompt and its K answers as ids (each answer ends with `<|im_end|>`), with characters, ranks and scores."""
 
     prompt: tuple[int, ...]
     answers: tuple[tuple[int, ...], ...]
     characters: tuple[int, ...]
     ranks: tuple[int, ...]  # 1 is best
-    scores: tuple[float, ...]  # the higher the better; empty where not known
+    scores: tuple[float, ...]  # higher is better; empty if unknown
 
     @property
     def texts(self) -> tuple[tuple[int, ...], ...]:
-        """The prompt with each answer."""
+        """The ids of the prompt followed by each answer."""
         return tuple(self.prompt + answer for answer in self.answers)
 
     @property
     def pairs(self) -> tuple[tuple[int, int], ...]:
-        """(better, worse) of every two answers of different rank; ties give none, nor do answers of the same text."""
+        """The pairs (better, worse) of answers with different ranks and different texts, as indices."""
         both = ((i, j) if self.ranks[i] < self.ranks[j] else (j, i) for i, j in combinations(range(len(self.ranks)), 2))
         return tuple((i, j) for i, j in both if self.ranks[i] != self.ranks[j] and self.answers[i] != self.answers[j])
 
 
 def mean_size(prompts: Sequence[Ranked]) -> float:
-    """Mean number of tokens of a prompt with all its answers."""
+    """Return the mean number of tokens of a prompt with all its answers."""
     return sum(len(p.prompt) + sum(map(len, p.answers)) for p in prompts) / len(prompts)
 
 
 def encode_answer(tokenizer: Tokenizer, prompt: Conversation, answer: str) -> tuple[int, ...]:
-    """Ids that the reward model reads: the prompt as chat sends it, the answer and its end."""
+    """Return the ids that a reward model reads: the rendered prompt, the answer and its end token."""
     return (*render_prompt(tokenizer, prompt), *tokenizer.encode(answer), tokenizer.im_end)
 
 
 def encode_comparison(tokenizer: Tokenizer, comparison: Comparison) -> Ranked:
-    """Ids of the prompt and of all answers."""
+    """Return a comparison as ids, with its ranks and scores."""
     return Ranked(
         tuple(render_prompt(tokenizer, comparison.prompt)),
         tuple((*tokenizer.encode(answer), tokenizer.im_end) for answer in comparison.responses),
@@ -65,7 +65,10 @@ def encode_comparison(tokenizer: Tokenizer, comparison: Comparison) -> Ranked:
 
 
 def accuracy(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]]) -> Estimate:
-    """Share of strict pairs in which the better answer scores higher (equal scores count one half), clustered by prompt."""
+    """Return the fraction of pairs in which the better answer scores higher; equal scores count one half.
+
+    The interval is clustered by prompt.
+    """
     hits, groups = [], []
     for number, (p, s) in enumerate(zip(prompts, scores)):
         for better, worse in p.pairs:
@@ -77,28 +80,29 @@ def accuracy(prompts: Sequence[Ranked], scores: Sequence[Sequence[float]]) -> Es
 def load_rankings(
     config: RankingData, tokenizer: Tokenizer, length: int, run: Run
 ) -> tuple[list[Ranked], list[Ranked]]:
-    """(training, held-out) prompts that have at least one strict pair. Others are counted and left out.
+    """Return (training, held-out) prompts that have a pair without ties and fit into `length` tokens.
 
-    Raises DataError where a side is empty.
+    The log counts the others, which are left out. Raises DataError if a side is empty.
     """
     bad = BadRows(skip=config.skip_bad_rows)
     every = [c for _, c in read_comparisons(config.data, bad)]
     named = [c for _, c in read_comparisons(config.heldout, bad)] if config.heldout else None
     run.log_skipped(bad.count, bad.messages)
     out = []
-    parts = split_heldout(every, named, lambda c: question(c.prompt), config.heldout_share, run)
+    parts = split_heldout(every, named, lambda c: split_key(c.prompt), config.heldout_share, run)
     for name, side in zip(("training", "held-out"), parts):
         encoded = [encode_comparison(tokenizer, c) for c in side]
         fitting = [r for r in encoded if max(map(len, r.texts)) <= length]
-        kept = [r for r in fitting if r.pairs]
+        paired = [r for r in fitting if r.pairs]
         run.log_line(
-            f"{name}: {len(kept)} prompts with {sum(len(r.pairs) for r in kept)} pairs; left out: {len(fitting) - len(kept)} with ties only, "
-            f"{len(encoded) - len(fitting)} longer than the context of {length} tokens"
+            f"{name}: {len(paired)} prompts with {sum(len(r.pairs) for r in paired)} pairs; left out: "
+            f"{len(fitting) - len(paired)} with ties only, {len(encoded) - len(fitting)} longer than the context of "
+            f"{length} tokens"
         )
-        if not kept:
+        if not paired:
             raise DataError(
-                f"no {name} prompt has two answers of different rank that fit; give more comparisons, or another heldout_share: "
-                f"{len(every)} row(s) were split by prompt"
+                f"none of the {len(side)} {name} rows (of {len(every)}, split by prompt) has two answers of different "
+                f"rank that fit into {length} tokens; give more comparisons, or another --heldout-share"
             )
-        out.append(kept)
+        out.append(paired)
     return out[0], out[1]

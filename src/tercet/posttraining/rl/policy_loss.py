@@ -1,6 +1,6 @@
-"""Policy-gradient objectives: (model, rollouts) → summed loss. A method is its advantages, its weights and one of these.
+"""The policy-gradient objective of all methods: (model, rollouts) → summed loss.
 
-Every term is weights · f(ratio, advantage), ratio = π(action) / π_old(action), at the temperature that was sampled at.
+Every term is weights · f(ratio, advantage), with ratio = π(action) / π_old(action) at the sampling temperature.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from torch import Tensor
 
 from tercet.errors import ConfigError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rl.rollouts import Rollouts, grouped
-from tercet.training.losses import token_kl, token_logprobs
+from tercet.posttraining.rl.rollouts import Rollouts, action_logprobs, pack_rollouts
+from tercet.training.losses import token_kl
 
 
 @dataclass(frozen=True)
 class PolicyObjective:
-    """The clipped surrogate (Schulman et al. 2017, equation 7) and its kin, summed over actions, as a loss.
+    """The clipped surrogate loss (Schulman et al. 2017, equation 7) and its variants, summed over actions.
 
-    level "token": a ratio for each token (PPO, GRPO, DAPO). "answer": one ratio for the whole answer, Π over its tokens
-    (RLOO as in Ahmadian et al. 2024). "answer_mean": its geometric mean per token (GSPO, Zheng et al. 2025, equation 7).
-    `stop_gradient` weights log π by the ratio, cut at 1 + clip_high, as a constant (CISPO, MiniMax 2025, equation 4).
+    level "token": one ratio per token (PPO, GRPO, DAPO). "answer": one ratio per answer, the product over its tokens
+    (RLOO as in Ahmadian et al. 2024). "answer_mean": the geometric mean over its tokens (GSPO, Zheng et al. 2025,
+    equation 7). `stop_gradient`: log π is weighted by the ratio as a constant, clipped at 1 + clip_high (CISPO,
+    MiniMax 2025, equation 4).
     """
 
     temperature: float
@@ -31,15 +32,19 @@ class PolicyObjective:
     level: str = "token"
     stop_gradient: bool = False
     kl: str = "reward"
-    kl_coef: float = 0.0  # β of a KL inside the loss
+    kl_coef: float = 0.0  # β of the KL in the loss
     reference: Transformer | None = None  # needed for the exact KL
 
     def __call__(self, model: Transformer, batch: Rollouts) -> tuple[Tensor, dict[str, float]]:
-        """The summed loss, and summed metrics ("actions" is what the per-token ones must be divided by)."""
+        """Return the summed loss and summed metrics; divide per-token metrics by "actions".
+
+        Raises ConfigError for rollouts without advantages.
+        """
         if batch.advantages is None:
-            raise ConfigError("the rollouts have no advantages yet: a method fills them in")
-        rows = grouped(batch)
-        logp, entropy = token_logprobs(model, rows.hidden(model, rows.before), rows.target, self.temperature)
+            raise ConfigError(
+                "the rollouts have no advantages; fill them in first, for example with GroupMethod.prepare"
+            )
+        logp, entropy = action_logprobs(model, batch, self.temperature)
         old = logp.detach() if batch.logp is None else batch.at_actions("logp")
         advantage = batch.at_actions("advantages")
         weights = torch.ones_like(advantage) if batch.weights is None else batch.at_actions("weights")
@@ -53,7 +58,7 @@ class PolicyObjective:
         with torch.no_grad():
             outside = (ratio < 1 - self.clip_low) | (ratio > 1 + self.clip_high)
             drift = logp - batch.at_actions("behaviour")
-            # where the policy is its own π_old the ratio is 1 whatever was sampled: the log has the one to the sampler
+            # without a separate π_old the ratio is 1 whatever was sampled, so the ratio to the sampler is logged
             logged = drift.exp() if batch.logp is None else ratio.detach()
         metrics = {
             "policy_loss": float(loss.detach()),
@@ -77,12 +82,13 @@ class PolicyObjective:
         return summed[owner]
 
     def _kl(self, model: Transformer, batch: Rollouts, logp: Tensor) -> Tensor:
-        """Per action: ½ (log π − log π_ref)², right per token though blind to the future; or the exact KL there."""
+        """Return the KL term of every action: k2 = ½ (log π − log π_ref)², or the exact KL of the next token."""
         if self.kl == "k2_loss":
             return 0.5 * (logp - batch.at_actions("ref_logp")).square()
         if self.reference is None:
-            raise ConfigError("the exact KL needs the reference model")
-        rows = grouped(batch)
+            raise ConfigError("kl='exact_loss' needs the reference model; pass it as `reference`")
+        packed = pack_rollouts(batch)
         with torch.no_grad():
-            towards = rows.hidden(self.reference, rows.before)
-        return token_kl(model, rows.hidden(model, rows.before), self.reference, towards, self.temperature)
+            reference_hidden = packed.hidden(self.reference, packed.before)
+        hidden = packed.hidden(model, packed.before)
+        return token_kl(model, hidden, self.reference, reference_hidden, self.temperature)

@@ -22,7 +22,7 @@ from tercet.training.optim import OptimizerConfig
 
 
 def value_objective(critic: ValueHeadModel, batch: Rollouts) -> tuple[Tensor, dict[str, float]]:
-    """½ (V − return)², summed over actions."""
+    """Return ½ (V − return)², summed over actions, and its metrics."""
     loss = 0.5 * (action_values(critic, batch) - batch.at_actions("returns")).double().square().sum()
     return loss, {"value_loss": float(loss.detach())}
 
@@ -33,28 +33,35 @@ class PPO:
     resample = 0
 
     def __init__(
-        self, config: PPOConfig, reference: Transformer, judge: ValueHeadModel | None, text: BatchLoader | None = None
+        self,
+        config: PPOConfig,
+        reference: Transformer,
+        reward_model: ValueHeadModel | None,
+        text: BatchLoader | None = None,
     ) -> None:
-        """Without a `judge` (a reward model) a critic of its own starts as the reference with a fresh head."""
+        """Without a `reward_model`, a separate critic starts as the reference with a new value head."""
         self.config = config
         if config.critic == "shared":
             self.policy = Policy(config, reference, text, ValueHeadModel(copy.deepcopy(reference), config.seed))
             self.critic: Learner[Any] | None = None
         else:
             self.policy = Policy(config, reference, text)
-            model = copy.deepcopy(judge) if judge is not None else ValueHeadModel(copy.deepcopy(reference), config.seed)
+            critic = copy.deepcopy(reward_model) or ValueHeadModel(copy.deepcopy(reference), config.seed)
             optimizer = OptimizerConfig(config.critic_lr, 0.0, eps=1e-5, clip_norm=config.clip_norm)
-            self.critic = Learner(model.to(reference.output_weight.dtype), optimizer)
+            self.critic = Learner(critic.to(reference.output_weight.dtype), optimizer)
 
     @property
     def value_model(self) -> ValueHeadModel:
-        """The critic: a model of its own, or the policy's trunk with its head."""
+        """The critic: a separate model, or the value head on the policy's layers."""
         model = self.policy.module if self.critic is None else self.critic.model
         assert isinstance(model, ValueHeadModel)
         return model
 
     def credit(self, rollouts: Rollouts, beta: float) -> tuple[Rollouts, dict[str, float]]:
-        """Values, advantages and returns of every action: the KL penalty per token, the score on the last one, GAE."""
+        """Fill in values, advantages (GAE) and returns, and return metrics.
+
+        The reward of a token is its KL penalty, plus the score on the last token.
+        """
         config, mask = self.config, rollouts.action_mask
         scores = rollouts.rewards
         if config.clip_reward > 0:
@@ -76,7 +83,7 @@ class PPO:
         return replace(rollouts, values=estimates, advantages=advantages, returns=returns), metrics
 
     def update(self, step: int, rollouts: Rollouts, beta: float) -> dict[str, float]:
-        """Policy, critic and pretraining gradients, then one optimizer step, for every minibatch of every epoch."""
+        """Take one optimizer step, pretraining term included, for every minibatch of every epoch; returns metrics."""
         policy, config = self.policy, self.config
         rollouts, metrics = self.credit(policy.with_old(rollouts), beta)
         objective = policy.on_policy(PolicyObjective(config.temperature, config.clip, config.clip))
@@ -88,14 +95,14 @@ class PPO:
         return metrics
 
     def learn_values(self, batches: Sequence[Rollouts], scale: float) -> dict[str, float]:
-        """Gradients of the value loss; a separate critic takes its optimizer step at once."""
+        """Add the gradients of the value loss; a separate critic also takes its optimizer step. Returns metrics."""
         if self.critic is None:
             return self.policy.learner.forward_backward(batches, value_objective, coef=self.config.value_coef)
         done = self.critic.forward_backward(batches, value_objective)
         return done | {"critic_grad_norm": self.critic.optim_step(scale)}
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Policy, critic and both optimizers."""
+        """Return the tensors of policy, critic and both optimizers."""
         out = self.policy.state()
         if self.critic is not None:
             critic = self.critic.state()
@@ -103,7 +110,7 @@ class PPO:
         return out
 
     def load(self, tensors: dict[str, dict[str, Tensor]], updates: int) -> None:
-        """Take over what `state` gave."""
+        """Restore what `state` returned."""
         self.policy.load(tensors, updates)
         if self.critic is not None:
             state = {"model": tensors["critic"], "optimizer": tensors["critic_optimizer"]}

@@ -1,4 +1,4 @@
-"""Rollouts: what the policy said, with everything that a policy-gradient method needs to know of every token."""
+"""Rollouts: the policy's sampled answers, with everything that a policy-gradient method needs for every token."""
 
 from __future__ import annotations
 
@@ -19,23 +19,24 @@ from tercet.model.transformer import Transformer
 from tercet.training.packing import pad_right
 from tercet.training.shared_prompts import PackedGroups, pack_groups
 
-PASS_TOKENS = 2048  # of a forward pass without gradients, filling included: 8192 were a quarter slower (docs/log.md)
+# tokens of a forward pass without gradients, padding included; passes of 8192 were a quarter slower (docs/log.md)
+ROLLOUT_PASS_TOKENS = 2048
 
-# (number of the prompt, completion) of every rollout → its score
-Scorer = Callable[[Sequence[int], Sequence[Completion]], Sequence[float]]
+# (prompt numbers, completions), one of each per rollout → one score per rollout
+ScoreFunction = Callable[[Sequence[int], Sequence[Completion]], Sequence[float]]
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Prompts with their sampled answers; column t of the [N, T − 1] arrays is about token t + 1 (the action).
+    """N prompts with their sampled answers. Column t of the [N, T − 1] arrays belongs to token t + 1 (the action).
 
-    `behaviour` and `version` say what the tokens were sampled from: their log-probability then, and after how many
-    optimizer steps. `logp` is the policy's before this update (π_old); None means that it is the policy that is being
-    trained, so that the first ratio is exactly 1. A method fills in `advantages`, how much each token's term counts
-    (`weights`) and by what the sum is divided (`shares`).
+    `behaviour` holds the sampler's log-probabilities, `version` the number of optimizer steps its weights had seen.
+    `logp` holds the log-probabilities of π_old, the policy before this update. None means that π_old is the policy in
+    training, so that the first ratio is exactly 1. A method fills in `advantages`, the weight of each token's term
+    (`weights`) and the divisor of the sum (`shares`).
     """
 
-    tokens: Tensor  # [N, T] i64: prompt and answer, filled up on the right
+    tokens: Tensor  # [N, T] i64: prompt and answer, padded on the right
     action_mask: Tensor  # [N, T − 1] bool: True where token t + 1 was sampled (the end token included)
     behaviour: Tensor  # [N, T − 1] log π of the sampler, 0 elsewhere
     version: Tensor  # [N] i64
@@ -51,73 +52,81 @@ class Rollouts:
 
     @property
     def count(self) -> float:
-        """By what the learner divides: the number of actions, or the sum of `shares`."""
+        """The divisor of the summed loss: the number of actions, or the sum of `shares`."""
         return float(self.action_mask.sum() if self.shares is None else self.shares.sum(dtype=torch.float64))
 
-    def rows(self, which: Tensor | slice) -> Rollouts:
-        """Some of the rollouts."""
+    def rows(self, index: Tensor | slice) -> Rollouts:
+        """Return the rollouts at `index`."""
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
-        chosen: dict[str, Any] = {name: v if v is None else v[which] for name, v in arrays.items()}
-        return Rollouts(**chosen)
+        selected: dict[str, Any] = {name: v if v is None else v[index] for name, v in arrays.items()}
+        return Rollouts(**selected)
 
     def split(self, size: int) -> Iterator[Rollouts]:
-        """Micro-batches of at most `size` rollouts."""
+        """Yield micro-batches of at most `size` rollouts."""
         for a in range(0, len(self.tokens), size):
             yield self.rows(slice(a, a + size))
 
     def passes(self) -> Iterator[Rollouts]:
-        """Parts for forward passes without gradients, so that their memory is bounded whatever the batch."""
-        return self.split(max(1, PASS_TOKENS // self.tokens.shape[1]))
+        """Yield parts for forward passes without gradients; their memory does not depend on the batch size."""
+        return self.split(max(1, ROLLOUT_PASS_TOKENS // self.tokens.shape[1]))
 
     def lengths(self) -> Tensor:
-        """Actions of every rollout, [N]."""
+        """Return the number of actions of every rollout, [N]."""
         return self.action_mask.sum(1)
 
     def kl(self) -> Tensor:
-        """The k1 estimate log π − log π_ref of every action, [N, T − 1].
+        """Return the k1 estimate log π − log π_ref of every action, [N, T − 1].
 
-        π is π_old where it is filled in: stale rollouts pay for the policy that is updated, not for the one that sampled.
+        π is π_old where `logp` is filled in, so that stale rollouts are penalised for the policy that is updated and
+        not for the one that sampled. Raises ConfigError without the reference's log-probabilities.
         """
         if self.ref_logp is None:
-            raise ConfigError("these rollouts have no reference log-probabilities: set beta above 0, or log_kl")
+            raise ConfigError(
+                "the rollouts have no log-probabilities of the reference model; set --beta above 0, or --log-kl"
+            )
         logp = self.behaviour if self.logp is None else self.logp
         return (logp - self.ref_logp) * self.action_mask
 
     def k3(self) -> Tensor:
-        """The k3 estimate e^x − 1 − x, x = log π_ref − log π, of every action, [N, T − 1]: for the log, never negative."""
+        """Return the k3 estimate e^x − 1 − x with x = log π_ref − log π of every action, [N, T − 1].
+
+        It is never negative, and serves for the log only.
+        """
         kl = self.kl()
         return ((-kl).exp() - 1 + kl) * self.action_mask
 
     def at_actions(self, name: str) -> Tensor:
-        """One of the [N, T − 1] arrays at the actions, in row order: [A]."""
-        found: Tensor = getattr(self, name)[self.action_mask]
-        return found
+        """Return the [N, T − 1] array `name` at the actions only, in row order: [A]."""
+        values: Tensor = getattr(self, name)[self.action_mask]
+        return values
 
 
 class Clock:
-    """Seconds by phase."""
+    """Measures the seconds spent in each phase of a step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Add what passes inside to `phase`."""
+        """Add the time spent inside the `with` block to `phase`."""
         began = time.perf_counter()
         yield
         self.seconds[f"seconds/{phase}"] = self.seconds.get(f"seconds/{phase}", 0.0) + time.perf_counter() - began
 
 
 def check_sampling(params: SamplingParams) -> None:
-    """Raise ConfigError for top-k, top-p or temperature 0: they would bias the probability ratio."""
+    """Raise ConfigError for top-k, top-p or temperature 0, which would bias the probability ratio."""
     if params.top_k or params.top_p < 1 or params.temperature == 0:
         raise ConfigError(
-            "rollouts need plain sampling: top_k 0, top_p 1 and a temperature above 0, or π_old is not what was sampled from"
+            f"rollouts are to be sampled with top_k {params.top_k}, top_p {params.top_p:g} and temperature "
+            f"{params.temperature:g}; wanted top_k 0, top_p 1 and a temperature above 0, because otherwise the sampler "
+            "is not the distribution of π_old"
         )
 
 
 def assemble(prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: int) -> tuple[Tensor, Tensor]:
-    """Tokens [N, T] and action mask [N, T − 1] of prompts with their completions. Ids stay as they were sampled."""
+    """Return tokens [N, T] and action mask [N, T − 1] of prompts with their completions. Ids stay as sampled."""
     tokens, _ = pad_right([[*p, *c.tokens] for p, c in zip(prompts, done)], pad)
     columns = torch.arange(1, tokens.shape[1])[None]
     first = torch.tensor([len(p) for p in prompts])[:, None]
@@ -125,11 +134,25 @@ def assemble(prompts: Sequence[Sequence[int]], done: Sequence[Completion], pad: 
     return tokens, (columns >= first) & (columns < end)
 
 
-def generate_rollouts(policy: Transformer, reference: Transformer | None, prompts: Sequence[Sequence[int]], params: SamplingParams, seeds: Sequence[int], score: Scorer,
-            *, group_size: int, end_id: int, missing_eos_score: float, pad: int, version: int, clock: Clock) -> tuple[Rollouts, list[Completion]]:  # fmt: skip
-    """`group_size` answers to every prompt, scored, with the reference's log-probabilities.
+def generate_rollouts(
+    policy: Transformer,
+    reference: Transformer | None,
+    prompts: Sequence[Sequence[int]],
+    params: SamplingParams,
+    seeds: Sequence[int],
+    score: ScoreFunction,
+    *,
+    group_size: int,
+    end_id: int,
+    missing_eos_score: float,
+    pad: int,
+    version: int,
+    clock: Clock,
+) -> tuple[Rollouts, list[Completion]]:
+    """Sample and score `group_size` answers to every prompt, with the reference's log-probabilities if there is one.
 
-    `seeds` holds one seed a rollout. A missing end *replaces* the score by `missing_eos_score` (Ziegler et al. 2019).
+    `seeds` holds one seed per rollout. An answer without an end token gets `missing_eos_score` *instead of* its score
+    (Ziegler et al. 2019). Raises ConfigError for sampling that `check_sampling` refuses.
     """
     check_sampling(params)
     numbers = [n for n in range(len(prompts)) for _ in range(group_size)]
@@ -139,51 +162,53 @@ def generate_rollouts(policy: Transformer, reference: Transformer | None, prompt
     with clock("reward"):
         scores = score(numbers, done)
     tokens, mask = assemble(texts, done, pad)
-    kind = policy.output_weight.dtype
+    dtype = policy.output_weight.dtype
     finished = torch.tensor([c.tokens[-1] == end_id for c in done])
     rollouts = Rollouts(
-        tokens, mask,
-        behaviour=spread(torch.tensor([x for c in done for x in c.logprobs], dtype=kind), mask),
-        version=torch.full((len(done),), version), group=torch.tensor(numbers),
-        rewards=torch.where(finished, torch.tensor(scores, dtype=kind), missing_eos_score),
-    )  # fmt: skip
+        tokens,
+        mask,
+        behaviour=scatter_actions(torch.tensor([x for c in done for x in c.logprobs], dtype=dtype), mask),
+        version=torch.full((len(done),), version),
+        group=torch.tensor(numbers),
+        rewards=torch.where(finished, torch.tensor(scores, dtype=dtype), missing_eos_score),
+    )
     if reference is not None:
         with clock("reference"):
             rollouts = replace(rollouts, ref_logp=logprobs(reference, rollouts, params.temperature))
     return rollouts, done
 
 
-def grouped(rollouts: Rollouts) -> PackedGroups:
-    """The rollouts without filling, neighbours of one group sharing their prompt; its answer tokens are the actions."""
+def pack_rollouts(rollouts: Rollouts) -> PackedGroups:
+    """Pack rollouts without padding; adjacent ones of a group share their prompt. Answer tokens are the actions."""
     prompts: list[list[int]] = []
     answers: list[list[list[int]]] = []
-    mask, kept, before = rollouts.action_mask.numpy(), [], None
-    first, end = mask.argmax(1), mask.shape[1] - mask[:, ::-1].argmax(1)  # of the actions, in columns of the mask
+    mask, answer_masks, previous = rollouts.action_mask.numpy(), [], None
+    first, end = mask.argmax(1), mask.shape[1] - mask[:, ::-1].argmax(1)  # columns of the actions
     for row, (number, ids) in enumerate(zip(rollouts.group.tolist(), rollouts.tokens.tolist())):
         a, b = int(first[row]), int(end[row])
-        if number != before:
+        if number != previous:
             prompts.append(ids[: a + 1])
             answers.append([])
-            before = number
+            previous = number
         answers[-1].append(ids[a + 1 : b + 1])
-        kept.append(mask[row, a:b])
-    acts, found = torch.from_numpy(np.concatenate(kept)), pack_groups(prompts, answers)
-    return replace(found, before=found.before[acts], target=found.target[acts], answer=found.answer[acts])
+        answer_masks.append(mask[row, a:b])
+    acts, packed = torch.from_numpy(np.concatenate(answer_masks)), pack_groups(prompts, answers)
+    return replace(packed, before=packed.before[acts], target=packed.target[acts], answer=packed.answer[acts])
 
 
 def action_logprobs(model: Transformer, rollouts: Rollouts, temperature: float) -> tuple[Tensor, Tensor]:
-    """log π (with gradients) and entropy (without) at the actions, each [A] in row order."""
-    return grouped(rollouts).token_logprobs(model, temperature)
+    """Return log π (with gradients) and the entropy (without) at the actions, each [A] in row order."""
+    return pack_rollouts(rollouts).token_logprobs(model, temperature)
 
 
 def action_values(critic: ValueHeadModel, rollouts: Rollouts) -> Tensor:
-    """The critic's estimates before the actions, [A] in row order, with gradients."""
-    rows = grouped(rollouts)
-    return critic.read(rows.hidden(critic.backbone, rows.before))
+    """Return the critic's estimates before the actions, [A] in row order, with gradients."""
+    packed = pack_rollouts(rollouts)
+    return critic.read(packed.hidden(critic.backbone, packed.before))
 
 
-def spread(values: Tensor, action_mask: Tensor) -> Tensor:
-    """Values of the actions at their places in [N, T − 1], 0 elsewhere."""
+def scatter_actions(values: Tensor, action_mask: Tensor) -> Tensor:
+    """Return the actions' values [A] at their positions in [N, T − 1], and 0 elsewhere."""
     out = torch.zeros(action_mask.shape, dtype=values.dtype)
     out[action_mask] = values
     return out
@@ -191,11 +216,12 @@ def spread(values: Tensor, action_mask: Tensor) -> Tensor:
 
 @torch.no_grad()
 def logprobs(model: Transformer, rollouts: Rollouts, temperature: float) -> Tensor:
-    """log π of the actions under `model`, [N, T − 1], in passes of bounded memory."""
-    return torch.cat([spread(action_logprobs(model, r, temperature)[0], r.action_mask) for r in rollouts.passes()])
+    """Return log π of the actions under `model`, [N, T − 1], computed in passes of bounded memory."""
+    parts = [scatter_actions(action_logprobs(model, r, temperature)[0], r.action_mask) for r in rollouts.passes()]
+    return torch.cat(parts)
 
 
 @torch.no_grad()
 def values(critic: ValueHeadModel, rollouts: Rollouts) -> Tensor:
-    """The critic's estimates before the actions, [N, T − 1]."""
-    return torch.cat([spread(action_values(critic, r), r.action_mask) for r in rollouts.passes()])
+    """Return the critic's estimates before the actions, [N, T − 1]."""
+    return torch.cat([scatter_actions(action_values(critic, r), r.action_mask) for r in rollouts.passes()])

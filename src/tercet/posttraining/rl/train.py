@@ -1,4 +1,4 @@
-"""Reinforcement learning: sample, score, update, record. PPO and the group methods are one loop with one method each."""
+"""The RL loop: sample, score, update, record. PPO and the group methods run in this one loop."""
 
 from __future__ import annotations
 
@@ -32,44 +32,43 @@ def reinforce(config: PPOConfig | GRPOConfig, run: Run) -> None:
     bad = BadRows(skip=config.skip_bad_rows)
     actor = Actor(config, run.parents["model"], bad)
     text = pretraining_text(config, actor, bad) if config.gamma > 0 else None
-    heldout = (
-        limit_bytes(list(read_documents(config.heldout_text, bad)), config.heldout_bytes) if config.heldout_text else []
-    )
+    heldout: list[Document] = []
+    if config.heldout_text:
+        heldout = limit_bytes(list(read_documents(config.heldout_text, bad)), config.heldout_bytes)
     run.log_skipped(bad.count, bad.messages)
-    learning = Learning(run, config, actor, method_of(config, actor, text), heldout)
-    with actor.rewards:  # their processes end with the run
-        for step in training_steps(run, config, learning, learning.measure):
+    state = RLState(run, config, actor, method_of(config, actor, text), heldout)
+    with actor.rewards:  # ends the child processes with the run
+        for step in training_steps(run, config, state, state.evaluate):
             clock = Clock()
-            sampler, version = learning.sampler(step.number)
-            rollouts, metrics = actor.collect(sampler, step.number, version, clock, learning.method.resample)
+            sampler, version = state.sampler(step.number)
+            rollouts, metrics = actor.collect(sampler, step.number, version, clock, state.method.resample)
             with clock("update"):
-                metrics |= learning.method.update(step.number, rollouts, learning.beta)
-            metrics["beta"] = learning.beta
-            learning.adapt_beta(metrics, rollouts)
+                metrics |= state.method.update(step.number, rollouts, state.beta)
+            metrics["beta"] = state.beta
+            state.adapt_beta(metrics, rollouts)
             step.metrics = metrics | clock.seconds
 
 
 def method_of(config: PPOConfig | GRPOConfig, actor: Actor, text: BatchLoader | None) -> Method:
-    """PPO, or the group method that the settings name."""
+    """Return PPO, or the group method that the settings name."""
     if isinstance(config, GRPOConfig):
         return GroupMethod(config, actor.reference, text)
-    judge = actor.rewards.runs.get("reward")
-    return PPO(config, actor.reference, load_reward_model(judge) if judge is not None else None, text)
+    run = actor.rewards.runs.get("reward")
+    return PPO(config, actor.reference, load_reward_model(run) if run is not None else None, text)
 
 
 def pretraining_text(config: PolicyConfig, actor: Actor, bad: BadRows) -> BatchLoader:
-    """The batches of the pretraining term."""
-    return build_loader(
-        actor.tokenizer, by_source(list(read_documents(config.pretrain_data, bad))),
-        shares(config.pretrain_mixture, "pretrain_mixture"), actor.reference.config.context_length, config.pretrain_rows,
-        config.seed,
-    )  # fmt: skip
+    """Return the data loader of the pretraining term."""
+    sources = by_source(list(read_documents(config.pretrain_data, bad)))
+    mixture, length = shares(config.pretrain_mixture, "--pretrain-mixture"), actor.reference.config.context_length
+    return build_loader(actor.tokenizer, sources, mixture, length, config.pretrain_rows, config.seed)
 
 
 def adapted_beta(beta: float, kl: float, config: PolicyConfig, answers: int) -> float:
-    """The adaptive controller (Ziegler et al. 2019, section 2.2): error cut to ± .2, moved by answers / horizon.
+    """Return the next β of the adaptive KL controller (Ziegler et al. 2019, section 2.2).
 
-    With more answers than the horizon it moves as with as many: β changes by a fifth at most, and stays above 0.
+    The relative error of the KL is clipped to ±0.2 and multiplied by answers / horizon, at most 1. So β changes by at
+    most a fifth per step, and stays above 0.
     """
     if not config.target_kl:
         return beta
@@ -77,8 +76,8 @@ def adapted_beta(beta: float, kl: float, config: PolicyConfig, answers: int) -> 
     return beta * (1 + error * min(1.0, answers / config.kl_horizon))
 
 
-class Learning:
-    """What a run of RL saves and resumes: the method, β, and the lagging copy of the policy that samples, if there is one."""
+class RLState:
+    """The state that an RL run saves and resumes: method, β, and, if there is one, the sampler's older policy."""
 
     def __init__(self, run: Run, config: PolicyConfig, actor: Actor, method: Method, heldout: list[Document]) -> None:
         self.run, self.config, self.actor, self.method, self.heldout = run, config, actor, method, heldout
@@ -87,12 +86,12 @@ class Learning:
         self.version = 0  # optimizer steps of the weights that sample
 
     @property
-    def kept(self) -> Transformer:
-        """The model that the run keeps."""
-        return self.method.policy.kept()
+    def kept_model(self) -> Transformer:
+        """The model that the run saves."""
+        return self.method.policy.ema_model()
 
     def sampler(self, number: int) -> tuple[Transformer, int]:
-        """The model that samples in this step, and its version: the policy, or a copy that lags behind."""
+        """Return the model that samples in this step (the policy or its older copy), and its version."""
         policy = self.method.policy
         if self.lagging is None:
             return policy.model, policy.updates
@@ -102,27 +101,27 @@ class Learning:
         return self.lagging, self.version
 
     def adapt_beta(self, metrics: Mapping[str, float], rollouts: Rollouts) -> None:
-        """Move β towards the KL that was asked for, if one was."""
+        """Adapt β so that the KL moves towards --target-kl, if it is set."""
         if self.config.target_kl:
             self.beta = adapted_beta(self.beta, metrics["kl"], self.config, len(rollouts.tokens))
 
-    def measure(self, done: int) -> None:
-        """Record held-out bits per byte of the policy: what alignment costs (the alignment tax)."""
+    def evaluate(self, done: int) -> None:
+        """Log the policy's bits per byte on held-out text. Their rise is the alignment tax."""
         if self.heldout:
-            bits = bits_per_byte(TransformerLM(self.kept, self.actor.tokenizer), self.heldout)
+            bits = bits_per_byte(TransformerLM(self.kept_model, self.actor.tokenizer), self.heldout)
             self.run.log(done, **{f"heldout/{s}": e.value for s, e in bits.items()}, heldout=average(bits))
 
     def state(self) -> dict[str, dict[str, Tensor]]:
-        """Tensors of a checkpoint by file."""
+        """Return the tensors of a checkpoint by file."""
         sampler = {} if self.lagging is None else {"sampler": dict(self.lagging.state_dict())}
         return self.method.state() | sampler
 
     def numbers(self) -> dict[str, Any]:
-        """What else a checkpoint holds."""
+        """Return the numbers of a checkpoint."""
         return {"updates": self.method.policy.updates, "beta": self.beta, "version": self.version}
 
     def load(self, tensors: dict[str, dict[str, Tensor]], numbers: Mapping[str, Any]) -> None:
-        """Take over what `state` and `numbers` gave."""
+        """Restore what `state` and `numbers` returned."""
         self.method.load(tensors, int(numbers["updates"]))
         self.beta, self.version = float(numbers["beta"]), int(numbers["version"])
         if self.lagging is not None:

@@ -1,10 +1,10 @@
-"""NEFTune (Jain et al. 2023, arXiv 2310.05914): uniform noise on the embeddings while tuning, never while measuring.
+"""NEFTune (Jain et al. 2023, arXiv 2310.05914): uniform noise on the embeddings in training, never in evaluation.
 
-    x + alpha / sqrt(L · D) · Uniform(-1, 1), for a text of L tokens and embeddings of size D (their section 2, algorithm 1)
+    x + alpha / sqrt(L · D) · Uniform(-1, 1), for a text of L tokens and embeddings of size D (section 2, algorithm 1)
 
-so that the noise on a text has the same expected norm, alpha / sqrt(3), however long the text is. The noise of a row is a
-function of (seed, step, place of the row in the step's batch): a resumed run draws the same, and so does one with other
-micro-batches.
+The noise on a text has the same expected norm, alpha / sqrt(3), whatever the text's length. The noise of a row is a
+function of seed, step and the row's index in the batch. So a resumed run draws the same noise, and so does a run with
+other micro-batches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tercet.training.packing import PAD_SEGMENT, Batch
 
 
 def text_lengths(tokens_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
-    """[B, T]: of how many tokens the text is that each token is part of; 0 on padding."""
+    """Return, for every token, the number of tokens of its text, [B, T]; 0 on padding."""
     if segments_BT is None:
         return torch.full_like(tokens_BT, tokens_BT.shape[1])
     same = segments_BT[:, :, None] == segments_BT[:, None, :]
@@ -30,7 +30,7 @@ def text_lengths(tokens_BT: Tensor, segments_BT: Tensor | None) -> Tensor:
 
 
 def embedding_noise(batch: Batch, size: int, alpha: float, seed: int, step: int, first_row: int) -> Tensor:
-    """Noise [B, T, size] for the rows that stand at `first_row` and after it in the batch of `step`; 0 on padding."""
+    """Return noise [B, T, size] for the rows of the batch of `step` from index `first_row` on; 0 on padding."""
     length = batch.tokens.shape[1]
     drawn = [
         np.random.default_rng([seed, 5, step, first_row + row]).random((length, size), dtype=np.float32)
@@ -43,7 +43,7 @@ def embedding_noise(batch: Batch, size: int, alpha: float, seed: int, step: int,
 
 @dataclass(frozen=True)
 class NoisyBatch:
-    """A micro-batch that knows where it stands in its step, and so which noise is its own."""
+    """A micro-batch with its step and the index of its first row, which determine its noise."""
 
     batch: Batch
     step: int
@@ -51,30 +51,30 @@ class NoisyBatch:
 
     @property
     def count(self) -> float:
-        """By what the learner divides the summed loss."""
+        """The divisor of the summed loss."""
         return self.batch.count
 
     @property
     def tokens(self) -> Tensor:
-        """The batch's tokens, [B, T]."""
+        """The tokens of the batch, [B, T]."""
         return self.batch.tokens
 
 
-def place(batches: Sequence[Batch], step: int) -> list[NoisyBatch]:
-    """The micro-batches of a step, each with its place."""
+def noisy_batches(batches: Sequence[Batch], step: int) -> list[NoisyBatch]:
+    """Return the micro-batches of a step, each with the index of its first row."""
     rows = np.cumsum([0, *(len(b.tokens) for b in batches)])
     return [NoisyBatch(b, step, int(first)) for b, first in zip(batches, rows)]
 
 
 @dataclass(frozen=True)
 class NoisyNextToken:
-    """The objective: `next_token` on noisy embeddings. `alpha` is 5 to 15 in the paper."""
+    """The objective `next_token` on noisy embeddings. The paper uses an `alpha` of 5 to 15."""
 
     alpha: float
     seed: int
 
     def __call__(self, model: Transformer, noisy: NoisyBatch) -> tuple[Tensor, dict[str, float]]:
-        """Summed weighted negative log-likelihood (nats)."""
+        """Return the summed weighted negative log-likelihood in nats, and its metrics."""
         size = model.config.hidden_size
         noise = embedding_noise(noisy.batch, size, self.alpha, self.seed, noisy.step, noisy.first_row)
         return next_token(model, noisy.batch, noise.to(model.output_weight.dtype))

@@ -1,4 +1,4 @@
-"""Instruction tuning as a stage: its settings and its declaration (no torch here)."""
+"""The SFT stage: its settings and its declaration. It does not import torch."""
 
 from __future__ import annotations
 
@@ -10,38 +10,51 @@ from tercet.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(TuneSettings):
-    """Instruction tuning: next-token prediction on conversations, weighted on the assistant's tokens only."""
+    """Instruction tuning (SFT): next-token prediction on conversations, trained on the assistant's tokens only."""
 
-    model: str = setting(..., "run to start from: a base model", reads=LANGUAGE_MODEL)
+    model: str = setting(..., "Run to start from: a base model.", reads=LANGUAGE_MODEL)
     data: tuple[str, ...] = setting(
-        ..., "conversations: messages, Alpaca or ShareGPT rows in .jsonl(.gz) files, folders or globs", reads=FILES
+        ...,
+        "Conversations: .jsonl(.gz) files, folders or globs with messages, Alpaca or ShareGPT rows.",
+        reads=FILES,
     )
     heldout: tuple[str, ...] = setting(
-        (), "held-out conversations; where none are named, heldout_share is kept aside", reads=FILES
+        (), "Held-out conversations. Without them, --heldout-share of the data is held out.", reads=FILES
     )
-    heldout_share: float = setting(0.05, "share of conversations kept aside, by a hash", minimum=0)
-    questions: tuple[str, ...] = setting((), "questions with gold answers, asked before and after", reads=FILES)
+    heldout_share: float = setting(0.05, "Fraction of the conversations to hold out, selected by a hash.", minimum=0)
+    questions: tuple[str, ...] = setting(
+        (), "Questions with gold answers; the model answers them before and after training.", reads=FILES
+    )
     long_conversations: str = setting(
-        "truncate", "longer than the context: cut on a message border, or refuse", choices=("truncate", "refuse")
+        "truncate",
+        "Conversations longer than the context: truncate them after a whole message, or refuse to start.",
+        choices=("truncate", "refuse"),
     )
     neftune_alpha: float = setting(
-        0.0, "NEFTune: noise on the embeddings while training, 5 to 15 in its paper (0: none)", minimum=0
+        0.0,
+        "NEFTune: scale of the noise added to the embeddings in training; its paper uses 5 to 15 (0: no noise).",
+        minimum=0,
     )
-    max_new_tokens: int = setting(32, "longest answer when the tasks are asked", minimum=1)
-    steps: int = setting(300, "optimizer steps", minimum=1)
-    lr: float = setting(1e-3, "AdamW learning rate", minimum=0, maximum=1e37)
+    max_new_tokens: int = setting(32, "Longest answer to a question of --questions, in tokens.", minimum=1)
+    steps: int = setting(300, "Optimizer steps.", minimum=1)
+    lr: float = setting(1e-3, "Peak learning rate of AdamW.", minimum=0, maximum=1e37)
     muon_lr: float = setting(
-        0.01, "Muon learning rate of the hidden matrices (0: AdamW for all)", minimum=0, maximum=1e37
+        0.01, "Peak learning rate of Muon for the hidden matrices (0: AdamW for all).", minimum=0, maximum=1e37
     )
     micro_batch: int = MICRO_BATCH
     precision: str = PRECISION
 
 
 SFT = Stage(
-    "sft", SFTConfig, "tercet.posttraining.sft.tune:sft", order=30, label="SFT", makes=LANGUAGE_MODEL,
+    "sft",
+    SFTConfig,
+    "tercet.posttraining.sft.tune:sft",
+    order=30,
+    label="SFT",
+    makes=LANGUAGE_MODEL,
     deed="tuned on conversations",
     example="tercet sft --model runs/base --data chats.jsonl --out runs/sft",
     section="tercet.reporting.story:tuning",
     checks="tercet.diagnostics.supervised:SFT",
     probe="tercet.diagnostics.probe:probe_sft",
-)  # fmt: skip
+)
