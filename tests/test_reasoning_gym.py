@@ -86,9 +86,9 @@ def test_the_command_writes_rows_whose_gold_answers_score_1(tmp_path: Path) -> N
     app = typer.Typer()
     gym.register(app)
     words = [
-        "--questions",
+        "--tasks",
         "chain_sum:max_terms=2,max_digits=1",
-        "--questions",
+        "--tasks",
         "prime_factorization",
         "--size",
         "30",
@@ -102,7 +102,7 @@ def test_the_command_writes_rows_whose_gold_answers_score_1(tmp_path: Path) -> N
     ]
     rows = [row for side in sides for row in side]
     assert (
-        f"{len(sides[0])} tasks to train on, {len(sides[1])} held out; {100 - len(rows)} questions that came twice"
+        f"{len(sides[0])} questions to train on, {len(sides[1])} held out; {100 - len(rows)} duplicates"
         in done.output
     )
     assert {task.ability for _, task in rows} == {"chain_sum", "prime_factorization"}
