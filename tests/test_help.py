@@ -59,7 +59,7 @@ def test_the_first_sentence_of_every_command_fits_the_list(group: str) -> None:
     inner = inner.commands[group] if group else inner  # type: ignore[attr-defined]
     for name, command in inner.commands.items():  # type: ignore[attr-defined]
         sentence = command.help.partition("\n")[0]
-        assert re.fullmatch(r"[A-Z][^.]{10,60}\.", sentence), f"{name}: {sentence}"
+        assert re.fullmatch(r"[A-Z].{10,57}(?<!\. )\.", sentence), f"{name}: {sentence}"
         assert re.search(rf"^ +{name} +{re.escape(sentence)}$", listed, re.MULTILINE), f"{name}: cut: {listed}"
 
 
@@ -207,7 +207,7 @@ class Toy(Settings):
 
 
 def test_the_help_of_an_option_has_its_default_as_it_is_typed() -> None:
-    parser = typer.Typer()
+    parser = typer.Typer(add_completion=False)
     SettingsParser("toy", Toy).install(parser, lambda **given: None, "tercet toy")
     helps = {p.opts[0]: p.help for p in typer.main.get_command(parser).params if p.param_type_name == "option"}
     assert "config.json" in helps.pop("--config")

@@ -21,9 +21,9 @@ def doctor(
         bool, typer.Option(help="Also load the newest checkpoint and test the model on a few inputs (takes seconds).")
     ] = True,
 ) -> None:
-    """Check a run for problems: its records, checkpoints and model.
+    """Check a run for problems.
 
-    The exit code is 1 if something is wrong.
+    The checks cover its records, its checkpoints and its model. The exit code is 1 if something is wrong.
 
     Example: tercet doctor runs/rlhf
     """
