@@ -14,7 +14,10 @@ VARY = ("description", "labels", "order", "format")
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(Settings):
-    """Asking a model by completion: zero-, one- and few-shot, without any gradient step."""
+    """Evaluate a model with zero-, one- and few-shot prompts.
+
+    The model only continues the prompts; nothing is trained.
+    """
 
     model: str = setting(..., "run to ask")
     task: tuple[str, ...] = setting((), "registered task, or task.json of your own")
@@ -70,7 +73,7 @@ class PromptConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Settings):
-    """Models side by side on the same held-out text and tasks."""
+    """Score models on the same text, questions and suites."""
 
     models: tuple[str, ...] = setting(..., "runs to measure")
     text: tuple[str, ...] = setting((), "held-out text for bits per byte")
@@ -117,7 +120,10 @@ class EvalConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class WinRateConfig(Settings):
-    """Models against one another: a judge says which of two answers to the same prompt is better."""
+    """Compare the answers of models in pairs.
+
+    A judge decides which of two answers to the same question is better.
+    """
 
     models: tuple[str, ...] = setting(..., "runs; the first is what the others are compared with")
     questions: tuple[str, ...] = setting(..., "questions (with accepted answers for a scorer) as JSONL")

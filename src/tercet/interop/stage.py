@@ -10,7 +10,10 @@ from tercet.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(Settings):
-    """Read a model of llama2.c (a version 0 file, with tied embeddings) into a run."""
+    """Import a llama2.c model as a run.
+
+    The file must be of version 0, with tied embeddings.
+    """
 
     model: str = setting(..., "file of weights, such as stories15M.bin", reads=FILES)
     tokenizer: str = setting(..., "its tokenizer file, such as tokenizer.bin", reads=FILES)

@@ -10,7 +10,10 @@ from tercet.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateConfig(Settings):
-    """Rankings by a SIMULATED annotator: K sampled answers to each task, scored by the stated rubric with noise."""
+    """Rank sampled answers with a SIMULATED annotator.
+
+    The model gives K answers to each question; the annotator ranks them by a published rubric plus noise.
+    """
 
     model: str = setting(..., "run that answers: an instruction-tuned model", reads=LANGUAGE_MODEL)
     questions: tuple[str, ...] = setting(..., "questions with gold answers", reads=FILES)

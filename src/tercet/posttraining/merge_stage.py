@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(Settings):
-    """Add a run's adapters (LoRA) to its weights: a run with a plain model."""
+    """Merge the LoRA adapters of a run into its weights.
+
+    The new run holds a model without adapters.
+    """
 
     model: str = setting(..., "run that was trained with adapters", reads=ANY_MODEL)
 

@@ -19,7 +19,10 @@ from tercet.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainSettings):
-    """Next-token prediction on raw text."""
+    """Train a base model on raw text.
+
+    The model starts with random weights and learns to predict the next token.
+    """
 
     data: tuple[str, ...] = setting(..., "training text: .txt and .jsonl(.gz) files, folders or globs", reads=FILES)
     tokenizer: str = setting(..., "tokenizer.json, or a run or folder that has one", reads=TOKENIZER)

@@ -59,7 +59,7 @@ def rate_of(lr: float, tokens: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LadderConfig(Settings):
-    """Many pretraining runs, small to large, that a scaling law is fitted to.
+    """Train a ladder of models, from small to large.
 
     Sizes are widths; each is trained for every number of --tokens, or for every budget of --flops (iso-FLOP: the larger, the
     fewer tokens). Runs that are finished are skipped and interrupted ones go on, so that the same command ends a ladder that was

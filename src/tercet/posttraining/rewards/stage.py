@@ -44,7 +44,10 @@ class RewardedSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNConfig(RewardedSettings):
-    """Sample n answers to each prompt and keep the best: its score for every n without bias, and data for `tercet sft`."""
+    """Sample n answers to each prompt and keep the best.
+
+    The run has the expected score of the best of k answers for every k up to n, and data for `tercet sft`.
+    """
 
     model: str = setting(..., "run that answers: an instruction-tuned model", reads=LANGUAGE_MODEL)
     reward: tuple[str, ...] = REWARD

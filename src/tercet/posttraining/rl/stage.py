@@ -96,7 +96,10 @@ class PolicyConfig(RewardedSettings, TuneSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(PolicyConfig):
-    """PPO on r(x, y) − beta · log(π(y|x) / π_SFT(y|x)), plus gamma · E_pretrain[log π(x)]."""
+    """Improve answers by a reward with PPO (RLHF).
+
+    The objective is r(x, y) − beta · log(π(y|x) / π_SFT(y|x)) + gamma · E_pretrain[log π(x)].
+    """
 
     gamma: float = setting(
         1.0, "weight of the pretraining loss (mean nats per token) beside the policy loss (mean per token)", minimum=0
@@ -122,7 +125,10 @@ METHODS = (
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(PolicyConfig):
-    """Group methods: several answers to each prompt are each other's baseline; no critic."""
+    """Improve answers by a reward with GRPO, RLOO and others.
+
+    In these group methods, the answers to a prompt are each other's baseline, and there is no critic.
+    """
 
     method: str = setting("grpo", "how scores become a gradient", choices=METHODS)
     kl: str = setting("reward", "where the KL penalty goes: into the reward (k1), or into the loss", choices=KL_PLACES)
