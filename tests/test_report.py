@@ -151,7 +151,7 @@ def test_numbers_are_those_of_the_runs(page: str) -> None:
     text = _visible(page)
     assert f"{PARAMETERS / 1e6:.1f} million parameters" in text or f"parameters {PARAMETERS / 1e6:.1f} million" in text
     assert (
-        "It was trained on 1.2 million tokens in 300 steps: 30 % bible and 70 % code." in text
+        "The model was trained on 1.2 million tokens in 300 steps: 30 % bible and 70 % code." in text
     )  # 300 steps of 16 rows of 256 tokens
     assert "bible 3.500 1.660 [1.62, 1.70]" in text
     assert "bible 1.900 1.950 1.900 2.300" in text  # γ = 2 and γ = 0, first and last

@@ -41,7 +41,8 @@ def doctor(
     console.print(table)
     troubles = [f for f in findings if f.verdict != "ok"]
     for f in troubles:
-        console.print(f"{f.verdict}: {f.name} is {f.found} (normal: {f.normal}). {f.advice}.", soft_wrap=True)
+        advice = f.advice[:1].upper() + f.advice[1:]
+        console.print(f"{f.verdict}: {f.name}: {f.found} (normal: {f.normal}). {advice}.", soft_wrap=True)
     wrong = sum(f.verdict == "wrong" for f in findings)
     console.print(f"{wrong} wrong, {len(troubles) - wrong} to look at, {len(findings) - len(troubles)} ok")
     if wrong:

@@ -70,13 +70,15 @@ def _prompt(config: PromptConfig, text: str, out: Path | None, figure: Path | No
     from tercet.cli.show import console, prompt_tables
     from tercet.data.readers import BadRows
     from tercet.evaluation.prompt_study import prompt_study
+    from tercet.reporting.blocks import plural
     from tercet.training.progress import Requests
 
     bad = BadRows(skip=config.skip_bad_rows)
     rows = prompt_study(config, bad, progress=Requests())
     _say_skipped(bad.count)
     last = rows[-1]
-    typer.echo(f"The first prompt with {last['shots']} examples, and the answer:\n{last['prompt']}{last['answer']}\n")
+    typer.echo(f"The first prompt with {plural(last['shots'], 'example')}, and the answer:")
+    typer.echo(f"{last['prompt']}{last['answer']}\n")
     for table in prompt_tables(rows):
         console.print(table)
     if out is not None:

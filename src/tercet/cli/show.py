@@ -12,7 +12,7 @@ from rich.text import Text
 from tercet.data.formats.conversations import conversations
 from tercet.data.readers import BadRows
 from tercet.evaluation.scoring.score_files import scorer_label
-from tercet.reporting.blocks import plural
+from tercet.reporting.blocks import FINISHED, plural
 from tercet.reporting.lineage import command
 from tercet.scaling.fit import LadderFit
 from tercet.scaling.laws import LAWS, exponents
@@ -87,8 +87,8 @@ def score_table(scores: dict[str, Any]) -> Table:
                 row(f"  {ability}", [interval(s["abilities"].get(ability), 2) for s in mine])
     for name in names:
         row(f"{scorer_label(name)} (sampled)", [interval(m["scores"][name]["sampled"]) for m in models.values()])
-    for key in ("reward", "finished", "kl"):
-        row(key, [interval(m.get(key)) for m in models.values()])
+    for key, title in (("reward", "reward"), ("finished", FINISHED), ("kl", "KL (nats per answer)")):
+        row(title, [interval(m.get(key)) for m in models.values()])
     for name in names:
         against = [m.get("against", {}).get(name, {}) for m in models.values()]
         row(f"win rate by {scorer_label(name)}", [interval(a.get("win_rate")) for a in against])
@@ -103,7 +103,8 @@ def _add_overlap(table: Table, splits: Sequence[dict[str, Any] | None], clean: b
     """
     if not splits or splits[0] is None:
         return
-    name = f"  in the training text ({splits[0]['ngram']}-grams; {splits[0]['too_short']} items too short to tell)"
+    short = f"; {splits[0]['too_short']} items too short to tell" if splits[0]["too_short"] else ""
+    name = f"  in the training text ({splits[0]['ngram']}-grams{short})"
     table.add_row(name, *[interval(part and part["share"]) for part in splits])
     if clean:
         table.add_row("  clean items", *[interval(part and part["clean"]) for part in splits])

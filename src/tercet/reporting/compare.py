@@ -258,9 +258,10 @@ def answering(scores: Scores, members: Sequence[Member]) -> Section | None:
         turns = tuple((m["role"], shorten(m["content"])) for m in first["prompt"])
         heading = str(first["ability"]) + (f", new {first['held_out']}" if first["held_out"] else "")
         items.append(Exchange(heading, turns, said, str(first["gold"])))
-    lead = (
+    lead = [
         "Greedy answers of all models to the same questions. Some questions were selected because the last model "
         "answers them right, others because it answers them wrong, so they say nothing about its score.",
-        "The base model gets the same chat format as the others, although it was not trained on it.",
-    )
-    return Section("answers", "Side by side", lead, [Exchanges("", tuple(items))])
+    ]
+    if any(scores["models"][path]["verb"] == "pretrain" for path in models):
+        lead.append("The base model gets the same chat format as the others, although it was not trained on it.")
+    return Section("answers", "Side by side", tuple(lead), [Exchanges("", tuple(items))])

@@ -94,9 +94,9 @@ def pretraining(members: Sequence[Member]) -> Section:
     lead = (
         "The model started with random weights and was trained on raw text to predict the next token. It was never "
         "told what a question or an answer is. The result is called the base model; it continues text.",
-        "Bits per byte measure how well it predicts: the bits that it needs on average to encode one byte of held-out "
-        "text. Lower is better, and a model that knows nothing needs 8. Held-out documents are never trained on, but "
-        "short generated sentences may occur in both parts.",
+        "The measure is bits per byte: the number of bits that the model needs on average to encode one byte of "
+        "held-out text. Lower is better, and a model that knows nothing needs 8. Held-out documents are never trained "
+        "on, but short generated sentences may occur in both parts.",
     )
     return Section("pretrain", "Pretraining", lead, _per_run(members, _pretrain_run))
 
@@ -113,7 +113,7 @@ def _pretrain_run(member: Member, name: str) -> list[Block]:
     mixed = shares(tuple(config["mixture"]), "mixture") or {}
     parts = [f"{100 * share / sum(mixed.values()):.0f} % {source}" for source, share in mixed.items()]
     mixture = f": {listed(parts)}" if parts else ""
-    blocks: list[Block] = [Prose(f"It was trained on {compact(read)} tokens in {member.done:,} steps{mixture}.")]
+    blocks: list[Block] = [Prose(f"The model was trained on {compact(read)} tokens in {member.done:,} steps{mixture}.")]
     bits = [curve(member, f"heldout/{s}", s) for s in sources]
     blocks += charts(
         _loss_chart(member, name, "Training loss: the error in predicting the next token."),
