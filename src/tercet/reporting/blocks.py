@@ -130,7 +130,9 @@ def plain(value: float | None, digits: int = 3, percent: bool = False) -> Cell:
     """Return a number as a cell without an interval; a dash for None."""
     if value is None:
         return EMPTY
-    return Cell(minus(f"{100 * value:.1f} %" if percent else f"{value:,.{digits}f}"))
+    value = round(100 * value, 1) if percent else round(value, digits)
+    value += 0.0  # no minus before a zero
+    return Cell(minus(f"{value:.1f} %" if percent else f"{value:,.{digits}f}"))
 
 
 def measured(value: Mapping[str, Any] | None, percent: bool = False) -> Cell:
