@@ -1,4 +1,4 @@
-"""The score table of several demos, for the README: `python scripts/seed_table.py demo-0 demo-1 demo-2`.
+"""Print the score table of several demos, for the README: `python scripts/seed_table.py demo-0 demo-1 demo-2`.
 
 Every cell is the mean over the demos with Student's 95 % interval over seeds.
 """
@@ -17,7 +17,7 @@ MODELS = ("base", "sft", "rlhf", "rlhf-gamma0")
 
 
 def cell(values: list[float]) -> str:
-    """Mean and interval."""
+    """Return the mean and its interval as text; without an interval for a single value."""
     if len(values) < 2:
         return f"{values[0]:.3f}"
     e = over_seeds(values)
@@ -25,15 +25,13 @@ def cell(values: list[float]) -> str:
 
 
 def table(folders: list[Path]) -> str:
-    """The table as Markdown."""
+    """Return the table as Markdown, from the scores.json in each folder."""
     scores = [json.loads((f / "scores.json").read_text(encoding="utf-8"))["models"] for f in folders]
-    found: list[dict[str, Any]] = [{Path(p).name: current(row) for p, row in s.items()} for s in scores]
+    demos: list[dict[str, Any]] = [{Path(p).name: current(row) for p, row in s.items()} for s in scores]
+    base = demos[0]["base"]
     rows = [("bits per byte, mean of sources", lambda m: m["bits_per_byte_mean"])]
-    rows += [
-        (f"bits per byte, {s}", lambda m, s=s: m["bits_per_byte"][s]["value"])
-        for s in found[0]["base"]["bits_per_byte"]
-    ]
-    exact = found[0]["base"]["scores"]["exact_match"]
+    rows += [(f"bits per byte, {s}", lambda m, s=s: m["bits_per_byte"][s]["value"]) for s in base["bits_per_byte"]]
+    exact = base["scores"]["exact_match"]
     rows += [("exact match (greedy)", lambda m: m["scores"]["exact_match"]["greedy"]["value"])]
     rows += [(f"– {a}", lambda m, a=a: m["scores"]["exact_match"]["abilities"][a]["value"]) for a in exact["abilities"]]
     rows += [
@@ -46,9 +44,8 @@ def table(folders: list[Path]) -> str:
         ("rubric − SFT's (paired)", lambda m: m["against"]["rubric"]["difference"]["value"]),
     ]
     lines = ["| | base | SFT | RLHF | RLHF, γ = 0 |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {name} | " + " | ".join(cell([get(f[m]) for f in found]) for m in MODELS) + " |" for name, get in rows
-    ]
+    for name, get in rows:
+        lines.append(f"| {name} | " + " | ".join(cell([get(demo[m]) for demo in demos]) for m in MODELS) + " |")
     return "\n".join(lines)
 
 

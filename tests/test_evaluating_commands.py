@@ -390,7 +390,7 @@ def test_win_rates_of_three_models(here: Path, wide: str, judge: str) -> None:
     line = f"winrate runs/base runs/sft runs/sft-0 {QUESTIONS} --judge {judge} --out won.json"
     done = type_in(line)
     assert (done.code, done.err) == (0, "")
-    assert all(word in done.out for word in ("win rate", "log strengths", "runs/sft-0"))
+    assert all(word in done.out for word in ("win rate", "Bradley–Terry ratings", "runs/sft-0"))
     found = json.loads(Path("won.json").read_text())
     assert [(r["model"], r["against"]) for r in found["pairs"]] == [
         ("runs/sft", "runs/base"), ("runs/sft-0", "runs/base"), ("runs/sft-0", "runs/sft")

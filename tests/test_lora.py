@@ -465,7 +465,7 @@ def test_merge_makes_a_plain_run_with_its_lineage(
     assert child.manifest["parents"]["model"]["sha256"] == run.weights_hash()
     assert type_in(monkeypatch, "show", str(child.path)) == 0
     assert type_in(monkeypatch, "show", str(out)) == 0
-    assert f"again: tercet merge {tuned.path} --out {out}" in capsys.readouterr().out
+    assert f"repeat with: tercet merge {tuned.path} --out {out}" in capsys.readouterr().out
     assert type_in(monkeypatch, "report", str(child.path), "--out", str(world.folder / "merged.html")) == 0
 
 

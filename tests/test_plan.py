@@ -9,7 +9,7 @@ import pytest
 
 from tercet.errors import ConfigError
 from tercet.recipes import plan as module
-from tercet.recipes.plan import CONTEXT, LIMITS, ROWS, Plan, check_minutes
+from tercet.recipes.plan import CONTEXT, LIMITS, ROWS, DemoPlan, check_minutes
 
 
 class Clock:
@@ -39,7 +39,7 @@ def test_the_speed_is_that_of_the_second_fastest_of_four_whole_steps(
     monkeypatch: pytest.MonkeyPatch, fast: float, precision: str
 ) -> None:
     clock = Clock(monkeypatch, {"float32": [3.0, 0.5, 0.4, 0.6], "bfloat16": [3.0, fast, fast / 2, fast]})
-    plan = Plan(2, 1)
+    plan = DemoPlan(2, 1)
     plan.measure()
     assert clock.seconds == {"float32": [], "bfloat16": []}
     assert plan.speed == pytest.approx(ROWS * CONTEXT / 0.5)
@@ -49,7 +49,7 @@ def test_the_speed_is_that_of_the_second_fastest_of_four_whole_steps(
 
 def test_steps_fill_the_share_of_the_time_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch, {})
-    plan = Plan(10, 1, began=0.0, speed=4_000.0, fast_speed=8_000.0)
+    plan = DemoPlan(10, 1, began=0.0, speed=4_000.0, fast_speed=8_000.0)
     clock.now = 100.0
     assert plan.clock() == "1:40"
     # 0.87 of 600 s, less 45 s for the scores at the end, less what has passed
@@ -65,7 +65,7 @@ def test_steps_fill_the_share_of_the_time_that_is_left(monkeypatch: pytest.Monke
 
 
 def test_more_minutes_are_a_larger_model() -> None:
-    shapes = [Plan(minutes, 1).shape() for minutes in (2, 5.9, 6, 24.9, 25, 60, 120)]
+    shapes = [DemoPlan(minutes, 1).shape() for minutes in (2, 5.9, 6, 24.9, 25, 60, 120)]
     sizes = [(s["num_layers"], s["hidden_size"], s["num_heads"], s["intermediate_size"]) for s in shapes]
     four, five, six, eight = (4, 128, 2, 320), (5, 192, 3, 512), (6, 256, 4, 640), (8, 320, 5, 832)
     assert sizes == [four, four, five, five, six, eight, eight]
@@ -76,5 +76,5 @@ def test_more_minutes_are_a_larger_model() -> None:
 def test_minutes_that_are_too_few_or_too_many_are_refused(minutes: float) -> None:
     check_minutes(2)
     check_minutes(120)
-    with pytest.raises(ConfigError, match="wanted 2 to 120"):
+    with pytest.raises(ConfigError, match=r"--minutes is .*; wanted a number from 2 to 120"):
         check_minutes(minutes)

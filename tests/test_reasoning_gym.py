@@ -102,8 +102,7 @@ def test_the_command_writes_rows_whose_gold_answers_score_1(tmp_path: Path) -> N
     ]
     rows = [row for side in sides for row in side]
     assert (
-        f"{len(sides[0])} tasks to train on, {len(sides[1])} held out; {100 - len(rows)} questions that came twice"
-        in done.output
+        f"{len(sides[0])} questions to train on, {len(sides[1])} held out; {100 - len(rows)} duplicates" in done.output
     )
     assert {task.ability for _, task in rows} == {"chain_sum", "prime_factorization"}
     assert len({task.prompt[0].content for _, task in rows}) == len(rows), (

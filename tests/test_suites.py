@@ -111,7 +111,7 @@ def test_examples_in_the_contexts_of_olmo_do_not_make_items_dirty(tmp_path):
     (found,) = contamination({t.name: text_of(t) for t in tasks}, [f"They asked: {last[1]}? Iron."]).values()
     assert found.dirty == {"1"}
     shown = suite_table({"models": {"m": {"suite": evaluate_tasks(Fake(lambda c, t: 0.0), tasks)}}})
-    assert next(str(c) for c in shown.columns[0].cells) == "olmo/t/mc_1shot (acc, shots in the contexts, 2 items)"
+    assert next(str(c) for c in shown.columns[0].cells) == "olmo/t/mc_1shot (acc, examples in its contexts, 2 items)"
 
 
 def test_a_suite_of_many_tasks_prints_its_contamination_by_ability():

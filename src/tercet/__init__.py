@@ -9,9 +9,9 @@ import os
 from importlib import import_module
 from typing import Any
 
-# OpenMP's threads wait for each other by spinning. Where another program takes one of the cores they spin for nothing, and
-# training becomes ten times slower, not two; spinning less costs nothing on an idle machine (docs/log.md). Read by libgomp
-# when torch is imported, so it is set here, before.
+# OpenMP's threads spin while they wait for each other. Where another program takes one of the cores, training becomes
+# ten times slower instead of twice; spinning less costs nothing on an idle machine (docs/log.md). libgomp reads this
+# when torch is imported, so it is set before.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
@@ -33,7 +33,7 @@ _PUBLIC = {
 
 
 def __getattr__(name: str) -> Any:
-    """A public name: one of the table above, or a stage with its settings (`pretrain`, `PretrainConfig`, …)."""
+    """Return a public name: one of the table above, or a stage or its settings (`pretrain`, `PretrainConfig`, …)."""
     if name in _PUBLIC:
         return getattr(import_module(_PUBLIC[name]), name)
     if name.startswith("_") and name != "__all__":

@@ -6,7 +6,7 @@ import io
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,42 +19,34 @@ def register(app: typer.Typer) -> None:
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(help="run of the model to talk to")],
+    run: Annotated[Path, typer.Argument(help="Run of the model to talk to.")],
     base: Annotated[
-        bool, typer.Option("--base", help="continue raw text instead of answering messages (for base models)")
+        bool, typer.Option("--base", help="Continue raw text instead of answering messages; for base models.")
     ] = False,
-    compare: Annotated[Path | None, typer.Option(help="a second run, whose answers stand beside the first's")] = None,
-    system: Annotated[str, typer.Option(help="system message")] = "",
-    temperature: Annotated[float, typer.Option(help="0: always the likeliest token")] = 0.7,
-    top_k: Annotated[int, typer.Option(help="sample among the k likeliest tokens (0: all)")] = 0,
+    compare: Annotated[Path | None, typer.Option(help="Second run, which answers the same messages.")] = None,
+    system: Annotated[str, typer.Option(help="System message at the start of the conversation.")] = "",
+    temperature: Annotated[float, typer.Option(help="Sampling temperature (0: always the likeliest token).")] = 0.7,
+    top_k: Annotated[int, typer.Option(help="Sample among this many of the likeliest tokens (0: all).")] = 0,
     top_p: Annotated[
-        float, typer.Option(help="sample among the likeliest tokens that together have this probability")
+        float, typer.Option(help="Sample among the likeliest tokens that together have this probability.")
     ] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="longest answer")] = 64,
-    seed: Annotated[int, typer.Option(help="seed of the answers")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens of the longest answer.")] = 64,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled answers.")] = 0,
 ) -> None:
-    """Talk to a model; the answer streams. /new begins a new conversation, /quit (or end of input) leaves.
+    """Chat with a model.
+
+    The answer appears while it is generated. /new starts a new conversation; /quit or the end of the input leaves.
 
     Example: tercet chat demo/rlhf --compare demo/sft
     """
     from tercet.inference.chat import Chat
 
     paths = [run] + ([compare] if compare else [])
-    chats = [
-        Chat(
-            p,
-            system=system,
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            max_new_tokens=max_new_tokens,
-            seed=seed,
-        )
-        for p in paths
-    ]
+    sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+    chats = [Chat(path, system=system, max_new_tokens=max_new_tokens, **sampling) for path in paths]
     if sys.stdin.isatty():
-        typer.echo("/new begins a new conversation, /quit leaves")
-    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are no UTF-8 are shown as such, and do not end the talk
+        typer.echo("/new starts a new conversation, /quit leaves.")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # bytes that are not UTF-8 are replaced, so that the chat goes on
         sys.stdin.reconfigure(errors="replace")
     while True:
         try:
@@ -73,10 +65,10 @@ def chat(
             _answer(one.complete if base else one.say, text, f"{path}: " if compare else "")
 
 
-def _answer(ask: Callable[[str, Callable[[str], None]], str], text: str, label: str) -> None:
+def _answer(complete: Callable[[str, Callable[[str], None]], str], text: str, label: str) -> None:
     typer.echo(label, nl=False)
     try:
-        ask(text, _show)
+        complete(text, _show)
     except ContextError as error:
         typer.echo(f"({error})", nl=False)
     typer.echo()

@@ -1,4 +1,4 @@
-"""`tercet doctor`: what is wrong with a run, in words."""
+"""`tercet doctor`: check a run and say in words what is wrong."""
 
 from __future__ import annotations
 
@@ -14,12 +14,16 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(help="run directory; it may be finished, running, interrupted or failed")],
+    run: Annotated[
+        Path, typer.Argument(help="Run directory; the run may be finished, running, interrupted or failed.")
+    ],
     probe: Annotated[
-        bool, typer.Option(help="also load the newest checkpoint and measure it afresh on a few inputs (seconds)")
+        bool, typer.Option(help="Also load the newest checkpoint and test the model on a few inputs (takes seconds).")
     ] = True,
 ) -> None:
-    """Say what is wrong with a run: its records, its checkpoints, its model. Exit code 1 where something is wrong.
+    """Check a run for problems.
+
+    The checks cover its records, its checkpoints and its model. The exit code is 1 if something is wrong.
 
     Example: tercet doctor runs/rlhf
     """
@@ -28,17 +32,18 @@ def doctor(
     from tercet.cli.show import console
     from tercet.diagnostics.doctor import examine
 
-    found = examine(run, probe)
-    table = Table(title=f"{run}: {len(found)} checks", title_justify="left", box=None)
+    findings = examine(run, probe)
+    table = Table(title=f"{run}: {len(findings)} checks", title_justify="left", box=None)
     for column in ("", "check", "found", "normal"):
         table.add_column(column, overflow="fold")
-    for f in found:
+    for f in findings:
         table.add_row(f.verdict, f.name, f.found, f.normal)
     console.print(table)
-    troubles = [f for f in found if f.verdict != "ok"]
+    troubles = [f for f in findings if f.verdict != "ok"]
     for f in troubles:
-        console.print(f"{f.verdict}: {f.name}: {f.found} (normal: {f.normal}). {f.advice}.", soft_wrap=True)
-    wrong = sum(f.verdict == "wrong" for f in found)
-    console.print(f"{wrong} wrong, {len(troubles) - wrong} to look at, {len(found) - len(troubles)} ok")
+        advice = f.advice[:1].upper() + f.advice[1:]
+        console.print(f"{f.verdict}: {f.name}: {f.found} (normal: {f.normal}). {advice}.", soft_wrap=True)
+    wrong = sum(f.verdict == "wrong" for f in findings)
+    console.print(f"{wrong} wrong, {len(troubles) - wrong} to look at, {len(findings) - len(troubles)} ok")
     if wrong:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""Commands that measure and show: prompt, eval, report, show."""
+"""Commands that measure and show: prompt, eval, winrate, compare, report, show."""
 
 from __future__ import annotations
 
@@ -13,30 +13,26 @@ import typer
 from tercet.cli.options import MANY, add_command, option, split_list
 from tercet.errors import ConfigError
 from tercet.evaluation.config import DEFAULT_MAX_NEW_TOKENS, EvalConfig, PromptConfig, WinRateConfig
+from tercet.training.settings import option_name
 
-OF_TEXT = (
-    "model",
-    "temperature",
-    "max_new_tokens",
-    "threads",
-    "seed",
-)  # settings that count where a --text is continued
+# settings of `tercet prompt` that also apply to --text
+OF_TEXT = ("model", "temperature", "max_new_tokens", "threads", "seed")
+PROMPT_EXAMPLE = "tercet prompt runs/base --questions questions.jsonl --examples more.jsonl --shots 0,1,4"
+EVAL_EXAMPLE = "tercet eval runs/base runs/sft --text heldout/ --questions questions.jsonl"
+WINRATE_EXAMPLE = "tercet winrate runs/sft runs/rlhf --questions questions.jsonl --judge reward:runs/reward"
 
 
 def register(app: typer.Typer) -> None:
     """Add this file's commands."""
     extra = {
-        "text": option(str, "--text", "a text to continue, instead of --questions (\\n is a new line)", ""),
-        "out": option(Path | None, "--out", "also write the rows here, as JSON"),
-        "figure": option(Path | None, "--figure", "also draw accuracy against shots here, as SVG"),
+        "text": option(str, "--text", "Text to continue, instead of --questions; \\n stands for a new line.", ""),
+        "out": option(Path | None, "--out", "Also write the results to this JSON file."),
+        "figure": option(Path | None, "--figure", "Also draw accuracy against shots into this SVG file."),
     }
-    add_command(app, "prompt", PromptConfig, _prompt, extra=extra, positional="model",
-                example="tercet prompt runs/base --questions questions.jsonl --examples more.jsonl --shots 0,1,4")  # fmt: skip
-    out = option(Path | None, "--out", "also write the scores here, as JSON")
-    add_command(app, "eval", EvalConfig, _eval, example="tercet eval runs/base runs/sft --text heldout/ --questions questions.jsonl",
-                extra={"out": out}, positional="models")  # fmt: skip
-    add_command(app, "winrate", WinRateConfig, _winrate, positional="models", extra={"out": out},
-                example="tercet winrate runs/sft runs/rlhf --questions questions.jsonl --judge reward:runs/reward")  # fmt: skip
+    add_command(app, "prompt", PromptConfig, _prompt, PROMPT_EXAMPLE, "model", extra)
+    out = {"out": option(Path | None, "--out", "Also write the scores to this JSON file.")}
+    add_command(app, "eval", EvalConfig, _eval, EVAL_EXAMPLE, "models", out)
+    add_command(app, "winrate", WinRateConfig, _winrate, WINRATE_EXAMPLE, "models", out)
     app.command("compare", no_args_is_help=True)(compare)
     app.command("report", no_args_is_help=True)(report)
     app.command("show", no_args_is_help=True)(show)
@@ -45,9 +41,10 @@ def register(app: typer.Typer) -> None:
 def _prompt(config: PromptConfig, text: str, out: Path | None, figure: Path | None) -> None:
     if bool(text) == bool(config.questions or config.task):
         raise ConfigError(
-            "tercet prompt: give either --text to continue, or --questions or --task to ask (with --shots; --questions with --examples)"
+            "tercet prompt: give either --text to continue, or --questions or --task to answer (--questions needs "
+            "--examples where --shots is above 0)"
         )
-    # a shell's double quotes keep \\n as two characters; nobody means those here
+    # a shell's double quotes keep \\n as two characters; here it means a new line
     texts = {name: getattr(config, name).replace("\\n", "\n") for name in ("description", "template", "separator")}
     config, text = dataclasses.replace(config, **texts), text.replace("\\n", "\n")
     check_writable(out, "--out", config.cache)
@@ -56,14 +53,11 @@ def _prompt(config: PromptConfig, text: str, out: Path | None, figure: Path | No
         from tercet.inference.chat import Chat
         from tercet.training.run import threads
 
-        names = [
-            f.name for f in dataclasses.fields(config) if f.name not in OF_TEXT and getattr(config, f.name) != f.default
-        ]
-        useless = [f"--{n.replace('_', '-')}" for n in names]
-        if useless or figure is not None:
-            raise ConfigError(
-                f"tercet prompt: {', '.join(useless or ['--figure'])}: a --text is continued as it stands, not asked as a task: leave it out"
-            )
+        fields = [f for f in dataclasses.fields(config) if f.name not in OF_TEXT]
+        useless = [option_name(f) for f in fields if getattr(config, f.name) != f.default]
+        useless += ["--figure"] if figure is not None else []
+        if useless:
+            raise ConfigError(f"tercet prompt: {', '.join(useless)}: has no effect on --text; leave it out")
         longest = config.max_new_tokens or DEFAULT_MAX_NEW_TOKENS
         chat = Chat(config.model, temperature=config.temperature, max_new_tokens=longest, seed=config.seed)
         typer.echo(text, nl=False)
@@ -73,18 +67,19 @@ def _prompt(config: PromptConfig, text: str, out: Path | None, figure: Path | No
         if out is not None:
             write_json(out, {"prompt": text, "text": answer})
         return
-    from tercet.cli.show import asking_tables, console
+    from tercet.cli.show import console, prompt_tables
     from tercet.data.readers import BadRows
     from tercet.evaluation.prompt_study import prompt_study
+    from tercet.reporting.blocks import plural
     from tercet.training.progress import Requests
 
     bad = BadRows(skip=config.skip_bad_rows)
     rows = prompt_study(config, bad, progress=Requests())
     _say_skipped(bad.count)
-    typer.echo(
-        f"the first prompt with {rows[-1]['shots']} examples, and the answer:\n{rows[-1]['prompt']}{rows[-1]['answer']}\n"
-    )
-    for table in asking_tables(rows):
+    last = rows[-1]
+    typer.echo(f"The first prompt with {plural(last['shots'], 'example')}, and the answer:")
+    typer.echo(f"{last['prompt']}{last['answer']}\n")
+    for table in prompt_tables(rows):
         console.print(table)
     if out is not None:
         write_json(out, rows)
@@ -99,12 +94,12 @@ def _print_piece(piece: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, as a whole. Raises ConfigError where that cannot be done."""
+    """Write a JSON file in one step. Raises ConfigError where that fails."""
     write_whole(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n", "--out")
 
 
 def write_whole(path: Path, text: str, option: str) -> None:
-    """Write a text file, as a whole. Raises ConfigError, naming the option, where that cannot be done."""
+    """Write a text file in one step. Raises ConfigError, which names the option, where that fails."""
     from tercet.training.records import write_text
 
     try:
@@ -114,15 +109,13 @@ def write_whole(path: Path, text: str, option: str) -> None:
 
 
 def check_writable(path: Path | None, option: str, cache: str = "") -> None:
-    """Raise ConfigError, before hours are spent, where a file cannot be written later, or is the request cache."""
+    """Raise ConfigError, before any work is done, where a file cannot be written later or is the request cache."""
     if path is not None and cache and path.resolve() == Path(cache).resolve():
-        raise ConfigError(f"{option} {path}: is the --cache, and would be written over; choose another {option}")
+        raise ConfigError(f"{option} {path}: is the file of --cache and would be overwritten; choose another {option}")
     if path is not None and path.is_dir():
         raise ConfigError(f"{option} {path}: cannot be written: it is a folder; name a file")
-    if path is not None and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
-        raise ConfigError(
-            f"{option} {path}: cannot be written: make the folder {path.absolute().parent} first, writable"
-        )
+    if path is not None and not os.access(folder := path.absolute().parent, os.W_OK | os.X_OK):
+        raise ConfigError(f"{option} {path}: cannot be written: make a writable folder {folder} first")
 
 
 def _eval(config: EvalConfig, out: Path | None) -> None:
@@ -145,11 +138,11 @@ def _winrate(config: WinRateConfig, out: Path | None) -> None:
     from tercet.evaluation.judges import win_rates
     from tercet.training.progress import Requests
 
-    found = win_rates(config, progress=Requests())
-    for table in winrate_tables(found):
+    rates = win_rates(config, progress=Requests())
+    for table in winrate_tables(rates):
         console.print(table)
     if out is not None:
-        write_json(out, found)
+        write_json(out, rates)
 
 
 def _say_skipped(count: int) -> None:
@@ -159,72 +152,81 @@ def _say_skipped(count: int) -> None:
 
 def compare(
     a: Annotated[
-        str, typer.Argument(help="run, or JSON of `tercet eval --out` with one model; seeds joined with commas")
+        str,
+        typer.Argument(help="Run, or JSON of `tercet eval --out` with one model; several seeds joined with commas."),
     ],
-    b: Annotated[str, typer.Argument(help="the same, of what may be better")],
+    b: Annotated[str, typer.Argument(help="The model, or its seeds, to compare with A.")],
     scores: Annotated[
-        list[str] | None, typer.Option(help="JSON that `tercet eval --out` wrote, where A and B are runs" + MANY)
+        list[str] | None, typer.Option(help="JSON of `tercet eval --out`, needed where A and B are runs." + MANY)
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="also write the comparison here, as JSON")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the comparison to this JSON file.")] = None,
 ) -> None:
-    """Say in a sentence whether B is better than A on the same items, and by how much.
+    """Test whether model B is better than model A.
+
+    Both are compared item by item on the same items; a sentence says by how much they differ and how sure that is.
 
     Example: tercet compare runs/base runs/sft --scores scores.json
     """
     check_writable(out, "--out")
     files = split_list(scores or [])
     if out is not None and out.resolve() in {Path(p).resolve() for p in (*a.split(","), *b.split(","), *files)}:
-        raise ConfigError(f"--out {out}: is what is compared, and would be written over; choose another --out")
+        raise ConfigError(f"--out {out}: is one of the inputs and would be overwritten; choose another --out")
     from tercet.cli.show import comparison_table, console
     from tercet.evaluation.compare import compare as compared
 
-    found = compared(a, b, files)
-    if len(found["measures"]) > 1:
-        console.print(comparison_table(found))
-    typer.echo(found["sentence"])
+    comparison = compared(a, b, files)
+    if len(comparison["measures"]) > 1:
+        console.print(comparison_table(comparison))
+    typer.echo(comparison["sentence"])
     if out is not None:
-        write_json(out, found)
+        write_json(out, comparison)
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="runs; their ancestors are found and come along")],
+    runs: Annotated[list[str], typer.Argument(help="Runs; the runs they were made from are included.")],
     out: Annotated[
-        Path | None, typer.Option(help="where the page goes  [default: report.html in the last run]")
+        Path | None, typer.Option(help="HTML file to write.  [default: report.html in the last run]")
     ] = None,
-    scores: Annotated[Path | None, typer.Option(help="JSON that `tercet eval --out` wrote")] = None,
-    asking: Annotated[Path | None, typer.Option(help="JSON that `tercet prompt --out` wrote")] = None,
+    scores: Annotated[Path | None, typer.Option(help="JSON of `tercet eval --out`.")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="JSON of `tercet prompt --out`.")] = None,
 ) -> None:
-    """Write one self-contained page about runs: curves, scores, samples, lineage, commands.
+    """Write a self-contained HTML report about runs.
+
+    The page has curves, scores, samples, the lineage of the models, and the commands that repeat the runs.
 
     Example: tercet report runs/rlhf --scores scores.json
     """
     from tercet.reporting.report import write_report
 
+    paths = split_list(runs)
     page = write_report(
-        runs,
-        out or runs[-1] / "report.html",
-        scores=_read_json(scores, dict, "eval"),
-        asking=_read_json(asking, list, "prompt"),
+        paths,
+        out or Path(paths[-1]) / "report.html",
+        scores=_read_json("--scores", scores, dict, "eval"),
+        prompts=_read_json("--prompts", prompts, list, "prompt"),
     )
     typer.echo(f"report: {page}")
 
 
-def _read_json(path: Path | None, wanted: type, verb: str) -> Any:
+def _read_json(option: str, path: Path | None, outer: type, verb: str) -> Any:
+    """Return what `tercet VERB --out` wrote; None without a path. Raises ConfigError for any other file."""
     if path is None:
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
-    rows: Any = found.get("models") if isinstance(found, dict) else found
+        raise ConfigError(f"{option} {path}: cannot be read as JSON: {error}") from error
+    rows: Any = content.get("models") if isinstance(content, dict) else content
     inner = list(rows.values()) if isinstance(rows, dict) else rows
-    if not isinstance(found, wanted) or not isinstance(inner, list) or not all(isinstance(r, dict) for r in inner):
-        raise ConfigError(f"{path}: is not what `tercet {verb} --out` writes")
-    return found
+    if not isinstance(content, outer) or not isinstance(inner, list) or not all(isinstance(r, dict) for r in inner):
+        raise ConfigError(f"{option} {path}: is not a file that `tercet {verb} --out` writes; name one")
+    return content
 
 
-def show(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
-    """Say what a run is: status, parents, settings, the command that repeats it, the newest numbers.
+def show(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+    """Show a run's status, settings and newest numbers.
+
+    It also shows the runs it was made from and the command that repeats it.
 
     Example: tercet show runs/sft
     """

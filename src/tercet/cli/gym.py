@@ -1,4 +1,4 @@
-"""The command that makes rows of reasoning-gym's tasks: data-gym."""
+"""`tercet data-gym`: write questions of reasoning-gym's tasks."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ def register(app: typer.Typer) -> None:
 
 def data_gym(
     tasks: Annotated[
-        list[str], typer.Option(help="reasoning-gym's name of a task, or NAME:key=value,key=value" + MANY)
+        list[str],
+        typer.Option(help="Name of a reasoning-gym task, or NAME:key=value,key=value with its parameters." + MANY),
     ],
-    out: Annotated[Path, typer.Option(help="new folder for train.jsonl and heldout.jsonl")],
-    size: Annotated[int, typer.Option(help="training tasks of each kind")] = 500,
-    heldout: Annotated[int, typer.Option(help="held-out tasks of each kind")] = 100,
-    seed: Annotated[int, typer.Option(help="other seeds give other tasks (0 to 4000)")] = 0,
+    out: Annotated[Path, typer.Option(help="New folder for train.jsonl and heldout.jsonl.")],
+    size: Annotated[int, typer.Option(help="Training questions of each task.")] = 500,
+    heldout: Annotated[int, typer.Option(help="Held-out questions of each task.")] = 100,
+    seed: Annotated[int, typer.Option(help="Seed of the questions, from 0 to 4000.")] = 0,
 ) -> None:
-    """Write tasks of reasoning-gym (pip install 'tercet[rlvr]') as rows that every stage reads.
+    """Write questions of reasoning-gym's tasks as JSONL.
 
-    Their verifier is the reward `reasoning_gym`. No question is both in train.jsonl and in heldout.jsonl.
+    It needs the package: pip install 'tercet[rlvr]'. Every stage reads the files, and the reward `reasoning_gym` checks
+    the answers. No question is in both train.jsonl and heldout.jsonl.
 
     Example: tercet data-gym --tasks gcd --tasks chain_sum:max_terms=2,max_digits=1 --out data/gym
     """
@@ -35,6 +37,6 @@ def data_gym(
 
     counts = write_gym_questions([t for text in tasks for t in re.split(r",(?!\w+=)", text)], size, heldout, seed, out)
     typer.echo(
-        f"{out}: {counts['train']:,} tasks to train on, {counts['heldout']:,} held out; "
-        f"{counts['left_out']:,} questions that came twice were left out"
+        f"{out}: {counts['train']:,} questions to train on, {counts['heldout']:,} held out; "
+        f"{counts['left_out']:,} duplicates were left out"
     )

@@ -1,4 +1,4 @@
-"""The command that writes a model for other programs: export."""
+"""`tercet export`: write a model for other programs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ def register(app: typer.Typer) -> None:
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="run with a language model or a reward model")],
-    out: Annotated[Path, typer.Option(help="new folder for the files")],
-    to: Annotated[str, typer.Option(help="format: hf (a folder that Hugging Face transformers loads)")] = "hf",
+    run: Annotated[Path, typer.Argument(help="Run with a language model or a reward model.")],
+    out: Annotated[Path, typer.Option(help="New folder for the files.")],
+    to: Annotated[str, typer.Option(help="Format: hf, a folder that Hugging Face transformers loads.")] = "hf",
 ) -> None:
-    """Write a run's model for other programs: weights, shape, tokenizer with chat template.
+    """Export a model to the Hugging Face format.
+
+    The folder holds the weights, the model's shape, and the tokenizer with its chat template.
 
     Example: tercet export runs/sft --to hf --out exported
     """
     from tercet.interop.huggingface import export_model
 
     if to != "hf":
-        raise ConfigError(f"--to {to}: unknown format; wanted hf")
+        raise ConfigError(f"--to {to}: there is no such format; wanted hf")
     typer.echo(f"written: {export_model(run, out)}")

@@ -6,12 +6,7 @@ import sys
 
 import typer
 
-from tercet.cli import chat as talking
-from tercet.cli import doctor, gym, scaling
-from tercet.cli import evaluation as asking
-from tercet.cli import interop as exchanging
-from tercet.cli import studies as icl
-from tercet.cli import training as making
+from tercet.cli import chat, doctor, evaluation, gym, interop, scaling, studies, training
 from tercet.errors import TercetError
 
 app = typer.Typer(
@@ -22,14 +17,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-making.register(app)
-scaling.register(app)
-gym.register(app)
-asking.register(app)
-talking.register(app)
-doctor.register(app)
-exchanging.register(app)
-icl.register(app)
+for module in (training, scaling, gym, evaluation, chat, doctor, interop, studies):
+    module.register(app)
 
 
 def main() -> None:

@@ -14,79 +14,91 @@ from typing import Any
 import typer
 
 from tercet.errors import ConfigError
-from tercet.training.settings import Settings, from_json, option_name
+from tercet.training.settings import Settings, TuneSettings, from_json, option_name
 
-MANY, REPEATED = "  (several: with commas, or repeat it)", "  (may be repeated)"
+# what the help of a list option ends with: its values are separated by commas, or they are texts that may hold commas
+MANY, REPEATED = "  [list: with commas, or repeat the option]", "  [list: repeat the option]"
 _SEPARATOR = re.compile(r",(?![^()\[\]{}]*[)\]}])")  # a comma that is not within brackets
+_SHARED = {f.name for f in dataclasses.fields(TuneSettings)}  # settings that the stages have in common
 
 
-def _option(field: dataclasses.Field[Any], kind: Any, flag: str) -> tuple[Any, Any]:
-    """(annotation, default) of the typer option for a field. Every option may be left out: --config can give it."""
-    many = typing.get_origin(kind) is tuple
-    required = field.default is dataclasses.MISSING
-    value: Any = field.default
-    default = "" if required or value in ((), "") else f"  [default: {' '.join(map(str, value)) if many else value}]"
-    text = (
-        field.metadata["help"]
-        + ("  [required]" if required else default)
-        + (MANY if many and not field.metadata.get("whole") else REPEATED if many else "")
-    )
-    if kind is bool and value is True:
+def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[Any, Any]:
+    """Return (annotation, default) of a field's typer option. Every option may be left out: --config can give it."""
+    many, value, flag = typing.get_origin(kind) is tuple, field.default, option_name(field)
+    notes = ""
+    if value is dataclasses.MISSING:
+        notes = "  [required]"
+    elif value is not False and value not in ((), "", None):
+        text = "on" if value is True else ",".join(map(str, value)) if many else f"{value}"
+        notes = f"  [default: {text}]"
+    if many:
+        notes += REPEATED if field.metadata.get("whole") else MANY
+    if value is True:
         flag += "/--no-" + flag.removeprefix("--")
-    inner = typing.get_args(kind)[0] if many else kind
-    inner = str if many else inner  # "0,1,4" is three of them
-    annotation = list[inner] | None if many else kind | None  # type: ignore[valid-type]
-    return annotation, typer.Option(None, flag, help=text, show_default=False)
+    annotation = list[str] | None if many else kind | None  # "0,1,4" is three numbers, so lists are read as text
+    return annotation, typer.Option(None, flag, help=field.metadata["help"] + notes, show_default=False)
 
 
 class SettingsParser:
-    """The command-line options of a settings class, and the settings that were typed."""
+    """Make the command-line options of a settings class, and read the settings that were typed."""
 
     def __init__(self, name: str, cls: type[Settings], extra: Mapping[str, inspect.Parameter] | None = None) -> None:
         self.name, self.cls, self.extra = name, cls, dict(extra or {})
-        self.kinds = typing.get_type_hints(cls)
+        self.types = typing.get_type_hints(cls)
 
     def read(self, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """(settings, values of the extra parameters) of what typer gives a command. Raises ConfigError."""
+        """Return (settings, values of the extra parameters) from what typer gives a command. Raises ConfigError."""
         own = {key: given.pop(key) for key in self.extra}
         values = _from_file(given.pop("config"))
         fields = {f.name: f for f in dataclasses.fields(self.cls)}
-        values |= {k: _values(fields[k], v, self.kinds[k]) for k, v in given.items() if v is not None and v != []}
+        values |= {k: _values(fields[k], v, self.types[k]) for k, v in given.items() if v is not None and v != []}
         return from_json(self.cls, values, f"tercet {self.name}"), own
 
     def install(self, app: typer.Typer, command: Callable[..., None], example: str, positional: str = "") -> None:
-        """Make `command(**given)` a command of `app`. `positional` names the field that is typed without an option."""
-        parameters = [self._parameter(field, positional) for field in dataclasses.fields(self.cls)]
-        declared = self.cls.__annotations__
-        own = {f.name: f.default is not dataclasses.MISSING for f in dataclasses.fields(self.cls) if f.name in declared}
-        # what must be given comes first, then what is the stage's own, then what all stages share
-        parameters.sort(key=lambda p: (p.name != positional, own.get(p.name, True), p.name not in own))
+        """Make `command(**given)` a command of `app`. `positional` names the field that is typed without an option.
+
+        Its options stand in this order: those that must be given, the command's own, those that all stages share.
+        """
+        fields = dataclasses.fields(self.cls)
+        ranked = [(self._rank(f, positional), self._parameter(f, positional)) for f in fields]
+        ranked += [(1 if p.default.default is ... else 3, p) for p in self.extra.values()]
         config_option = typer.Option(
-            None, "--config", help="config.json of a run to repeat; options given here override it", show_default=False
+            None, "--config", help="config.json of a run to repeat; options given here override it.", show_default=False
         )
-        parameters.append(
-            inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=config_option, annotation=Path | None)
-        )
-        parameters += self.extra.values()
+        keyword = inspect.Parameter.KEYWORD_ONLY
+        ranked.append((5, inspect.Parameter("config", keyword, default=config_option, annotation=Path | None)))
+        parameters = [parameter for _, parameter in sorted(ranked, key=lambda pair: pair[0])]  # stable
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters}
         command.__name__ = self.name
         doc = inspect.cleandoc(self.cls.__doc__ or "")
         app.command(self.name, help=f"{doc}\n\nExample: {example}", no_args_is_help=True)(command)
 
-    def _parameter(self, field: dataclasses.Field[Any], positional: str) -> inspect.Parameter:
-        flag = option_name(field)
-        annotation, default = _option(field, self.kinds[field.name], flag)
+    def _rank(self, field: dataclasses.Field[Any], positional: str) -> int:
         if field.name == positional:
-            default = typer.Argument(None, help=field.metadata["help"], show_default=False)
+            return 0
+        return 1 if field.default is dataclasses.MISSING else 4 if field.name in _SHARED else 2
+
+    def _parameter(self, field: dataclasses.Field[Any], positional: str) -> inspect.Parameter:
+        annotation, default = _option(field, self.types[field.name])
+        if field.name == positional:
+            default = typer.Argument(None, help=field.metadata["help"] + "  [required]", show_default=False)
         return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
 
-def add_command(app: typer.Typer, name: str, cls: type[Settings], action: Callable[..., None], *, example: str,
-                extra: Mapping[str, inspect.Parameter] | None = None, positional: str = "") -> None:  # fmt: skip
+def add_command(
+    app: typer.Typer,
+    name: str,
+    cls: type[Settings],
+    action: Callable[..., None],
+    example: str,
+    positional: str = "",
+    extra: Mapping[str, inspect.Parameter] | None = None,
+) -> None:
     """Add command `name`: options from `cls`, then `action(config, **extra)`.
 
-    `positional` names a field that is given as argument(s) instead of an option; `extra` are the action's own parameters.
+    `positional` names a field that is given as argument(s) instead of an option; `extra` are the action's own
+    parameters.
     """
     parser = SettingsParser(name, cls, extra)
 
@@ -98,7 +110,7 @@ def add_command(app: typer.Typer, name: str, cls: type[Settings], action: Callab
 
 
 def split_list(texts: Sequence[str]) -> list[str]:
-    """The values of a list option, which may be repeated and may hold several values with commas between them.
+    """Return the values of a list option, which may be repeated and may hold several values with commas between them.
 
     Commas within brackets belong to a value, as in mean(runs/a,runs/b), and so do those of a file that is there.
     """
@@ -109,12 +121,12 @@ def split_list(texts: Sequence[str]) -> list[str]:
 
 
 def _values(field: dataclasses.Field[Any], value: Any, kind: Any) -> Any:
-    """What was typed for a setting; of a list option its values. Raises ConfigError where one is no number."""
+    """Return what was typed for a setting; of a list option its values. Raises ConfigError where one is no number."""
     if typing.get_origin(kind) is not tuple or field.metadata.get("whole"):
         return value
-    parts, inner = split_list(value), typing.get_args(kind)[0]
+    inner = typing.get_args(kind)[0]
     try:
-        return [inner(part) for part in parts]
+        return [inner(part) for part in split_list(value)]
     except ValueError as error:
         numbers = "whole numbers, for example 0,1,4" if inner is int else "numbers, for example 1e10,2e10"
         raise ConfigError(f"{option_name(field)} {','.join(value)}: wanted {numbers}") from error
@@ -133,7 +145,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
 
 
 def option(kind: Any, flag: str, help: str, default: Any = None) -> inspect.Parameter:
-    """One extra option of a command made by `add_command`; `...` as default makes it required."""
+    """Return an extra option of a command made by `add_command`; `...` as default makes it required."""
     return inspect.Parameter(
         flag.strip("-").replace("-", "_"),
         inspect.Parameter.KEYWORD_ONLY,

@@ -1,4 +1,4 @@
-"""What the commands print about tokens, runs and scores."""
+"""Print tokens, runs and scores as text and tables."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.text import Text
 from tercet.data.formats.conversations import read_conversations
 from tercet.data.readers import BadRows
 from tercet.evaluation.scoring.score_files import scorer_label
+from tercet.reporting.blocks import FINISHED, plural
 from tercet.reporting.lineage import command
 from tercet.scaling.fit import LadderFit
 from tercet.scaling.laws import LAWS, exponents
@@ -24,12 +25,12 @@ console = Console(highlight=False, markup=False, emoji=False)
 
 
 def show_tokens(tokenizer: Tokenizer, text: str) -> None:
-    """Tokens in alternating colours, their ids, and the bytes per token."""
+    """Print tokens in alternating colours, their ids, and the bytes per token."""
     ids = tokenizer.encode(text)
-    shown = Text()
+    coloured = Text()
     for number, i in enumerate(ids):
-        shown.append(tokenizer.token(i), style="black on cyan" if number % 2 else "black on yellow")
-    console.print(shown)
+        coloured.append(tokenizer.token(i), style="black on cyan" if number % 2 else "black on yellow")
+    console.print(coloured)
     console.print(
         f"{len(ids)} tokens, {len(text.encode()) / max(len(ids), 1):.2f} bytes per token: {' '.join(map(str, ids))}",
         markup=False,
@@ -37,23 +38,23 @@ def show_tokens(tokenizer: Tokenizer, text: str) -> None:
 
 
 def show_conversations(tokenizer: Tokenizer, data: Sequence[str], limit: int) -> None:
-    """Conversations with the tokens that are trained on in green and in [brackets], for terminals without colour."""
+    """Print conversations; tokens that are trained on are green, and in [brackets] for terminals without colour."""
     for number, (where, conversation) in enumerate(read_conversations(data, BadRows())):
         if number == limit:
             break
         rendered = render(tokenizer, conversation)
-        shown, inside = Text(f"{where}\n", style="dim"), False
+        coloured, inside = Text(f"{where}\n", style="dim"), False
         for token, weight in zip(rendered.tokens, rendered.weights):
             if (weight > 0) != inside:
-                shown.append("[" if weight > 0 else "]", style="bold green")
+                coloured.append("[" if weight > 0 else "]", style="bold green")
                 inside = weight > 0
-            shown.append(tokenizer.token(token), style="green" if weight > 0 else "default")
-        console.print(shown)
+            coloured.append(tokenizer.token(token), style="green" if weight > 0 else "default")
+        console.print(coloured)
         console.print(f"{sum(w > 0 for w in rendered.weights)} of {len(rendered)} tokens are trained on", style="dim")
 
 
 def interval(value: dict[str, Any] | None, digits: int = 3) -> str:
-    """An estimate from JSON as text."""
+    """Return an estimate from JSON as text: 0.480 [0.410, 0.550]."""
     if value is None:
         return "–"
     if value["low"] is None:
@@ -62,9 +63,9 @@ def interval(value: dict[str, Any] | None, digits: int = 3) -> str:
 
 
 def score_table(scores: dict[str, Any]) -> Table:
-    """One column a model, one row a measure."""
+    """Return the table of scores: one column per model, one row per measure."""
     models = scores["models"]
-    table = Table(title="scores (95 % intervals)", title_justify="left")
+    table = Table(title="Scores, with 95 % intervals", title_justify="left")
     table.add_column("measure")
     for path in models:
         table.add_column(path)
@@ -86,38 +87,45 @@ def score_table(scores: dict[str, Any]) -> Table:
                 row(f"  {ability}", [interval(s["abilities"].get(ability), 2) for s in mine])
     for name in names:
         row(f"{scorer_label(name)} (sampled)", [interval(m["scores"][name]["sampled"]) for m in models.values()])
-    for key in ("reward", "finished", "kl"):
-        row(key, [interval(m.get(key)) for m in models.values()])
+    for key, title in (("reward", "reward"), ("finished", FINISHED), ("kl", "KL (nats per answer)")):
+        row(title, [interval(m.get(key)) for m in models.values()])
     for name in names:
-        found = [m.get("against", {}).get(name, {}) for m in models.values()]
-        row(f"win rate by {scorer_label(name)}", [interval(f.get("win_rate")) for f in found])
-        row(f"difference of {scorer_label(name)}", [interval(f.get("difference")) for f in found])
+        against = [m.get("against", {}).get(name, {}) for m in models.values()]
+        row(f"win rate by {scorer_label(name)}", [interval(a.get("win_rate")) for a in against])
+        row(f"difference of {scorer_label(name)}", [interval(a.get("difference")) for a in against])
     return table
 
 
-def _add_overlap(table: Table, found: Sequence[dict[str, Any] | None], clean: bool = True) -> None:
-    """Rows for what `Contamination.split` gave for each model: the share that training holds, and the scores on the others."""
-    if not found or found[0] is None:
+def _add_overlap(table: Table, splits: Sequence[dict[str, Any] | None], clean: bool = True) -> None:
+    """Add each model's contamination: the share of items in the training text, and with `clean` the score on the rest.
+
+    `splits` holds what `Contamination.split` returned for each model.
+    """
+    if not splits or splits[0] is None:
         return
-    name = f"  in the training text ({found[0]['ngram']}-grams; {found[0]['too_short']} items too short to tell)"
-    table.add_row(name, *[interval(part and part["share"]) for part in found])
+    short = f"; {splits[0]['too_short']} items too short to tell" if splits[0]["too_short"] else ""
+    name = f"  in the training text ({splits[0]['ngram']}-grams{short})"
+    table.add_row(name, *[interval(part and part["share"]) for part in splits])
     if clean:
-        table.add_row("  clean items", *[interval(part and part["clean"]) for part in found])
+        table.add_row("  clean items", *[interval(part and part["clean"]) for part in splits])
 
 
 def suite_table(scores: dict[str, Any]) -> Table | None:
-    """One row a task (a group of tasks where there are many), one column a model; None where no suite was asked."""
+    """Return the table of suites: one row per task (per ability above 40 tasks), one column per model.
+
+    None where no suite was evaluated.
+    """
     models = {path: m["suite"] for path, m in scores["models"].items() if m.get("suite")}
     if not models:
         return None
-    table = Table(title="suites (95 % intervals; centred: 0 is a guess, 1 is perfect)", title_justify="left")
+    table = Table(title="Suites, with 95 % intervals (centred: 0 is guessing, 1 is perfect)", title_justify="left")
     table.add_column("task")
     for path in models:
         table.add_column(path)
     first = next(iter(models.values()))
     single = len(first["tasks"]) <= 40
     for name, task in first["tasks"].items() if single else ():
-        shots = "shots in the contexts" if task.get("whole_contexts") else f"{task['shots']} shots"
+        shots = "examples in its contexts" if task.get("whole_contexts") else plural(task["shots"], "shot")
         label = f"{name} ({task['metric']}, {shots}, {task['items']} items)"
         table.add_row(label, *[interval(m["tasks"][name]["score"]) for m in models.values()])
         _add_overlap(table, [m["tasks"][name].get("contamination") for m in models.values()])
@@ -129,107 +137,115 @@ def suite_table(scores: dict[str, Any]) -> Table | None:
         table.add_row("all tasks, centred", *[f"{m['core']:.3f}" for m in models.values()])
     cut = sum(t["cut_prompts"] for m in models.values() for t in m["tasks"].values())
     if cut:
-        table.caption = f"{cut} prompts were longer than the context and lost their beginning"
+        table.caption = f"{cut} prompts were longer than the context, so their beginnings were cut"
     return table
 
 
 def _add_contamination(table: Table, ability: str, suites: Sequence[dict[str, Any]]) -> None:
-    """Rows for all tasks of an ability together: how many items training holds, and the mean of scores on the others."""
+    """Add rows for all tasks of an ability: how many items are in the training text, and the mean score on the rest."""
     mine = [[t for t in s["tasks"].values() if t["ability"] == ability and t.get("contamination")] for s in suites]
-    found = [task["contamination"] for task in mine[0]]
-    if not found:
+    splits = [task["contamination"] for task in mine[0]]
+    if not splits:
         return
-    dirty, told, short = (sum(f[key] for f in found) for key in ("found", "told", "too_short"))
+    dirty, told, short = (sum(split[key] for split in splits) for key in ("found", "told", "too_short"))
     share = f"{dirty} of {told} items" if told else "–"
     table.add_row(f"  in the training text ({short} items too short to tell)", *[share] * len(suites))
-    clean = [
-        [(t["contamination"]["clean"]["value"] - t["chance"]) / (1 - t["chance"]) for t in tasks
-         if "centred" in t and t["contamination"]["clean"]]
-        for tasks in mine
-    ]  # fmt: skip
-    table.add_row("  clean items, centred", *[f"{sum(c) / len(c):.3f}" if c else "–" for c in clean])
+    means = []
+    for tasks in mine:
+        clean = [(t["contamination"]["clean"], t["chance"]) for t in tasks if "centred" in t]
+        scores = [(score["value"] - chance) / (1 - chance) for score, chance in clean if score]
+        means.append(f"{sum(scores) / len(scores):.3f}" if scores else "–")
+    table.add_row("  clean items, centred", *means)
 
 
-def comparison_table(found: dict[str, Any]) -> Table:
-    """One row a measure: A, B, the difference, and p corrected for the number of measures."""
-    table = Table(title="B against A, item by item (95 % intervals; p corrected by Holm)", title_justify="left")
+def comparison_table(comparison: dict[str, Any]) -> Table:
+    """Return one row per measure: A, B, their difference, and p corrected for the number of measures."""
+    title = "B against A, item by item (95 % intervals; p corrected with Holm's method)"
+    table = Table(title=title, title_justify="left")
     for name in ("measure", "A", "B", "difference", "p"):
         table.add_column(name)
-    for name, row in found["measures"].items():
+    for name, row in comparison["measures"].items():
         table.add_row(name, f"{row['a']:.3f}", f"{row['b']:.3f}", interval(row["difference"]), f"{row['p_holm']:.2g}")
     return table
 
 
-def winrate_tables(found: dict[str, Any]) -> list[Table]:
-    """One row a pair of models; and, of three models or more, their strengths."""
-    pairs = Table(title="win rates (95 % intervals; ties count half)", title_justify="left")
+def winrate_tables(rates: dict[str, Any]) -> list[Table]:
+    """Return one row per pair of models and, for three models or more, a table of their Bradley–Terry ratings."""
+    pairs = Table(title="Win rates, with 95 % intervals (a tie counts half)", title_justify="left")
     for name in ("model", "against", "win rate", "at equal length", "ties", "changed with order"):
         pairs.add_column(name)
-    for row in found["pairs"]:
+    for row in rates["pairs"]:
         changed = "–" if row["changed_with_order"] is None else f"{row['changed_with_order']:.2f}"
-        rates = [interval(row[k]) for k in ("win_rate", "length_controlled")]
-        pairs.add_row(row["model"], row["against"], *rates, f"{row['ties']:.2f}", changed)
-    if len(found["strengths"]) < 3:
+        cells = [interval(row[k]) for k in ("win_rate", "length_controlled")]
+        pairs.add_row(row["model"], row["against"], *cells, f"{row['ties']:.2f}", changed)
+    if len(rates["strengths"]) < 3:
         return [pairs]
-    table = Table(title="log strengths (Bradley and Terry; 0 is the average)", title_justify="left")
+    table = Table(title="Bradley–Terry ratings, with 95 % intervals (0 is the average)", title_justify="left")
     table.add_column("model")
-    table.add_column("strength")
-    for path, value in sorted(found["strengths"].items(), key=lambda kv: -kv[1]["value"]):
+    table.add_column("rating")
+    for path, value in sorted(rates["strengths"].items(), key=lambda kv: -kv[1]["value"]):
         table.add_row(path, interval(value))
     return [pairs, table]
 
 
-def asking_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
-    """One table a task: accuracy by ability or condition, and number of shots; [worst to best] of its draws or orders."""
+def prompt_tables(rows: Sequence[dict[str, Any]]) -> list[Table]:
+    """Return one table per task: accuracy by ability or condition and by number of shots.
+
+    Where a number is a mean over draws, orders or formats, a further row has the worst and the best of them.
+    """
     out = []
     for task in dict.fromkeys(r["task"] for r in rows):
         mine = [r for r in rows if r["task"] == task]
         shots = sorted({r["shots"] for r in mine})
         name = mine[0]["metric"] if len({r["task"] for r in rows}) == 1 else f"{task}, {mine[0]['metric']}"
-        table = Table(title=f"accuracy by number of examples in the prompt ({name})", title_justify="left")
+        table = Table(title=f"Accuracy by number of examples in the prompt ({name})", title_justify="left")
         table.add_column("ability")
         for s in shots:
-            table.add_column(f"{s} shots")
+            table.add_column(plural(s, "shot"))
         for ability, condition in dict.fromkeys((r["ability"], r["condition"]) for r in mine):
-            found = {r["shots"]: r for r in mine if (r["ability"], r["condition"]) == (ability, condition)}
+            by_shots = {r["shots"]: r for r in mine if (r["ability"], r["condition"]) == (ability, condition)}
             label = ability if condition == "base" else f"{ability}, {condition}"
-            table.add_row(label, *[interval(found[s]["accuracy"], 2) if s in found else "–" for s in shots])
-            if any(len(r["each"]) > 1 and r["worst"] < r["best"] for r in found.values()) and ability == "all":
-                ends = [f"{found[s]['worst']:.2f} … {found[s]['best']:.2f}" if s in found else "" for s in shots]
-                table.add_row("  worst … best", *ends)
+            table.add_row(label, *[interval(by_shots[s]["accuracy"], 2) if s in by_shots else "–" for s in shots])
+            if any(len(r["each"]) > 1 and r["worst"] < r["best"] for r in by_shots.values()) and ability == "all":
+                ends = [(by_shots[s]["worst"], by_shots[s]["best"]) if s in by_shots else () for s in shots]
+                table.add_row("  worst to best", *[" to ".join(f"{end:.2f}" for end in pair) for pair in ends])
         if mine[0]["chance"]:
             table.add_row("by guessing", *[f"{mine[0]['chance']:.2f}" for _ in shots])
         out.append(table)
     return out
 
 
-def law_table(found: LadderFit) -> Table:
-    """One row a law: its equation and its parameters with their intervals."""
-    table = Table(title=f"scaling laws of {len(found.runs.paths)} runs (95 % intervals)", title_justify="left")
+def law_table(ladder: LadderFit) -> Table:
+    """Return one row per law: its equation, and its parameters with their intervals."""
+    title = f"Scaling laws of {plural(len(ladder.runs.paths), 'run')}, with 95 % intervals"
+    table = Table(title=title, title_justify="left")
     for column in ("law", "equation", "runs", "parameters"):
         table.add_column(column, overflow="fold")
 
     def line(e: Estimate) -> str:
         return f"{e.value:.4g} [{e.low:.4g}, {e.high:.4g}]"
 
-    for name, fit in found.laws.items():
+    for name, fit in ladder.laws.items():
         parameters = {**fit.parameters(), **(exponents(fit) if name.startswith("parametric") else {})}
         count = "" if name in ("parametric", "simple", "tokens") else ", N without embeddings"
-        shown = "\n".join(f"{k} = {line(e)}" for k, e in parameters.items())
-        table.add_row(name, LAWS[fit.law][0] + count, str(len(fit.residuals)), shown)
-    if found.iso is not None:
-        shown = "\n".join(f"{k} = {line(e)}" for k, e in found.iso.exponents.items())
-        table.add_row("iso_flop", "N* ∝ C^a, D* ∝ C^b", str(found.iso.exponents["a"].n), shown)
+        lines = "\n".join(f"{k} = {line(e)}" for k, e in parameters.items())
+        table.add_row(name, LAWS[fit.law][0] + count, str(len(fit.residuals)), lines)
+    if ladder.iso is not None:
+        lines = "\n".join(f"{k} = {line(e)}" for k, e in ladder.iso.exponents.items())
+        table.add_row("iso_flop", "N* ∝ C^a, D* ∝ C^b", str(ladder.iso.exponents["a"].n), lines)
     table.caption_justify = "left"
-    table.caption = (
-        "too few runs to hold the largest back: how far predictions stray is not known" if found.drift is None else
-        f"fitted without the largest runs, the laws stray from them by {100 * found.drift:.1f} % per doubling of FLOPs: predictions' intervals are as much wider"
-    )  # fmt: skip
+    if ladder.drift is None:
+        table.caption = "There are too few runs to hold back the largest, so the error of extrapolation is not known."
+    else:
+        table.caption = (
+            "Laws fitted without the largest runs miss these by "
+            f"{100 * ladder.drift:.1f} % per doubling of FLOPs; intervals of predictions are widened by as much."
+        )
     return table
 
 
 def show_run(run: Run) -> None:
-    """Status, parents, settings, command and the newest metrics of a run."""
+    """Print status, parents, settings, command and the newest metrics of a run."""
     m = run.manifest
     console.print(f"{run.path}: {m['verb']}, {m['status']}, {m['seconds']:.0f} s, began {m['created']}", markup=False)
     for role, parent in m["parents"].items():
@@ -243,6 +259,8 @@ def show_run(run: Run) -> None:
     newest: dict[str, Any] = {}
     for row in run.read_lines("metrics.jsonl"):
         newest |= row
-    console.print("  newest: " + (", ".join(f"{k} {v:g}" for k, v in newest.items()) or "nothing yet"), markup=False)
+    console.print(
+        "  newest numbers: " + (", ".join(f"{k} {v:g}" for k, v in newest.items()) or "none yet"), markup=False
+    )
     console.print("  settings: " + ", ".join(f"{k}={v!r}" for k, v in run.config.items()), markup=False)
-    console.print(f"  again: {command(run)}", markup=False, soft_wrap=True)
+    console.print(f"  repeat with: {command(run)}", markup=False, soft_wrap=True)

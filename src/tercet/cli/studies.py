@@ -1,4 +1,4 @@
-"""The command that shows in-context learning: icl."""
+"""`tercet icl`: the study of in-context learning."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ from tercet.training.progress import for_terminal
 
 def register(app: typer.Typer) -> None:
     """Add this file's command."""
-    out = option(Path, "--out", "new folder, or one that the same command began", ...)
-    add_command(
-        app,
-        "icl",
-        InContextLearningConfig,
-        _icl,
-        example="tercet icl --minutes 15 --seeds 3 --out runs/icl",
-        extra={"out": out},
-    )
+    out = option(Path, "--out", "New folder, or the folder of the same command to continue.", ...)
+    example = "tercet icl --minutes 15 --seeds 3 --out runs/icl"
+    add_command(app, "icl", InContextLearningConfig, _icl, example, extra={"out": out})
 
 
 def _icl(config: InContextLearningConfig, out: Path) -> None:

@@ -14,25 +14,22 @@ from tercet.errors import ConfigError
 from tercet.training.progress import for_terminal
 from tercet.training.stage import Stage, stages
 
-OUT = option(Path, "--out", "new folder for the run", ...)
+OUT = option(Path, "--out", "New folder for the run.", ...)
+BY_BUDGET = "Choose size, steps, batch and learning rate for this budget: 20min, 90s, 1.5h or 1e15flops."
+BY_TARGET = "Choose them for the cheapest run that reaches this many held-out bits per byte (0: no target)."
+BY_LAW = "fit.json of `tercet scaling fit`, used by --budget and --target-bpb.  [default: tercet's own]"
 BUDGET = {
-    "budget": option(
-        str, "--budget", "20min, 90s, 1.5h or 1e15flops: chooses size, steps, batch and learning rate", ""
-    ),
-    "target_bpb": option(
-        float, "--target-bpb", "the same for the cheapest run that reaches so many bits per byte", 0.0
-    ),
-    "law": option(
-        str, "--law", "fit.json that --budget goes by, of `tercet scaling fit`  [default: tercet's own]", ""
-    ),
-}  # fmt: skip
+    "budget": option(str, "--budget", BY_BUDGET, ""),
+    "target_bpb": option(float, "--target-bpb", BY_TARGET, 0.0),
+    "law": option(str, "--law", BY_LAW, ""),
+}
 
 
 def stage_command(app: typer.Typer, stage: Stage) -> None:
     """Add the command of a stage: its settings, --out, and for pretraining the budget."""
     parser = SettingsParser(stage.verb, stage.settings, {"out": OUT, **(BUDGET if stage.verb == "pretrain" else {})})
 
-    # the stage's own function is called here and not by Stage.__call__: the way from a command to the model stays short
+    # the stage's function is called here, not by Stage.__call__, so that a traceback from a command stays short
     def command(**given: Any) -> None:
         began = time.monotonic()
         config, own = parser.read(given)
@@ -46,17 +43,20 @@ def stage_command(app: typer.Typer, stage: Stage) -> None:
 
 
 def planned(config: Any, began: float, budget: str = "", target_bpb: float = 0.0, law: str = "") -> Any:
-    """The settings as a budget or a target changes them; without either, as they are. Prints the plan."""
+    """Return the settings, changed to fit the budget or the target where one is given, and print the plan.
+
+    Raises ConfigError where --law is given without either.
+    """
     if not (budget or target_bpb):
         if law:
-            raise ConfigError("--law is for --budget or --target-bpb; give one of them")
+            raise ConfigError("--law: is used by --budget and --target-bpb only; give one of them, or leave out --law")
         return config
     from tercet.scaling.budget import plan
 
-    found = plan(config, budget=budget, target_bpb=target_bpb, law=law, began=began)
-    for line in found.lines():
+    chosen = plan(config, budget=budget, target_bpb=target_bpb, law=law, began=began)
+    for line in chosen.lines():
         typer.echo(line)
-    return found.config
+    return chosen.config
 
 
 def register(app: typer.Typer) -> None:
@@ -66,16 +66,16 @@ def register(app: typer.Typer) -> None:
     app.command("resume", no_args_is_help=True)(resume)
     app.command("data", no_args_is_help=True)(data)
     app.command("demo")(demo)
-    tokenizer = typer.Typer(
-        help="Train a tokenizer, or look at what one does.", no_args_is_help=True, rich_markup_mode=None
-    )
+    tokenizer = typer.Typer(help="Train or inspect a tokenizer.", no_args_is_help=True, rich_markup_mode=None)
     tokenizer.command("train", no_args_is_help=True)(tokenizer_train)
     tokenizer.command("show", no_args_is_help=True)(tokenizer_show)
     app.add_typer(tokenizer, name="tokenizer")
 
 
-def resume(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
-    """Continue a run that was interrupted or killed, with the same result as if it never had been.
+def resume(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
+    """Continue an interrupted run to the same result.
+
+    A run that was stopped or killed ends with the same weights as a run that was never interrupted.
 
     Example: tercet resume runs/base
     """
@@ -86,10 +86,13 @@ def resume(run: Annotated[Path, typer.Argument(help="run directory")]) -> None:
 
 
 def data(
-    out: Annotated[Path, typer.Option(help="new folder")],
-    seed: Annotated[int, typer.Option(help="seed of the generated part")] = 0,
+    out: Annotated[Path, typer.Option(help="New folder for the data.")],
+    seed: Annotated[int, typer.Option(help="Seed of the generated text and questions.")] = 0,
 ) -> None:
-    """Write the demo's data as ordinary files: real text, conversations, and the generated microworld.
+    """Write the demo's data as ordinary files.
+
+    The folder holds real text, conversations, and generated text and questions about a small made-up world, the
+    microworld.
 
     Example: tercet data --out runs/data
     """
@@ -98,20 +101,24 @@ def data(
     report = write_demo_data(out, seed)
     for source, sizes in report["text"].items():
         typer.echo(f"{source}: {sizes['train_bytes']:,} bytes to train on, {sizes['heldout_bytes']:,} held out")
+    chat = report["chat"]
     typer.echo(
-        f"conversations: {report['chat']['train_conversations']:,} to train on, {report['chat']['heldout_conversations']:,} held out"
+        f"conversations: {chat['train_conversations']:,} to train on, {chat['heldout_conversations']:,} held out"
     )
 
 
 def demo(
     out: Annotated[
-        Path | None, typer.Option(help="new folder for all that the demo makes  [default: demo, or demo-2, …]")
+        Path | None, typer.Option(help="New folder for everything the demo makes.  [default: demo, or demo-2, …]")
     ] = None,
-    minutes: Annotated[float, typer.Option(help="wall time to fill, 2 to 120")] = 12.0,
-    seed: Annotated[int, typer.Option(help="seed of data, weights and samples")] = 0,
-    threads: Annotated[int, typer.Option(help="CPU threads")] = 2,
+    minutes: Annotated[float, typer.Option(help="Wall time to use, from 2 to 120 minutes.")] = 12.0,
+    seed: Annotated[int, typer.Option(help="Seed of data, weights and samples.")] = 0,
+    threads: Annotated[int, typer.Option(help="CPU threads.")] = 2,
 ) -> None:
-    """The main job: from text to an aligned, measured model that one can talk to, with a report.
+    """Run every stage, from raw text to a chat model.
+
+    The demo trains a base model, tunes it on conversations, aligns it with RLHF, measures all models and writes a
+    report.
 
     Example: tercet demo --minutes 12 --out demo
     """
@@ -123,10 +130,14 @@ def demo(
 
 
 def tokenizer_train(
-    data: Annotated[list[str], typer.Option(help="training text: files, folders or globs" + MANY)],
-    out: Annotated[Path, typer.Option(help="where tokenizer.json goes")],
-    vocab_size: Annotated[int, typer.Option(help="ids in all: 256 bytes, 5 special tokens, merges")] = 2048,
-    skip_bad_rows: Annotated[bool, typer.Option(help="skip and count wrong rows instead of stopping")] = False,
+    data: Annotated[list[str], typer.Option(help="Training text: files, folders or globs." + MANY)],
+    out: Annotated[Path, typer.Option(help="The file to write, such as tokenizer.json.")],
+    vocab_size: Annotated[
+        int, typer.Option(help="Number of ids: 256 bytes, 5 special tokens, the rest merges.")
+    ] = 2048,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Skip and count malformed rows instead of stopping.")
+    ] = False,
 ) -> None:
     """Train a byte-level BPE tokenizer.
 
@@ -149,14 +160,16 @@ def tokenizer_train(
 
 
 def tokenizer_show(
-    source: Annotated[Path, typer.Argument(help="tokenizer.json, or a run")],
-    text: Annotated[str, typer.Option(help="text to cut into tokens")] = "",
+    source: Annotated[Path, typer.Argument(help="tokenizer.json, or a run.")],
+    text: Annotated[str, typer.Option(help="Text to split into tokens.")] = "",
     data: Annotated[
-        list[str] | None, typer.Option(help="conversations, to see which tokens are trained on" + MANY)
+        list[str] | None, typer.Option(help="Conversations, to see which of their tokens are trained on." + MANY)
     ] = None,
-    limit: Annotated[int, typer.Option(help="conversations shown")] = 3,
+    limit: Annotated[int, typer.Option(help="Number of conversations to show.")] = 3,
 ) -> None:
-    """Show how text becomes tokens, and which tokens of a conversation are trained on (in colour).
+    """Show how text is split into tokens.
+
+    For conversations, the tokens that are trained on are green and in [brackets].
 
     Example: tercet tokenizer show runs/sft --data chats.jsonl
     """

@@ -17,7 +17,10 @@ THREADS_HELP = "Number of CPU threads."
 
 @dataclass(frozen=True, kw_only=True)
 class PromptConfig(Settings):
-    """Prompt a model with a task or a text: zero-, one- or few-shot, without training."""
+    """Evaluate a model with zero-, one- and few-shot prompts.
+
+    The model only continues the prompts; nothing is trained.
+    """
 
     model: str = setting(..., "Run whose model is prompted.")
     task: tuple[str, ...] = setting((), "Registered tasks, or task.json files of your own.")
@@ -83,7 +86,7 @@ class PromptConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig(Settings):
-    """Evaluate models side by side on the same held-out text, questions and tasks."""
+    """Score models on the same text, questions and suites."""
 
     models: tuple[str, ...] = setting(..., "Runs whose models are evaluated.")
     text: tuple[str, ...] = setting((), "Held-out text files, for bits per byte.")
@@ -129,7 +132,10 @@ class EvalConfig(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class WinRateConfig(Settings):
-    """Compare models by win rate: a judge says which of two answers to the same question is better."""
+    """Compare the answers of models in pairs.
+
+    A judge decides which of two answers to the same question is better.
+    """
 
     models: tuple[str, ...] = setting(..., "Two runs or more. The others are compared with the first.")
     questions: tuple[str, ...] = setting(

@@ -10,7 +10,10 @@ from tercet.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig(Settings):
-    """Import a llama2.c model (a version 0 file, with tied embeddings) as a run."""
+    """Import a llama2.c model as a run.
+
+    The file must be of version 0, with tied embeddings.
+    """
 
     model: str = setting(..., "File with the model's weights, such as stories15M.bin.", reads=FILES)
     tokenizer: str = setting(..., "File with the model's tokenizer, such as tokenizer.bin.", reads=FILES)

@@ -10,7 +10,10 @@ from tercet.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateConfig(Settings):
-    """Rank sampled answers with a SIMULATED annotator: a fixed rubric with noise scores K answers to each question."""
+    """Rank sampled answers with a SIMULATED annotator.
+
+    The model gives K answers to each question; the annotator ranks them by a published rubric plus noise.
+    """
 
     model: str = setting(..., "Run of the model that answers, normally instruction-tuned.", reads=LANGUAGE_MODEL)
     questions: tuple[str, ...] = setting(..., "Questions with gold answers (.jsonl or .jsonl.gz).", reads=FILES)

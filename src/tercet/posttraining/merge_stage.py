@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class MergeConfig(Settings):
-    """Merge a run's LoRA adapters into its weights. The new run holds a plain model."""
+    """Merge the LoRA adapters of a run into its weights.
+
+    The new run holds a model without adapters.
+    """
 
     model: str = setting(..., "Run that was trained with LoRA adapters (--lora-rank).", reads=ANY_MODEL)
 

@@ -27,7 +27,10 @@ CONTEXT_HELP = "Context length of the model, in tokens."
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(TrainSettings):
-    """Train a language model from scratch by next-token prediction on raw text."""
+    """Train a base model on raw text.
+
+    The model starts with random weights and learns to predict the next token.
+    """
 
     data: tuple[str, ...] = setting(..., DATA_HELP, reads=FILES)
     tokenizer: str = setting(..., TOKENIZER_HELP, reads=TOKENIZER)

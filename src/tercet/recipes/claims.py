@@ -1,10 +1,11 @@
-"""What the demo claims of each stage, checked on its own numbers."""
+"""The claims of the demo, each checked on the demo's own numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from tercet.reporting.blocks import plural
 from tercet.reporting.claims import Claim
 from tercet.statistics.intervals import Estimate, proportion
 from tercet.training.run import Run
@@ -14,50 +15,77 @@ def _interval(value: dict[str, Any]) -> str:
     return f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]"
 
 
-def _answered(asked: Sequence[dict[str, Any]]) -> dict[int, Estimate]:
-    """Accuracy by number of examples over the abilities of the first form, without the one whose answer never changes."""
-    rows = [r for r in asked if r["form"] == asked[0]["form"] and r["ability"] not in ("all", "unknown")]
+def _by_shots(rows: Sequence[dict[str, Any]]) -> dict[int, Estimate]:
+    """Return accuracy by number of examples with the first template, without the questions that cannot be answered."""
+    rows = [r for r in rows if r["form"] == rows[0]["form"] and r["ability"] not in ("all", "unknown")]
     out = {}
     for shots in sorted({r["shots"] for r in rows}):
-        found = [r["accuracy"] for r in rows if r["shots"] == shots]
-        out[shots] = proportion(round(sum(a["value"] * a["n"] for a in found)), sum(a["n"] for a in found))
+        parts = [r["accuracy"] for r in rows if r["shots"] == shots]
+        out[shots] = proportion(round(sum(a["value"] * a["n"] for a in parts)), sum(a["n"] for a in parts))
     return out
 
 
-def claims(
-    below: dict[str, Any],
-    asked: Sequence[dict[str, Any]],
+def demo_claims(
+    baselines: dict[str, Any],
+    prompts: Sequence[dict[str, Any]],
     tuned: Run,
-    judge: Run,
+    reward: Run,
     aligned: Sequence[Run],
     scores: dict[str, Any],
 ) -> list[Claim]:
-    """The claims of stages 2 to 7, in their order."""
-    models = {m["verb"] + ("" if i < 3 else " γ=0"): m for i, m in enumerate(scores["models"].values())}
-    mean = {
-        k: sum(row[k] for row in below["sources"].values()) / len(below["sources"])
-        for k in ("model", "unigram", "bigram", "trigram", "xz")
-    }
-    shots = _answered(asked)
-    beaten = [s for s, r in below["sources"].items() if r["model"] < min(r["unigram"], r["bigram"], r["trigram"])]
+    """Return the claims on pretraining, prompting, tuning, the reward model and PPO, in this order.
+
+    `baselines`, `prompts` and `scores` are the contents of baselines.json, prompting.json and scores.json.
+    """
+    sources = baselines["sources"].values()
+    names = ("model", "unigram", "bigram", "trigram", "xz")
+    bits = {name: sum(row[name] for row in sources) / len(sources) for name in names}
+    beaten = sum(row["model"] < min(row[n] for n in names[1:4]) for row in sources)
+    shots = _by_shots(prompts)
     before, after = (tuned.metrics("exact_match")[i] for i in (0, -1))
-    accuracy, longer = judge.manifest["accuracy"], judge.manifest["longer_wins"]
-    bits = [[row["heldout"] for row in run.metrics("heldout")] for run in aligned]
-    difference = models["ppo"]["against"]["rubric"]["difference"]
-    rise = [100 * (b[-1] / b[0] - 1) for b in bits]
-    most = max(shots)
+    accuracy, longer = reward.manifest["accuracy"], reward.manifest["longer_wins"]
+    offset = reward.manifest["demonstrations_mean"]
+    answered = [f"{plural(count, 'example')} {value}" for count, value in shots.items()]
+    verbs = {row["verb"]: row for row in reversed(scores["models"].values())}  # of two PPO runs the first
+    difference = verbs["ppo"]["against"]["rubric"]["difference"]
+    heldout = [[row["heldout"] for row in run.metrics("heldout")] for run in aligned]
+    rise, without = (100 * (values[-1] / values[0] - 1) for values in heldout)
     return [
-        Claim("pretraining beats n-gram models of the same tokens, in bits per byte (mean over sources)",
-              mean["model"] < min(mean["unigram"], mean["bigram"], mean["trigram"]),
-              ", ".join(f"{k} {v:.3f}" for k, v in mean.items()) + f"; on {len(beaten)} of {len(below['sources'])} sources by itself"),
-        Claim("the base model answers by completion alone (questions whose answer is not 'I do not know')", shots[most].low > 0.05,
-              ", ".join(f"{s} examples {e}" for s, e in sorted(shots.items()))),
-        Claim("instruction tuning makes it answer messages, and end its answers",
-              after["exact_match"] > before["exact_match"] and after["finished"] > before["finished"],
-              f"exact match {before['exact_match']:.3f} → {after['exact_match']:.3f}, finished {before['finished']:.3f} → {after['finished']:.3f}"),
-        Claim("the reward model agrees with held-out rankings more often than 'longer is better'", accuracy["low"] > longer["high"],
-              f"{_interval(accuracy)} against {_interval(longer)}"),
-        Claim("the reward is scaled so that demonstrations score 0 on average", abs(judge.manifest["demonstrations_mean"]) < 1e-3, f"{judge.manifest['demonstrations_mean']:.1e}"),
-        Claim("PPO beats SFT on the gold rubric on held-out prompts (paired)", difference["low"] > 0, _interval(difference)),
-        Claim("held-out bits per byte rise by at most 2 % in PPO", rise[0] <= 2.0, f"{rise[0]:+.1f} % (without the pretraining term {rise[1]:+.1f} %)"),
-    ]  # fmt: skip
+        Claim(
+            "The base model predicts text better than n-gram models of the same tokens.",
+            bits["model"] < min(bits[name] for name in names[1:4]),
+            f"bits per byte, mean of the sources: {', '.join(f'{name} {value:.3f}' for name, value in bits.items())}; "
+            f"better on {beaten} of {len(sources)} sources",
+        ),
+        Claim(
+            "The base model answers questions in few-shot prompts.",
+            shots[max(shots)].low > 0.05,
+            f"accuracy with {', '.join(answered)} (without questions whose answer is 'I do not know')",
+        ),
+        Claim(
+            "Instruction tuning teaches the model to answer messages and to end its answers.",
+            after["exact_match"] > before["exact_match"] and after["finished"] > before["finished"],
+            f"exact match {before['exact_match']:.3f} → {after['exact_match']:.3f}, "
+            f"answers that it ends {before['finished']:.3f} → {after['finished']:.3f}",
+        ),
+        Claim(
+            "The reward model agrees with held-out rankings more often than the rule 'longer is better'.",
+            accuracy["low"] > longer["high"],
+            f"accuracy {_interval(accuracy)} against {_interval(longer)}",
+        ),
+        Claim(
+            "The mean reward of the demonstrations is 0.",
+            abs(offset) < 1e-3,
+            f"mean reward {offset:.1e}",
+        ),
+        Claim(
+            "PPO improves the answers to held-out questions, scored by the rubric.",
+            difference["low"] > 0,
+            f"mean difference from SFT per question: {_interval(difference)}",
+        ),
+        Claim(
+            "PPO raises held-out bits per byte by at most 2 %.",
+            rise <= 2.0,
+            f"change {rise:+.1f} %; without the pretraining term {without:+.1f} %",
+        ),
+    ]

@@ -1,10 +1,10 @@
-"""The demo's data as ordinary files: text, conversations and tasks, each in a training and a held-out part.
+"""Write the demo's data as ordinary files: text, conversations and questions, each with a held-out part.
 
 DIR/text/{train,heldout}/{bible,code,docs,microworld}.jsonl.gz
 DIR/chat/{train,heldout}.jsonl                  conversations to learn from
 DIR/tasks/{examples,preference,heldout}.jsonl   questions with gold answers
-DIR/words/english-to-french.jsonl, …            word pairs to translate, in the lecture's form
-DIR/data.json                                   sizes and the overlap that was found
+DIR/words/english-to-french.jsonl, …            words to translate
+DIR/data.json                                   sizes, and the overlap of training and held-out text
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from tercet.training.run import new_folder
 HELDOUT = 0.04
 EXAMPLES, PREFERENCE, HELDOUT_TASKS = 700, 600, 700
 MIXTURE = {"bible": 0.2, "code": 0.2, "docs": 0.1, "microworld": 0.5}  # of the tokens of pretraining
-WORLD_BYTES = 440  # of a microworld document, on average
+WORLD_BYTES = 440  # mean size of a microworld document
 
 
 def _path(document: Document) -> str:
-    """What decides the split: a module's code and its docstrings are of one path, and so go to the same side."""
+    """Return the key of the split: a module's code and its docstrings share a path, so both go to the same side."""
     return document.id.partition("/")[2] if document.source in ("code", "docs") else document.id
 
 
@@ -49,14 +49,17 @@ def _write_text(out: Path, source: str, texts: Iterable[Document], limit: int) -
         write_jsonl(out / "text" / side / f"{source}.jsonl.gz", (asdict(d) for d in group))
     overlap = check_overlap((d.text for d in train), (d.text for d in heldout))
     return {
-        "train_documents": len(train), "train_bytes": sum(len(d.text.encode()) for d in train),
-        "heldout_documents": len(heldout), "heldout_bytes": sum(len(d.text.encode()) for d in heldout),
-        "duplicates": overlap.duplicates, "shared_lines": round(overlap.line_share, 4),
-    }  # fmt: skip
+        "train_documents": len(train),
+        "train_bytes": sum(len(d.text.encode()) for d in train),
+        "heldout_documents": len(heldout),
+        "heldout_bytes": sum(len(d.text.encode()) for d in heldout),
+        "duplicates": overlap.duplicates,
+        "shared_lines": round(overlap.line_share, 4),
+    }
 
 
 def _some(texts: list[Document], limit: int) -> list[Document]:
-    """Documents with `limit` bytes in all, chosen and ordered by a hash of their ids; all of them where they are fewer."""
+    """Return documents of `limit` bytes in total or just above, selected and ordered by a hash of their ids."""
     used, out = 0, []
     for document in sorted(texts, key=lambda d: hashlib.blake2b(d.id.encode()).digest()):
         if used >= limit:
@@ -78,12 +81,12 @@ def _write_words(out: Path) -> None:
 def _write_chat(out: Path, seed: int, count: int) -> dict[str, Any]:
     real: tuple[list[Conversation], list[Conversation]] = ([], [])
     for _, conversation in sources.chat():
-        # by the first question: the same question with another answer must not be on both sides
+        # split by the first question: the same question with another answer must not be on both sides
         real[in_split(conversation[0].content.casefold(), 0.1)].append(conversation)
     world: tuple[list[Conversation], list[Conversation]] = ([], [])
     for conversation in microtasks.conversations(seed, count):
-        asked = next(m.content for m in conversation if m.role == "user").removeprefix("Hello. ")
-        world[in_split(asked, 0.05)].append(conversation)
+        question = next(m.content for m in conversation if m.role == "user").removeprefix("Hello. ")
+        world[in_split(question, 0.05)].append(conversation)
     train, heldout = ([("chatterbot", c) for c in real[i]] + [("microworld", c) for c in world[i]] for i in (0, 1))
     seen = {c for _, c in train}
     heldout = [(s, c) for s, c in heldout if c not in seen]
@@ -95,16 +98,20 @@ def _write_chat(out: Path, seed: int, count: int) -> dict[str, Any]:
 def write_demo_data(
     out: str | Path, seed: int = 0, megabytes: float = 12.0, world_conversations: int = 6_000
 ) -> dict[str, Any]:
-    """Write the demo's data into `out`; returns (and writes to data.json) its sizes and overlaps.
+    """Write the demo's data into `out`; return its sizes and overlaps, which are also in data.json.
 
-    At most about `megabytes` of training text, each source at most its share in MIXTURE. Raises ConfigError where `out` is in use or a data package is missing.
+    It has at most about `megabytes` of training text, and of each source at most its share in MIXTURE. Raises
+    ConfigError where `out` is in use or a data package is missing.
     """
     out = Path(out)
     new_folder(out)
+    stories = int(megabytes * 1e6 * MIXTURE["microworld"] / WORLD_BYTES) + 100
     texts: dict[str, Callable[[], Iterable[Document]]] = {
-        "bible": sources.bible, "code": sources.python_code, "docs": sources.python_docs,
-        "microworld": partial(microworld.documents, seed, int(megabytes * 1e6 * MIXTURE["microworld"] / WORLD_BYTES) + 100),
-    }  # fmt: skip
+        "bible": sources.bible,
+        "code": sources.python_code,
+        "docs": sources.python_docs,
+        "microworld": partial(microworld.documents, seed, stories),
+    }
     sizes = {
         name: _write_text(out, name, texts[name](), int(megabytes * 1e6 * share)) for name, share in MIXTURE.items()
     }
@@ -112,8 +119,10 @@ def write_demo_data(
     _write_words(out)
     report["chat"] = _write_chat(out, seed, world_conversations)
     counts: tuple[tuple[Split, str, int], ...] = (
-        ("sft", "examples", EXAMPLES), ("preference", "preference", PREFERENCE), ("heldout", "heldout", HELDOUT_TASKS),
-    )  # fmt: skip
+        ("sft", "examples", EXAMPLES),
+        ("preference", "preference", PREFERENCE),
+        ("heldout", "heldout", HELDOUT_TASKS),
+    )
     for split, name, count in counts:
         items = microtasks.draw_questions(split, seed, count)
         report[f"{name}_tasks"] = write_jsonl(out / "tasks" / f"{name}.jsonl", (tasks.to_row(t) for t in items))

@@ -1,7 +1,8 @@
-"""What a report is made of: sections of charts, tables, example answers and folded parts, and how numbers are written."""
+"""The parts of a report: sections of charts, tables, example answers and folded parts; and the format of numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -10,12 +11,13 @@ from markupsafe import Markup
 
 from tercet.evaluation.evaluate import estimate
 
-LONGEST = 1500  # characters of one shown text
+FINISHED, CUT = "answers that the model ended itself", "the others were cut at the longest allowed answer"
+LONGEST = 1500  # characters of one text on the page
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One value of a table: its text, and its interval where there is one."""
+    """One value of a table: its text, and its interval where it has one."""
 
     text: str
     interval: str = ""
@@ -26,7 +28,7 @@ EMPTY = Cell("–")
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its name, what it means in a few words, and its cells; a row without cells heads a group of rows."""
+    """One row: its name, a note that explains it, and its cells; a row without cells is the heading of a group."""
 
     name: str
     cells: tuple[Cell, ...] = ()
@@ -35,7 +37,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with the names of its columns, the first of which names the rows."""
+    """A table with a caption and the names of its columns; the first column holds the names of the rows."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -53,7 +55,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class Charts:
-    """Charts beside each other, below each other on a narrow screen."""
+    """Charts side by side, or below each other on a narrow screen."""
 
     kind: ClassVar[str] = "charts"
     charts: tuple[Chart, ...]
@@ -61,7 +63,7 @@ class Charts:
 
 @dataclass(frozen=True)
 class Said:
-    """One answer: who or what rank gave it, and whether it is right (None: not known or not asked)."""
+    """One answer: its heading (a model or a rank), its text, and whether it is right (None: unknown)."""
 
     who: str
     text: str
@@ -70,7 +72,7 @@ class Said:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt (role, text) with several answers to it."""
+    """A prompt, as (role, text) of each message, with several answers and, where known, an accepted one."""
 
     heading: str
     prompt: tuple[tuple[str, str], ...]
@@ -89,7 +91,7 @@ class Exchanges:
 
 @dataclass(frozen=True)
 class Prose:
-    """A paragraph between other blocks; with `heading` it opens a part of a section."""
+    """A paragraph between other blocks, with a heading where it starts a part of a section."""
 
     kind: ClassVar[str] = "prose"
     text: str = ""
@@ -98,7 +100,7 @@ class Prose:
 
 @dataclass(frozen=True)
 class Folded:
-    """Blocks behind a line that opens them."""
+    """Blocks that are hidden until the reader opens them by their summary line."""
 
     kind: ClassVar[str] = "folded"
     summary: str
@@ -110,7 +112,7 @@ Block = Table | Charts | Exchanges | Prose | Folded
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the page: an anchor, a title, what happened in plain English, and its blocks."""
+    """One section of the page: an anchor, a title, paragraphs in plain English, and its blocks."""
 
     id: str
     title: str
@@ -118,51 +120,57 @@ class Section:
     blocks: list[Block] = field(default_factory=list)
 
 
-def charts(*found: Chart | None) -> list[Block]:
-    """The charts that exist, side by side; nothing where none does."""
-    kept = tuple(c for c in found if c is not None)
+def charts(*drawn: Chart | None) -> list[Block]:
+    """Return the charts that were drawn, side by side; an empty list where none was."""
+    kept = tuple(c for c in drawn if c is not None)
     return [Charts(kept)] if kept else []
 
 
 def plain(value: float | None, digits: int = 3, percent: bool = False) -> Cell:
-    """A number without an interval."""
+    """Return a number as a cell without an interval; a dash for None."""
     if value is None:
         return EMPTY
-    return Cell(minus(f"{100 * value:.1f} %" if percent else f"{value:,.{digits}f}"))
+    value = round(100 * value, 1) if percent else round(value, digits)
+    value += 0.0  # no minus before a zero
+    return Cell(minus(f"{value:.1f} %" if percent else f"{value:,.{digits}f}"))
 
 
 def measured(value: Mapping[str, Any] | None, percent: bool = False) -> Cell:
-    """An Estimate's JSON as its value and its 95 % interval; a dash where there is none."""
+    """Return an estimate from JSON as a cell with its 95 % interval; a dash for None."""
     if value is None:
         return EMPTY
     e = estimate(dict(value))
+    if math.isnan(e.low):
+        number = f"{100 * e.value:.1f} %" if percent else f"{e.value:.3f}"
+        return Cell(minus(number), f"interval unknown, n = {e.n}")
     if percent:
-        known = e.low == e.low
-        return Cell(
-            f"{100 * e.value:.1f} %",
-            f"{100 * e.low:.1f} to {100 * e.high:.1f} %" if known else f"interval unknown, n = {e.n}",
-        )
-    number, _, interval = str(e).rstrip("]").partition(" [")
-    return Cell(minus(number), minus(interval if "unknown" in interval else interval.replace(", ", " to ")))
+        return Cell(f"{100 * e.value:.1f} %", f"[{100 * e.low:.1f} %, {100 * e.high:.1f} %]")
+    number, _, interval = str(e).partition(" ")
+    return Cell(minus(number), minus(interval))
 
 
 def minus(text: str) -> str:
-    """A number with the minus sign that is as wide as its digits."""
+    """Return a number with a true minus sign instead of a hyphen."""
     return text.replace("-", "\u2212")
 
 
 def shorten(text: str) -> str:
-    """At most `LONGEST` characters of what a model or a person wrote; a cut is told."""
+    """Return at most `LONGEST` characters of a text, followed by the number of characters that were cut."""
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} … ({len(text) - LONGEST:,} more characters)"
 
 
 def listed(names: Sequence[str]) -> str:
-    """a, b and c."""
+    """Return names as a list in English: "a, b and c"."""
     return " and ".join(part for part in (", ".join(names[:-1]), *names[-1:]) if part)
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: "0 shots", "1 shot", "4 shots"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
 def duration(seconds: float) -> str:
-    """Seconds as a person says them."""
+    """Return seconds as text: "4.2 s", "3 min 20 s" or "1 h 5 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{seconds:.1f} s"
@@ -171,12 +179,12 @@ def duration(seconds: float) -> str:
 
 
 def memory(megabytes: float) -> str:
-    """Megabytes as a person says them."""
+    """Return megabytes as text: "850 MB" or "1.5 GB"."""
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
 
 
 def compact(number: float) -> str:
-    """2,048 → 2.0 thousand; 2,400,000 → 2.4 million."""
+    """Return a large number in words: 2,048 as "2.0 thousand", 2,400,000 as "2.4 million"."""
     for size, name in ((1e9, " billion"), (1e6, " million"), (1e3, " thousand")):
         if number >= size:
             return f"{number / size:.1f}{name}"

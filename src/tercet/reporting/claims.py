@@ -1,4 +1,4 @@
-"""A claim that is checked on its own numbers."""
+"""A claim about a run, checked on the run's numbers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, whether this run's numbers bear it out, and the numbers."""
+    """A sentence, whether the run's numbers support it, and those numbers."""
 
     text: str
     holds: bool
     numbers: str
 
     def to_json(self) -> dict[str, Any]:
-        """For demo.json."""
+        """Return the fields for JSON, as in demo.json."""
         return asdict(self)

@@ -1,4 +1,4 @@
-"""The models side by side: prompting without training, scores on held-out text and tasks, and the answers themselves."""
+"""Make the report's sections that compare models: prompting, scores on held-out text and questions, and answers."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from tercet.evaluation.scoring.score_files import current, scorer_label
 from tercet.evaluation.scoring.scorers import describe, is_share
 from tercet.reporting import figures
 from tercet.reporting.blocks import (
+    CUT,
     EMPTY,
+    FINISHED,
     Block,
     Cell,
     Exchange,
     Exchanges,
-    Prose,
     Row,
     Said,
     Section,
@@ -31,7 +32,8 @@ from tercet.reporting.figures import Curve
 from tercet.reporting.lineage import Member, label_of
 from tercet.statistics.intervals import Estimate
 
-SHOWN = 10  # prompts answered side by side
+EXAMPLES = 10  # questions whose answers are shown side by side
+SHOTS, BARS = "examples in the prompt (shots)", "Bars are 95 % intervals."
 
 Scores = Mapping[str, Any]
 
@@ -39,62 +41,55 @@ Scores = Mapping[str, Any]
 # -- prompting --------------------------------------------------------------------------------------------------
 
 
-def prompting(asking: Sequence[Mapping[str, Any]]) -> Section:
-    """Accuracy against the number of examples in the prompt."""
+def _shots_curve(name: str, rows: Sequence[Mapping[str, Any]]) -> Curve:
+    rows = sorted(rows, key=lambda row: int(row["shots"]))
+    accuracies = [estimate(row["accuracy"]) for row in rows]
+    return Curve(name, [row["shots"] for row in rows], [e.value for e in accuracies], accuracies)
+
+
+def prompting(prompts: Sequence[Mapping[str, Any]]) -> Section:
+    """Return the section of accuracy by the number of examples in the prompt, from the rows of `tercet prompt`."""
     lead = (
-        "Here nothing was trained. The base model only continued a text in which a question stands, after no, one or several worked examples: "
-        "zero-, one- and few-shot prompting.",
-        "If accuracy grows with the examples, the model picks up a task from its context alone, without any change of its weights (in-context learning). "
-        "Small models do little of this; it comes with size.",
+        "Nothing was trained here. The base model continued a text that ends with a question, after no, one or several "
+        "worked examples. This is called zero-, one- and few-shot prompting.",
+        "If accuracy grows with the number of examples, the model learns the task from its context, without any change "
+        "of its weights. This is called in-context learning. Small models do little of it.",
     )
-    forms = list(dict.fromkeys(str(row["form"]) for row in asking))
-    shots = sorted({int(row["shots"]) for row in asking})
-    curves = []
-    for form in forms:
-        rows = sorted((r for r in asking if r["form"] == form and r["ability"] == "all"), key=lambda r: int(r["shots"]))
-        found = [estimate(r["accuracy"]) for r in rows]
-        curves.append(Curve(form, [r["shots"] for r in rows], [e.value for e in found], found))
-    blocks = charts(
-        figures.lines("asking", "Right answers (greedy) by the number of examples in the prompt; bars are 95 % intervals.", "examples in the prompt (shots)",
-                      "right answers", curves, percent=True)
-    )  # fmt: skip
+    forms: dict[str, list[Mapping[str, Any]]] = {}
+    for row in prompts:
+        forms.setdefault(str(row["form"]), []).append(row)
+    shots = sorted({int(row["shots"]) for row in prompts})
+    curves = [_shots_curve(form, [r for r in rows if r["ability"] == "all"]) for form, rows in forms.items()]
+    caption = f"Share of right answers (greedy) by the number of examples in the prompt. {BARS}"
+    blocks = charts(figures.lines("prompting-shots", caption, SHOTS, "right answers", curves, percent=True))
     table = []
-    for form in forms:
+    for form, rows in forms.items():
         table.append(Row(form))
-        for ability in dict.fromkeys(r["ability"] for r in asking if r["form"] == form):
-            by_shots = {int(r["shots"]): r["accuracy"] for r in asking if r["form"] == form and r["ability"] == ability}
-            table.append(
-                Row(
-                    "all questions" if ability == "all" else str(ability),
-                    tuple(measured(by_shots.get(s), percent=True) for s in shots),
-                )
-            )
-    caption = "Right answers by form of the prompt, ability and number of examples, with 95 % intervals"
+        for ability in dict.fromkeys(r["ability"] for r in rows):
+            by_shots = {int(r["shots"]): r["accuracy"] for r in rows if r["ability"] == ability}
+            cells = tuple(measured(by_shots.get(s), percent=True) for s in shots)
+            table.append(Row("all questions" if ability == "all" else str(ability), cells))
+    caption = "Right answers by prompt template, ability and number of examples, with 95 % intervals"
     blocks.append(Table(caption, ("ability", *(f"{s}-shot" for s in shots)), tuple(table)))
-    example = next((r for r in asking if r["shots"] == (1 if 1 in shots else shots[-1])), asking[0])
+    example = next((r for r in prompts if r["shots"] == (1 if 1 in shots else shots[-1])), prompts[0])
     heading, answer = f"{example['form']}, {example['shots']}-shot", Said("the model", shorten(example["answer"]))
-    shown = Exchange(heading, (("text to continue", shorten(example["prompt"])),), (answer,))
-    return Section("prompting", "Prompting", lead, [*blocks, Exchanges("One prompt as the model sees it", (shown,))])
+    exchange = Exchange(heading, (("text to continue", shorten(example["prompt"])),), (answer,))
+    return Section("prompting", "Prompting", lead, [*blocks, Exchanges("One prompt as the model sees it", (exchange,))])
 
 
-def shots_figure(asking: Sequence[Mapping[str, Any]]) -> str:
-    """Accuracy against the number of examples as an SVG file of its own: one line a task and condition.
+def shots_figure(prompts: Sequence[Mapping[str, Any]]) -> str:
+    """Return accuracy by the number of examples as an SVG file: one line for each task and condition.
 
     Raises ConfigError where there is nothing to draw.
     """
-    kept = [r for r in asking if r["ability"] == "all"]
+    kept = [r for r in prompts if r["ability"] == "all"]
     several = len({r["task"] for r in kept}) > 1
     curves = []
     for task, condition in dict.fromkeys((r["task"], r["condition"]) for r in kept):
-        rows = sorted(
-            (r for r in kept if (r["task"], r["condition"]) == (task, condition)), key=lambda r: int(r["shots"])
-        )
-        found = [estimate(r["accuracy"]) for r in rows]
         name = f"{task}, {condition}" if several else str(condition)
-        curves.append(Curve(name, [r["shots"] for r in rows], [e.value for e in found], found))
+        curves.append(_shots_curve(name, [r for r in kept if (r["task"], r["condition"]) == (task, condition)]))
     levels = {"guessing": float(kept[0]["chance"])} if kept and not several and kept[0]["chance"] else None
-    chart = figures.lines("shots", "Bars are 95 % intervals.", "examples in the prompt (shots)", "right answers", curves,
-                          levels=levels, percent=True)  # fmt: skip
+    chart = figures.lines("shots", BARS, SHOTS, "right answers", curves, levels=levels, percent=True)
     if chart is None:
         raise ConfigError("--figure: there is nothing to draw")
     return figures.standalone(chart)
@@ -104,20 +99,22 @@ def shots_figure(asking: Sequence[Mapping[str, Any]]) -> str:
 
 
 def labels(scores: Scores, members: Sequence[Member]) -> dict[str, str]:
-    """What each model of the scores is called."""
+    """Return the label of each model of the scores, by its path."""
     return {path: label_of(path, row["verb"], members) for path, row in scores["models"].items()}
 
 
 def scoring(scores: Scores, members: Sequence[Member]) -> Section:
-    """The score table: rows are measures, columns are models."""
+    """Return the section of the scores: a table with a row per measure and a column per model, and its charts."""
     names, models = labels(scores, members), rows_of(scores)
     reference = (scores.get("config") or {}).get("reference") or ""
     against = label_of(reference, "sft", members) if reference else "the reference"
     lead = (
-        "Every model read the same held-out text and answered the same held-out questions, with the same random numbers. An interval is where the true value "
-        "lies with 95 % confidence, as far as the choice of texts and questions goes: where two intervals overlap widely, the difference may be chance.",
-        "Scores are given for greedy answers (always the likeliest token) and for answers sampled at temperature 1. "
-        "Reward, KL and win rate are of sampled answers.",
+        "All models were measured on the same held-out text and the same held-out questions, with the same random "
+        "numbers. The intervals have 95 % confidence and cover the choice of texts and questions. Where two intervals "
+        "overlap widely, the difference may be chance.",
+        "A scorer gives every answer a score from 0 to 1; the table has the mean score by each scorer. Answers are "
+        "either greedy (always the likeliest token) or sampled at temperature 1. Reward, KL and win rate are measured "
+        "on sampled answers.",
     )
     sizes = [m["parameters"] for m in models.values()]
     rows = [Row("parameters", tuple(EMPTY if n is None else Cell(compact(n)) for n in sizes))]
@@ -129,22 +126,22 @@ def scoring(scores: Scores, members: Sequence[Member]) -> Section:
 
 
 def rows_of(scores: Scores) -> dict[str, dict[str, Any]]:
-    """The scores of every model by its path, in today's form."""
+    """Return the scores of every model by its path; files of older versions are converted."""
     return {path: current(row) for path, row in scores["models"].items()}
 
 
 def main_scorer(models: Mapping[str, Mapping[str, Any]]) -> str:
-    """The scorer that was named first; "" where no answers were scored."""
+    """Return the scorer that was named first; "" where no answers were scored."""
     return next((name for m in models.values() for name in m.get("scores") or {}), "")
 
 
 def _scored(models: Scores, name: str, key: str, inner: str | None = None) -> list[Any]:
-    """One estimate of a scorer for every model, None where it has none."""
+    """Return one estimate of a scorer for every model, None where the model has none."""
     return _nested({path: (m.get("scores") or {}).get(name) or {} for path, m in models.items()}, key, inner)
 
 
 def _nested(models: Scores, key: str, inner: str | None = None) -> list[Any]:
-    """One value of every model, None where it has none."""
+    """Return one value of every model, None where the model has none."""
     return [(m.get(key) or {}).get(inner) if inner else m.get(key) for m in models.values()]
 
 
@@ -153,7 +150,7 @@ def _keys(models: Scores, key: str) -> list[str]:
 
 
 def _row(name: str, values: Sequence[Any], note: str = "", percent: bool = False) -> list[Row]:
-    """A row of intervals; none where no model has the value."""
+    """Return a row of values with intervals, as a list; an empty list where no model has the value."""
     return [Row(name, tuple(measured(v, percent) for v in values), note)] if any(v is not None for v in values) else []
 
 
@@ -164,7 +161,7 @@ def _text_rows(models: Scores) -> list[Row]:
     mean = tuple(plain(v) if v is not None else EMPTY for v in _nested(models, "bits_per_byte_mean"))
     rows = [
         Row("Held-out text: bits per byte (lower is better)"),
-        Row("mean of the sources", mean, "a rise after pretraining is the alignment tax"),
+        Row("mean of the sources", mean, "a rise above the base model is the alignment tax"),
     ]
     for source in sources:
         rows += _row(source, _nested(models, "bits_per_byte", source))
@@ -187,72 +184,53 @@ def _answer_rows(models: Scores) -> list[Row]:
             rows += _row(
                 f"… new {kind}",
                 _nested(of_main, "held_out", kind),
-                f"questions whose {kind} was never asked in training (facts and word pairs are told in the text)",
+                f"questions whose {kind} does not occur in training (the text states the facts and word pairs)",
                 is_share(name),
             )
     rows.append(Row("Sampled answers (temperature 1)"))
     for name in names:
         rows += _row(scorer_label(name), _scored(models, name, "sampled"), describe(name), is_share(name))
-    rows += _row(
-        "ends its answer itself",
-        _nested(models, "finished"),
-        "instead of running into the limit of length",
-        percent=True,
-    )
-    return rows + _row("reward", _nested(models, "reward"), "what the reward model gives the answers")
+    rows += _row(FINISHED, _nested(models, "finished"), CUT, percent=True)
+    return rows + _row("reward", _nested(models, "reward"), "by the reward model")
 
 
 def _against_rows(models: Scores, against: str) -> list[Row]:
-    rows = _row("KL", _nested(models, "kl"), f"nats per answer: how far from {against}")
+    rows = _row("KL", _nested(models, "kl"), f"distance from {against} in nats per answer")
+    won = "share of questions on which its answer has the higher score; a tie counts half"
     for name in _keys(models, "against"):
-        found = {path: (m.get("against") or {}).get(name) or {} for path, m in models.items()}
-        rows += _row(
-            f"win rate by {scorer_label(name)}",
-            _nested(found, "win_rate"),
-            "share of questions whose answer has the higher score; a tie counts half",
-            percent=True,
-        )
-        rows += _row(
-            f"difference of {scorer_label(name)}",
-            _nested(found, "difference"),
-            "question by question; above 0 is better",
-        )
+        compared = {path: (m.get("against") or {}).get(name) or {} for path, m in models.items()}
+        label, note = scorer_label(name), "mean difference per question; above 0 is better"
+        rows += _row(f"win rate by {label}", _nested(compared, "win_rate"), won, percent=True)
+        rows += _row(f"difference of {label}", _nested(compared, "difference"), note)
     return [Row(f"Compared with {against}, answer by answer"), *rows] if rows else []
 
 
 def _score_charts(models: Scores, names: Mapping[str, str]) -> list[Block]:
-    def found(m: Mapping[str, Any], key: str, inner: Sequence[str]) -> list[Estimate | None]:
+    def values(m: Mapping[str, Any], key: str, inner: Sequence[str]) -> list[Estimate | None]:
         return [estimate(e) if (e := (m.get(key) or {}).get(i)) else None for i in inner]
 
     main = main_scorer(models)
     of_main = {path: (m.get("scores") or {}).get(main) or {} for path, m in models.items()}
     abilities, sources = _keys(of_main, "abilities"), _keys(models, "bits_per_byte")
-    right = {names[path]: found(m, "abilities", abilities) for path, m in of_main.items()}
-    text = {names[path]: found(m, "bits_per_byte", sources) for path, m in models.items()}
+    right = {names[path]: values(m, "abilities", abilities) for path, m in of_main.items()}
+    text = {names[path]: values(m, "bits_per_byte", sources) for path, m in models.items()}
+    label = scorer_label(main)
+    caption = f"Greedy answers by ability, scored by {label}. {BARS}"
+    lower = f"Held-out text. Lower (further left) is better. {BARS}"
     return charts(
-        figures.dots(
-            "abilities",
-            f"Greedy answers by ability, with 95 % intervals: {scorer_label(main)}.",
-            scorer_label(main),
-            abilities,
-            right,
-            percent=is_share(main),
-        ),
-        figures.dots(
-            "scored-text",
-            "Held-out text, with 95 % intervals. Lower (further left) is better.",
-            "bits per byte",
-            sources,
-            text,
-        ),
+        figures.dots("abilities", caption, label, abilities, right, percent=is_share(main)),
+        figures.dots("scored-text", lower, "bits per byte", sources, text),
     )
 
 
 # -- answers ----------------------------------------------------------------------------------------------------
 
 
-def chosen(last: Sequence[Mapping[str, Any]], count: int = SHOWN) -> list[int]:
-    """Which examples to show: half that the last model answers right and half wrong, each spread over the abilities."""
+def select_examples(last: Sequence[Mapping[str, Any]], count: int = EXAMPLES) -> list[int]:
+    """Return the indices of the examples to show: half answered right by the last model and half wrong.
+
+    Each half is spread over the abilities; where one is short, the other fills up to `count`.
+    """
     seen: dict[tuple[bool, str], int] = {}
     sides: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
     for number, example in enumerate(last):
@@ -265,13 +243,13 @@ def chosen(last: Sequence[Mapping[str, Any]], count: int = SHOWN) -> list[int]:
 
 
 def answering(scores: Scores, members: Sequence[Member]) -> Section | None:
-    """The models' answers to the same questions; None where the scores hold none."""
+    """Return the section of the models' answers to the same questions; None where the scores have no answers."""
     names = labels(scores, members)
     models = {path: m["examples"] for path, m in scores["models"].items() if m.get("examples")}
     if not models:
         return None
     items = []
-    for number in chosen(list(models.values())[-1][: min(map(len, models.values()))]):
+    for number in select_examples(list(models.values())[-1][: min(map(len, models.values()))]):
         first = next(iter(models.values()))[number]
         said = tuple(
             Said(names[path], shorten(examples[number]["answer"]), bool(examples[number]["right"]))
@@ -280,11 +258,10 @@ def answering(scores: Scores, members: Sequence[Member]) -> Section | None:
         turns = tuple((m["role"], shorten(m["content"])) for m in first["prompt"])
         heading = str(first["ability"]) + (f", new {first['held_out']}" if first["held_out"] else "")
         items.append(Exchange(heading, turns, said, str(first["gold"])))
-    lead = (
-        "The same questions, answered by every model in turn. Some are chosen because the last model gets them right and some because it gets them wrong, "
-        "so do not read a score off them.",
-    )
-    note = Prose(
-        "Greedy answers: the likeliest token each time. A base model is asked in the same chat form, which it has never seen."
-    )
-    return Section("answers", "Side by side", lead, [note, Exchanges("", tuple(items))])
+    lead = [
+        "Greedy answers of all models to the same questions. Some questions were selected because the last model "
+        "answers them right, others because it answers them wrong, so they say nothing about its score.",
+    ]
+    if any(scores["models"][path]["verb"] == "pretrain" for path in models):
+        lead.append("The base model gets the same chat format as the others, although it was not trained on it.")
+    return Section("answers", "Side by side", tuple(lead), [Exchanges("", tuple(items))])

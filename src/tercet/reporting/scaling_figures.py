@@ -1,4 +1,4 @@
-"""The figures of a ladder's laws, as PNG."""
+"""Draw the figures of scaling laws as PNG."""
 
 from __future__ import annotations
 
@@ -15,27 +15,22 @@ from tercet.scaling.fit import LadderFit, budgets
 from tercet.scaling.flops import HOFFMANN, KAPLAN_SIZES, OMEGA, fitted_exponents, local_exponents
 from tercet.scaling.laws import LAWS, IsoFlop
 
-PNG: Any = {
-    **STYLE,
-    "text.parse_math": True,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
-    "savefig.facecolor": "white",
-}
+WHITE = dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), "white")
+PNG: Any = {**STYLE, "text.parse_math": True, **WHITE}
 BPB = "held-out bits per byte"
 
 
 def _write(figure: Figure, path: Path) -> Path:
-    # no date and no version: the same fit gives the same file
+    # without date and version, so that the same fit gives the same file
     figure.savefig(path, dpi=150, metadata={"Software": None})
     return path
 
 
-def loss_figure(found: LadderFit) -> Figure:
-    """Left the runs' losses against FLOPs, with the law's curve for each size; right measured against the law."""
+def loss_figure(ladder: LadderFit) -> Figure:
+    """Draw the losses of the runs against FLOPs, with the law's curves, and measured against fitted losses."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    runs, fit = found.runs, found.law()
+    runs, fit = ladder.runs, ladder.law()
     reach = np.geomspace(runs.flops.min() / 1.5, runs.flops.max() * 8, 80)
     for number, size in enumerate(np.unique(runs.total)):
         mine = runs.total == size
@@ -57,16 +52,15 @@ def loss_figure(found: LadderFit) -> Figure:
     return figure
 
 
-def iso_figure(found: LadderFit, iso: IsoFlop) -> Figure:
-    """Left each budget's parabola, right its minimum against the budget."""
+def iso_figure(ladder: LadderFit, iso: IsoFlop) -> Figure:
+    """Draw each budget's parabola of loss by size, and the best sizes against the budgets."""
     figure = Figure(figsize=(8.4, 3.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    runs, key = found.runs, budgets(found.runs.flops)
+    runs, key = ladder.runs, budgets(ladder.runs.flops)
     for number, c in enumerate(np.unique(key)):
         mine, colour = key == c, COLOURS[number % len(COLOURS)]
-        left.plot(
-            runs.total[mine], runs.loss[mine], MARKERS[number % 6], color=colour, markersize=4, label=f"C = {c:.1e}"
-        )
+        look: dict[str, Any] = {"color": colour, "markersize": 4, "label": f"C = {c:.1e}"}
+        left.plot(runs.total[mine], runs.loss[mine], MARKERS[number % len(MARKERS)], **look)
         where = np.flatnonzero(np.isclose(iso.budgets, c, rtol=1e-6))
         if len(where):
             k = int(where[0])
@@ -80,8 +74,9 @@ def iso_figure(found: LadderFit, iso: IsoFlop) -> Figure:
     slope = iso.exponents["a"]
     right.plot(iso.budgets, iso.sizes, "o", color=COLOURS[0], markersize=4)
     line = np.polyfit(np.log(iso.budgets), np.log(iso.sizes), 1)
-    right.plot(iso.budgets, np.exp(np.polyval(line, np.log(iso.budgets))), color=COLOURS[0], linewidth=0.9,
-               label=f"N* ∝ C^a, a = {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]")  # fmt: skip
+    fitted = np.exp(np.polyval(line, np.log(iso.budgets)))
+    label = f"N* ∝ C^a, a = {slope.value:.2f} [{slope.low:.2f}, {slope.high:.2f}]"
+    right.plot(iso.budgets, fitted, color=COLOURS[0], linewidth=0.9, label=label)
     right.set_xscale("log")
     right.set_yscale("log")
     right.yaxis.set_minor_formatter(NullFormatter())
@@ -95,7 +90,7 @@ def iso_figure(found: LadderFit, iso: IsoFlop) -> Figure:
 
 
 def disagreement_figure() -> Figure:
-    """The exponent of N* in C that Hoffmann's own law has, along its frontier, counted in both papers' ways."""
+    """Draw the exponent of N* in C along the frontier of Hoffmann's law, with parameters counted as in each paper."""
     figure = Figure(figsize=(5.4, 3.2), layout="constrained")
     axes = figure.subplots()
     sizes = np.geomspace(1e3, 1e12, 300)
@@ -103,9 +98,8 @@ def disagreement_figure() -> Figure:
     with_all, without = fitted_exponents()
     axes.axvspan(*KAPLAN_SIZES, color=COLOURS[5], alpha=0.15, label="sizes of Kaplan et al.")
     axes.plot(sizes, whole, DASHES[0], color=COLOURS[0], label=f"all parameters (line over the span: {with_all:.2f})")
-    axes.plot(
-        sizes, hidden, DASHES[1], color=COLOURS[1], label=f"without embeddings (line over the span: {without:.2f})"
-    )
+    label = f"without embeddings (line over the span: {without:.2f})"
+    axes.plot(sizes, hidden, DASHES[1], color=COLOURS[1], label=label)
     axes.axhline(0.73, color=INK, linestyle=":", linewidth=0.9, label="published by Kaplan et al.: 0.73")
     axes.set_xscale("log")
     axes.set_ylim(0.35, 1.3)
@@ -115,12 +109,12 @@ def disagreement_figure() -> Figure:
     return figure
 
 
-def write_figures(found: LadderFit, folder: Path) -> list[Path]:
-    """loss.png and isoflop.png where their laws were fitted, and disagreement.png; returns what was written."""
+def write_figures(ladder: LadderFit, folder: Path) -> list[Path]:
+    """Write disagreement.png, and loss.png and isoflop.png where their laws were fitted; return the files written."""
     with matplotlib.rc_context(PNG):
         out = [_write(disagreement_figure(), folder / "disagreement.png")]
-        if "parametric" in found.laws:
-            out.append(_write(loss_figure(found), folder / "loss.png"))
-        if found.iso is not None:
-            out.append(_write(iso_figure(found, found.iso), folder / "isoflop.png"))
+        if "parametric" in ladder.laws:
+            out.append(_write(loss_figure(ladder), folder / "loss.png"))
+        if ladder.iso is not None:
+            out.append(_write(iso_figure(ladder, ladder.iso), folder / "isoflop.png"))
     return out

@@ -59,7 +59,7 @@ def learning_rate(lr: float, tokens: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class LadderConfig(Settings):
-    """Train a ladder: many pretraining runs, small to large, to which scaling laws are fitted.
+    """Train a ladder of models, from small to large.
 
     Each size is a width. It is trained for every number of --tokens, or for every budget of --flops (iso-FLOP: larger
     models get fewer tokens). Finished runs are skipped and interrupted runs are continued. So the same command finishes

@@ -23,7 +23,10 @@ BELONGS = {
 
 @dataclass(frozen=True, kw_only=True)
 class DPOConfig(TuneSettings):
-    """Train a policy directly from comparisons, without reward model and RL: DPO, IPO, KTO, SimPO or ORPO."""
+    """Train on comparisons with DPO, IPO, KTO, SimPO or ORPO.
+
+    These methods need neither a reward model nor reinforcement learning.
+    """
 
     model: str = setting(
         ...,

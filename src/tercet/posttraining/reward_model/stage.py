@@ -10,7 +10,10 @@ from tercet.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class RewardConfig(TuneSettings):
-    """Train a reward model from rankings, on all pairs of a prompt in one forward pass (InstructGPT's loss)."""
+    """Train a reward model on ranked answers.
+
+    The loss is InstructGPT's: all pairs of answers to a prompt, in one forward pass.
+    """
 
     model: str = setting(..., "Run to start from: an instruction-tuned model.", reads=LANGUAGE_MODEL)
     data: tuple[str, ...] = setting(

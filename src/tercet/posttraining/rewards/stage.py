@@ -46,7 +46,10 @@ class RewardedSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class BestOfNConfig(RewardedSettings):
-    """Sample n answers to each prompt and keep the best; gives the expected score for every k ≤ n, and data for SFT."""
+    """Sample n answers to each prompt and keep the best.
+
+    The run has the expected score of the best of k answers for every k up to n, and data for `tercet sft`.
+    """
 
     model: str = setting(..., "Run that answers: an instruction-tuned model.", reads=LANGUAGE_MODEL)
     reward: tuple[str, ...] = REWARD

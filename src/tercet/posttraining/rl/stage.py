@@ -109,7 +109,10 @@ class PolicyConfig(RewardedSettings, TuneSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PPOConfig(PolicyConfig):
-    """RLHF with PPO, on r(x, y) − beta · log(π(y|x) / π_SFT(y|x)) + gamma · E_pretrain[log π(x)]."""
+    """Improve answers by a reward with PPO (RLHF).
+
+    The objective is r(x, y) − beta · log(π(y|x) / π_SFT(y|x)) + gamma · E_pretrain[log π(x)].
+    """
 
     gamma: float = setting(
         1.0,
@@ -140,7 +143,10 @@ METHODS = ("grpo", "dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce++", "o
 
 @dataclass(frozen=True, kw_only=True)
 class GRPOConfig(PolicyConfig):
-    """RL with group methods (GRPO and others): the answers to a prompt are each other's baseline, without a critic."""
+    """Improve answers by a reward with GRPO, RLOO and others.
+
+    In these group methods, the answers to a prompt are each other's baseline, and there is no critic.
+    """
 
     method: str = setting("grpo", "Method that turns scores into advantages and a loss.", choices=METHODS)
     kl: str = setting(

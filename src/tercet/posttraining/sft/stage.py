@@ -10,7 +10,10 @@ from tercet.training.stage import Stage
 
 @dataclass(frozen=True, kw_only=True)
 class SFTConfig(TuneSettings):
-    """Instruction tuning (SFT): next-token prediction on conversations, trained on the assistant's tokens only."""
+    """Tune a base model on conversations (SFT).
+
+    The loss is next-token prediction on the assistant's tokens only.
+    """
 
     model: str = setting(..., "Run to start from: a base model.", reads=LANGUAGE_MODEL)
     data: tuple[str, ...] = setting(

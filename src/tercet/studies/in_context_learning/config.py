@@ -38,7 +38,10 @@ SIZES = (Size("1 layer, width 64", 1, 64), Size("2 layers, width 64", 2, 64))
 
 @dataclass(frozen=True, kw_only=True)
 class InContextLearningConfig(Settings):
-    """In-context learning, shown: small models trained on mappings that are drawn anew for every document, then asked."""
+    """Study in-context learning with small models.
+
+    The models are trained on mappings that are drawn anew for every document, and then tested on new ones.
+    """
 
     minutes: float = setting(
         10.0, "wall time for all trainings together, about; measuring takes a third more", minimum=0.01
