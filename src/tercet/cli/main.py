@@ -7,10 +7,9 @@ import sys
 import typer
 
 from tercet.cli import chat as talking
-from tercet.cli import doctor, gym, scaling
+from tercet.cli import doctor, gym, scaling, studies
 from tercet.cli import evaluation as asking
 from tercet.cli import interop as exchanging
-from tercet.cli import studies as icl
 from tercet.cli import training as making
 from tercet.errors import TercetError
 
@@ -29,7 +28,7 @@ asking.register(app)
 talking.register(app)
 doctor.register(app)
 exchanging.register(app)
-icl.register(app)
+studies.register(app)
 
 
 def main() -> None:
