@@ -26,5 +26,5 @@ ALIGNMENT_TAX = Study(
     claims=f"{MODULE}:tax_claims",
     tables=f"{MODULE}:tables",
     figures=f"{MODULE}:tax_figure",
-    example="tercet study alignment-tax --seeds 4 --out runs/alignment-tax",
+    example="tercet study alignment-tax --seeds 4 --out runs/tax",
 )

@@ -26,5 +26,5 @@ FRONTIER = Study(
     claims=f"{MODULE}:frontier_claims",
     tables=f"{MODULE}:tables",
     figures=f"{MODULE}:frontier_figure",
-    example="tercet study reward-kl-frontier --seeds 4 --out runs/reward-kl-frontier",
+    example="tercet study reward-kl-frontier --seeds 4 --out runs/frontier",
 )

@@ -29,5 +29,5 @@ OVER_OPTIMISATION = Study(
     claims=f"{MODULE}:claims",
     tables=f"{MODULE}:tables",
     figures=f"{MODULE}:figures",
-    example="tercet study over-optimisation --seeds 8 --out runs/over-optimisation",
+    example="tercet study over-optimisation --seeds 8 --out runs/gold",
 )

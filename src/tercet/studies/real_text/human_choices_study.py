@@ -28,5 +28,5 @@ HUMAN_CHOICES = Study(
     claims=f"{MODULE}:claims",
     tables=f"{MODULE}:tables",
     figures=f"{MODULE}:figures",
-    example="tercet study human-choices --data data/ --out runs/human-choices",
+    example="tercet study human-choices --data data/ --out runs/choices",
 )
