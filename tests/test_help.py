@@ -34,15 +34,17 @@ def commands(group: Any = None, before: str = "") -> Iterator[tuple[str, Any]]:
 COMMANDS = dict(commands())
 GROUPS = ("", "tokenizer", "scaling")
 NAMES = """
-    pretrain sft annotate reward ppo grpo dpo best-of-n merge resume import export data data-gym demo icl prompt eval
+    pretrain sft annotate reward ppo grpo dpo best-of-n merge resume import export data data-gym demo prompt eval
     compare winrate report show chat doctor tokenizer-train tokenizer-show scaling-run scaling-fit scaling-predict
+    study-alignment-tax study-human-choices study-in-context-learning study-over-optimisation study-reward-kl-frontier
+    study-sentiment study-why-rl
 """
 
 # -- texts --------------------------------------------------------------------------------------------------------
 
 
 def test_the_commands_are_those_that_the_documents_name() -> None:
-    assert {re.sub("^(tokenizer|scaling) ", r"\1-", name) for name in COMMANDS} == set(NAMES.split())
+    assert {re.sub("^(tokenizer|scaling|study) ", r"\1-", name) for name in COMMANDS} == set(NAMES.split())
 
 
 @pytest.mark.parametrize("name", [*GROUPS, *(name for name in COMMANDS if name != "demo")])

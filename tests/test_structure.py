@@ -138,6 +138,7 @@ def modules_without_torch() -> list[str]:
     names = {
         module_name(file) for file in FILES if file.name == "__init__.py" or file.stem.endswith(("config", "stage"))
     }
+    names |= {module_name(file) for file in (SOURCE / "studies").rglob("*study.py")}
     for package in ("data", "cli"):
         names |= {module_name(file) for file in (SOURCE / package).rglob("*.py")}
     return sorted((names | set(WITHOUT_TORCH)) - LATE)

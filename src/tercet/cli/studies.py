@@ -1,24 +1,40 @@
-"""`tercet icl`: the study of in-context learning."""
+"""The commands that run studies: `tercet study NAME`."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import typer
 
 from tercet.cli.options import add_command, option
-from tercet.studies.in_context_learning.config import InContextLearningConfig
+from tercet.studies.study import Study, studies
 from tercet.training.progress import for_terminal
+from tercet.training.settings import Settings
+
+OUT = option(Path, "--out", "Folder for results, figures and summary: new, or begun by the same command.", ...)
 
 
 def register(app: typer.Typer) -> None:
-    """Add this file's command."""
-    out = option(Path, "--out", "New folder, or the folder of the same command to continue.", ...)
-    example = "tercet icl --minutes 15 --seeds 3 --out runs/icl"
-    add_command(app, "icl", InContextLearningConfig, _icl, example, extra={"out": out})
+    """Add `tercet study` with a command for every study."""
+    group = typer.Typer(
+        help="Run an experiment that answers a question. Without a name, list the studies.",
+        invoke_without_command=True,
+        rich_markup_mode=None,
+    )
+    group.callback()(list_studies)
+    for study in studies().values():
+        add_command(group, study.name, study.settings, partial(_run, study), example=study.example, extra={"out": OUT})
+    app.add_typer(group, name="study")
 
 
-def _icl(config: InContextLearningConfig, out: Path) -> None:
-    from tercet.studies.in_context_learning.study import run_in_context_learning
+def list_studies(context: typer.Context) -> None:
+    """Print every study with its question, where no study is named."""
+    if context.invoked_subcommand is None:
+        width = max(map(len, studies()))
+        for study in studies().values():
+            typer.echo(f"{study.name:{width}}  {study.question}")
 
-    run_in_context_learning(config, out, for_terminal())
+
+def _run(study: Study, config: Settings, out: Path) -> None:
+    study(config, out, for_terminal())

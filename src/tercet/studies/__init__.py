@@ -1,1 +1,1 @@
-"""Experiments that answer a question of the lecture, in one form."""
+"""Experiments that answer a question of the lecture; study.py says what a study is."""

@@ -1,1 +1,1 @@
-"""Does a model learn a task from its context alone?"""
+"""The study of in-context learning: how a small model comes to learn from its prompt alone."""

@@ -1,18 +1,15 @@
-"""The figures of in-context learning: accuracy against examples and steps, the forming of heads, tuning against asking."""
+"""Figures of in-context learning: accuracy against examples and steps, the heads, tuning against prompting."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from tercet.reporting.figures import COLOURS, DASHES, GRID, INK, MARKERS, STYLE
+from tercet.reporting.figures import COLOURS, DASHES, GRID, INK, MARKERS
 
 Json = Mapping[str, Any]
-PNG: Any = {**STYLE, "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white"}
 
 
 def _band(axes: Any, x: Sequence[float], y: Sequence[Json], number: int, label: str, marks: bool = True) -> None:
@@ -23,57 +20,53 @@ def _band(axes: Any, x: Sequence[float], y: Sequence[Json], number: int, label: 
     axes.fill_between(x, low, high, color=COLOURS[number], alpha=0.15, linewidth=0)
 
 
-def shots(summary: Json) -> Figure:
-    """Accuracy on held-out mappings against the number of examples, for each size, below what is possible."""
+def shots(results: Json) -> Figure:
+    """Draw accuracy on held-out mappings against the number of examples, for each size, and the best possible."""
     figure = Figure(figsize=(5.2, 3.2), layout="constrained")
     axes = figure.add_subplot()
-    for number, (name, size) in enumerate(summary["sizes"].items()):
+    for number, (name, size) in enumerate(results["sizes"].items()):
         rows = size["shots"]["heldout"]
         _band(axes, range(len(rows)), [r["accuracy"] for r in rows], number, name)
     axes.plot(
         range(len(rows)), [r["ceiling"]["value"] for r in rows], color=INK, linestyle=(0, (1, 2)), label="best possible"
     )
-    axes.axhline(1 / summary["words"], color=GRID, label="chance")
+    axes.axhline(1 / results["words"], color=GRID, label="chance")
     axes.set_xticks(range(len(rows)), [str(r["shots"]) for r in rows])
     axes.set(xlabel="examples in the prompt", ylabel="accuracy, held-out mappings", ylim=(0, 1.02))
     axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
-def steps(summary: Json) -> Figure:
-    """Against training steps: accuracy where the answer is shown, and the best prefix-matching score of any head."""
+def steps(results: Json) -> Figure:
+    """Draw accuracy with the answer in context and the best prefix-matching score against training steps."""
     figure = Figure(figsize=(8.0, 3.0), layout="constrained")
     panels = figure.subplots(1, 2)
-    for number, (name, size) in enumerate(summary["sizes"].items()):
+    for number, (name, size) in enumerate(results["sizes"].items()):
         _band(panels[0], size["steps"], size["accuracy_by_step"], number, name, False)
         _band(panels[1], size["steps"], size["induction_by_step"], number, name, False)
-    most = next(iter(summary["sizes"].values()))["shots"]["heldout"][-1]["shots"]
-    panels[0].set(xlabel="training steps", ylabel=f"accuracy, {most} examples, answer shown", ylim=(0, 1.02))
+    most = next(iter(results["sizes"].values()))["shots"]["heldout"][-1]["shots"]
+    panels[0].set(xlabel="training steps", ylabel=f"accuracy, {most} examples, answer in context", ylim=(0, 1.02))
     panels[1].set(xlabel="training steps", ylabel="best prefix-matching score", ylim=(0, 1.02))
     for axes in panels:
         axes.legend(fontsize=8, loc="upper left")
     return figure
 
 
-def heads(summary: Json) -> Figure:
-    """Every head of the largest model of the first seed: prefix matching (left) and attention to the token before."""
+def heads(results: Json) -> Figure:
+    """Draw the three scores of every head against training steps, for the largest model of the first seed."""
     figure = Figure(figsize=(8.0, 2.8), layout="constrained")
-    rows = list(summary["sizes"].values())[-1]["heads"]
+    rows = list(results["sizes"].values())[-1]["heads"]
     titles = (
         ("prefix_matching", "prefix matching"),
-        ("one_further", "prefix matching, one place further"),
-        ("previous_token", "attention to the token before"),
+        ("one_further", "prefix matching, one position further"),
+        ("previous_token", "attention to the previous token"),
     )
     for axes, (key, title) in zip(figure.subplots(1, 3, sharey=True), titles):
         for layer in range(len(rows[0][key])):
             for head in range(len(rows[0][key][0])):
                 look = {"color": COLOURS[layer], "linestyle": DASHES[head % len(DASHES)]}
-                axes.plot(
-                    [r["step"] for r in rows],
-                    [r[key][layer][head] for r in rows],
-                    label=f"layer {layer + 1}, head {head + 1}",
-                    **look,
-                )
+                label = f"layer {layer + 1}, head {head + 1}"
+                axes.plot([r["step"] for r in rows], [r[key][layer][head] for r in rows], label=label, **look)
         axes.set(xlabel="training steps", ylim=(0, 1.02))
         axes.set_title(title, fontsize=9)
     figure.axes[0].set_ylabel("score")
@@ -81,17 +74,18 @@ def heads(summary: Json) -> Figure:
     return figure
 
 
-def tuning(summary: Json) -> Figure:
-    """Asking and tuning at the same examples: accuracy, and FLOPs of an answer (tuning: also shared out over 100 answers)."""
+def tuning(results: Json) -> Figure:
+    """Draw accuracy and FLOPs per answer of prompting and of tuning with the same examples."""
     figure = Figure(figsize=(8.0, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2)
-    rows = list(summary["sizes"].values())[-1]["tuning"]
+    rows = list(results["sizes"].values())[-1]["tuning"]
     at = [r["shots"] for r in rows]
-    for number, way in enumerate(("asking", "tuning")):
-        _band(left, at, [r[way]["accuracy"] for r in rows], number, way)
-        flops = [r[way]["answer_flops"]["value"] for r in rows]
-        right.plot(at, flops, color=COLOURS[number], marker=MARKERS[number], markersize=4, label=f"{way}, each answer")
-    left.plot(at, [r["shown"]["value"] for r in rows], color=INK, linestyle=(0, (1, 2)), label="answers shown")
+    for number, use in enumerate(("prompting", "tuning")):
+        _band(left, at, [r[use]["accuracy"] for r in rows], number, use)
+        flops = [r[use]["answer_flops"]["value"] for r in rows]
+        right.plot(at, flops, color=COLOURS[number], marker=MARKERS[number], markersize=4, label=f"{use}, each answer")
+    seen = [r["in_context"]["value"] for r in rows]
+    left.plot(at, seen, color=INK, linestyle=(0, (1, 2)), label="share of pairs seen")
     for number, answers in enumerate((1, 100), 2):
         shared = [r["tuning"]["answer_flops"]["value"] + r["tuning"]["training_flops"]["value"] / answers for r in rows]
         look = {"color": COLOURS[number], "linestyle": DASHES[number - 1], "marker": MARKERS[number], "markersize": 4}
@@ -108,11 +102,7 @@ def tuning(summary: Json) -> Figure:
     return figure
 
 
-def draw(summary: Json, out: Path) -> list[Path]:
-    """Write OUT/icl-{shots,steps,heads,tuning}.png; returns their paths."""
-    paths = []
-    with matplotlib.rc_context(PNG):
-        for function in (shots, steps, heads, tuning):
-            paths.append(out / f"icl-{function.__name__}.png")
-            function(summary).savefig(paths[-1], dpi=110, metadata={"Software": None})
-    return paths
+def figures(results: Json) -> dict[str, Figure]:
+    """Draw the four figures by name."""
+    drawn = (shots, steps, heads, tuning)
+    return {function.__name__: function(results) for function in drawn}

@@ -1,11 +1,11 @@
-"""What is measured of a model that may have learnt to learn from its context."""
+"""Measurements of a model that may have learned to learn from its context."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from tercet.inference.generate import SamplingParams, generate
 from tercet.microworld.mappings import WORDS, Prompt, World
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
-from tercet.studies.in_context_learning.config import MOST, SHOTS, TUNED_SHOTS, InContextLearningConfig
+from tercet.studies.in_context_learning.study import MOST, SHOTS, TUNED_SHOTS, InContextLearningConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
 from tercet.training.losses import next_token, next_token_batch
@@ -26,43 +26,50 @@ PASSAGE, COPIES, PASSAGES = 24, 2, 24  # random words that heads are scored on: 
 
 
 def hits(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[bool]:
-    """Whether the likeliest next token is the answer, for each prompt."""
+    """Return for each prompt whether the likeliest next token is the answer."""
     ids = [[tokenizer.endoftext, *tokenizer.encode(p.text)] for p in prompts]
     done = generate(model, ids, SamplingParams(1, temperature=0.0), [0] * len(ids), batch_size=64)
     return [tokenizer.decode(c.tokens) == f" {p.answer}" for c, p in zip(done, prompts)]
 
 
-def by_shots(
+def accuracy_by_shots(
     model: Transformer, tokenizer: Tokenizer, world: World, questions: int, *, heldout: bool
 ) -> list[dict[str, Any]]:
-    """Accuracy for each number of examples: of all questions, of those whose answer is shown, and the ceiling."""
+    """Return for each number of examples the accuracy, that with the answer in context, and the best possible."""
     out = []
     for shots in SHOTS:
         prompts = world.prompts(questions, shots, heldout=heldout)
         right = hits(model, tokenizer, prompts)
-        shown = [hit for hit, p in zip(right, prompts) if p.in_context]
-        out.append({
-            "shots": shots, "accuracy": sum(right) / len(right), "ceiling": sum(p.ceiling for p in prompts) / len(prompts),
-            "shown": len(shown), "accuracy_shown": sum(shown) / len(shown) if shown else None,
-        })  # fmt: skip
+        in_context = [hit for hit, p in zip(right, prompts) if p.in_context]
+        row = {
+            "shots": shots,
+            "accuracy": sum(right) / len(right),
+            "ceiling": sum(p.ceiling for p in prompts) / len(prompts),
+            "in_context": len(in_context),
+            "accuracy_in_context": sum(in_context) / len(in_context) if in_context else None,
+        }
+        out.append(row)
     return out
 
 
-def heads(model: Transformer, tokenizer: Tokenizer, seed: int) -> dict[str, list[list[float]]]:
-    """Scores of each head [layers][heads]: prefix matching on random words repeated, at the place behind the earlier copy and
-    at the one after that, and attention to the token before.
+def head_scores(model: Transformer, tokenizer: Tokenizer, seed: int) -> dict[str, list[list[float]]]:
+    """Return three scores of each head [layers][heads], on random words that are repeated.
+
+    They are prefix matching at the position right behind the earlier copy, prefix matching one position further, and
+    attention to the previous token.
     """
     ids = [tokenizer.encode(f" {word}")[0] for word in WORDS]
     words = repeated_tokens(ids, tokenizer.endoftext, PASSAGE, COPIES, PASSAGES, seed)
     patterns = attention_patterns(model, words)
     return {
         "prefix_matching": prefix_matching(patterns, words).tolist(),
-        "one_further": prefix_matching(patterns, words, offset=2).tolist(), "previous_token": previous_token(patterns).tolist(),
-    }  # fmt: skip
+        "one_further": prefix_matching(patterns, words, offset=2).tolist(),
+        "previous_token": previous_token(patterns).tolist(),
+    }
 
 
 def without_each_head(model: Transformer, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[list[float]]:
-    """Accuracy [layers][heads] when one head at a time says nothing: its columns of the output projection are 0."""
+    """Return accuracy [layers][heads] without one head at a time: its columns of the output projection are 0."""
     out: list[list[float]] = []
     c = model.config.head_dim
     for layer in range(model.config.num_layers):
@@ -78,10 +85,11 @@ def without_each_head(model: Transformer, tokenizer: Tokenizer, prompts: Sequenc
 
 
 def forward_flops(shape: ModelConfig, tokens: int, answers: int = 1) -> float:
-    """FLOPs of reading `tokens` tokens of one text and computing the logits at `answers` of them.
+    """Return the FLOPs of reading `tokens` tokens of one text and computing the logits at `answers` of them.
 
-    2 for each weight of a layer and token, 4 for each element of a head and pair of tokens that attention sees (Kaplan et
-    al. 2020, section 2.1, without their assumption of a full context), 2 for each weight of the output layer and answer.
+    They are 2 for each weight of a layer and token, 4 for each element of a head and pair of tokens that attention sees
+    (Kaplan et al. 2020, section 2.1, without their assumption of a full context), and 2 for each weight of the output
+    layer and answer.
     """
     weights = shape.parameters(embeddings=False)
     pairs = tokens * (tokens + 1) / 2
@@ -90,8 +98,8 @@ def forward_flops(shape: ModelConfig, tokens: int, answers: int = 1) -> float:
 
 
 @dataclass(frozen=True)
-class FewShotSetting:
-    """One way to the answers of a mapping: what was right, and what it cost, before the first answer and for each."""
+class Outcome:
+    """Which questions were answered right, and the cost: before the first answer and for each answer."""
 
     right: list[bool]
     training_flops: float
@@ -101,18 +109,16 @@ class FewShotSetting:
     answer_tokens: int
 
     def to_json(self) -> dict[str, float]:
-        """Accuracy and costs."""
-        cost = {
-            k: getattr(self, k)
-            for k in ("training_flops", "training_seconds", "answer_flops", "answer_seconds", "answer_tokens")
-        }
-        return {"accuracy": sum(self.right) / len(self.right), **cost}
+        """Return accuracy and costs."""
+        costs = asdict(self)
+        right = costs.pop("right")
+        return {"accuracy": sum(right) / len(right), **costs}
 
 
 def tuned(
     model: Transformer, tokenizer: Tokenizer, examples: Sequence[tuple[str, str]], config: InContextLearningConfig
 ) -> Transformer:
-    """A copy of the model, trained on the examples alone, each a text of its own; only outputs count in the loss.
+    """Return a copy of the model trained on the examples, each a text of its own; only outputs count in the loss.
 
     Full batches, AdamW for all weights, a constant learning rate.
     """
@@ -127,50 +133,53 @@ def tuned(
     return student
 
 
-def ways(
+def prompted(
+    model: Transformer, tokenizer: Tokenizer, pairs: Mapping[str, str], examples: Sequence[tuple[str, str]]
+) -> Outcome:
+    """Answer for every word of `pairs` with the examples in the prompt: as many of the last as the context holds."""
+    return _answered(model, tokenizer, pairs, tuple(examples[-MOST:]))
+
+
+def trained(
     model: Transformer,
     tokenizer: Tokenizer,
-    pairs: dict[str, str],
+    pairs: Mapping[str, str],
     examples: Sequence[tuple[str, str]],
     config: InContextLearningConfig,
-) -> dict[str, FewShotSetting]:
-    """Ask for every word of the mapping `pairs`, with the examples in the prompt, and after training on them.
-
-    The prompt has the last examples that the context holds; training has all.
-    """
-    shape, out = model.config, {}
-    for name in ("asking", "tuning"):
-        began = time.process_time()
-        asked = model if name == "asking" else tuned(model, tokenizer, examples, config)
-        learnt = time.process_time()
-        prompts = [
-            Prompt(tuple(examples[-MOST:]) if name == "asking" else (), word, output) for word, output in pairs.items()
-        ]
-        right = hits(asked, tokenizer, prompts)
-        ended = time.process_time()
-        read = 1 + len(tokenizer.encode(prompts[0].text))
-        training = 0.0
-        if name == "tuning":  # forward and backward: three times the forward pass
-            training = 3.0 * config.tuning_steps * len(examples) * forward_flops(shape, 2)
-        out[name] = FewShotSetting(
-            right, training, learnt - began if training else 0.0, forward_flops(shape, read), (ended - learnt) / len(right), read
-        )  # fmt: skip
-    return out
+) -> Outcome:
+    """Answer for every word of `pairs` after training a copy of the model on all examples."""
+    began = time.process_time()
+    student = tuned(model, tokenizer, examples, config)
+    seconds = time.process_time() - began
+    # forward and backward pass: three times the forward pass
+    flops = 3.0 * config.tuning_steps * len(examples) * forward_flops(model.config, 2)
+    return replace(_answered(student, tokenizer, pairs, ()), training_flops=flops, training_seconds=seconds)
 
 
-def tuning_against_asking(
+def _answered(
+    model: Transformer, tokenizer: Tokenizer, pairs: Mapping[str, str], examples: tuple[tuple[str, str], ...]
+) -> Outcome:
+    prompts = [Prompt(examples, word, output) for word, output in pairs.items()]
+    began = time.process_time()
+    right = hits(model, tokenizer, prompts)
+    seconds = (time.process_time() - began) / len(right)
+    tokens = 1 + len(tokenizer.encode(prompts[0].text))
+    return Outcome(right, 0.0, 0.0, forward_flops(model.config, tokens), seconds, tokens)
+
+
+def prompting_and_tuning(
     model: Transformer, tokenizer: Tokenizer, world: World, config: InContextLearningConfig
 ) -> list[dict[str, Any]]:
-    """Both ways at the same examples, for each number of them: means over held-out mappings."""
+    """Compare both uses of the same examples, for each number of them: means over held-out mappings."""
     rows = []
     for shots in TUNED_SHOTS:
-        found: dict[str, list[dict[str, float]]] = {"asking": [], "tuning": []}
+        outcomes: dict[str, list[dict[str, float]]] = {"prompting": [], "tuning": []}
         ceilings = []
         for number in range(config.tuning_mappings):
             pairs, examples = world.drawn(number, shots)
             ceilings.append(sum((w, o) in examples for w, o in pairs.items()) / len(pairs))
-            for name, way in ways(model, tokenizer, pairs, examples, config).items():
-                found[name].append(way.to_json())
-        means = {name: {k: sum(f[k] for f in each) / len(each) for k in each[0]} for name, each in found.items()}
-        rows.append({"shots": shots, "shown": sum(ceilings) / len(ceilings), **means})
+            outcomes["prompting"].append(prompted(model, tokenizer, pairs, examples).to_json())
+            outcomes["tuning"].append(trained(model, tokenizer, pairs, examples, config).to_json())
+        means = {name: {k: sum(o[k] for o in each) / len(each) for k in each[0]} for name, each in outcomes.items()}
+        rows.append({"shots": shots, "in_context": sum(ceilings) / len(ceilings), **means})
     return rows

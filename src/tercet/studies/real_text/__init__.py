@@ -1,0 +1,1 @@
+"""Studies of text and choices that people wrote and made."""
