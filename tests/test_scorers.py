@@ -221,7 +221,7 @@ def test_what_a_question_lacks_is_said() -> None:
     with pytest.raises(DataError, match=r"own.jsonl:1: the id 'q/1' is not one of reasoning-gym's"):
         scorer_of("reasoning_gym")(question("x"), "x")
     assert scorer_of("regex:x")(question(), "x") == 1.0  # needs none
-    with pytest.raises(DataError, match="`answers` is empty"):  # but a group is compared with them
+    with pytest.raises(DataError, match='"answers" is empty'):  # but a group is compared with them
         scorer_of("regex:(x)")(question(), "x")
 
 
