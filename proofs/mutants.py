@@ -78,7 +78,7 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("gspo-sum-for-mean", "mean for sum", "summed = summed / batch.lengths()", "summed = summed * 1.0"),
         ("rloo-mean-for-sum", "mean for sum", 'if self.level == "answer_mean":', 'if self.level != "token":'),
         ("k2-without-half", "coefficient", '0.5 * (logp - batch.at_actions("ref_logp"))', '(logp - batch.at_actions("ref_logp"))'),
-        ("policy-at-temperature-1", "temperature", "action_logprobs(model, batch, self.temperature)", "action_logprobs(model, batch, 1.0)"),
+        ("policy-at-temperature-1", "temperature", "packed.target, self.temperature)", "packed.target, 1.0)"),
     ]),
     "training/losses.py": ("group_methods learner", [
         ("exact-kl-forward", "wrong reference", "(logp.exp() * (logp - ref)).sum(-1)", "(ref.exp() * (ref - logp)).sum(-1)"),

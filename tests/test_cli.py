@@ -479,7 +479,7 @@ def test_commands_that_measure_say_how_many_rows_they_skipped(chain: dict[str, R
 def test_long_conversations_are_cut_or_left_out_and_counted(chain: dict[str, Result], here: Path) -> None:
     assert type_in(f"{SFT} --data long-chat.jsonl --heldout chats.jsonl".replace("runs/new", "runs/long")).code == 0
     assert re.search(
-        r" 9 of 10 conversations cut on a message border, 1 left out", Path("runs/long/log.txt").read_text()
+        r" 9 of 10 conversations truncated after a whole message; 1 left out", Path("runs/long/log.txt").read_text()
     )
 
 

@@ -177,7 +177,7 @@ def test_prompts_without_answers_are_scored_by_what_needs_none(here: Path) -> No
         ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward numeric:x",
          "--reward numeric:x: the tolerance is 'x'"),
         ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward judge:runs/sft",
-         "is neither known nor a folder"),
+         "is neither a known reward nor a folder"),
         ("grpo --model runs/sft --prompts own.jsonl --out runs/x --reward f1 --scorer f2", "there is no scorer 'f2'"),
     ],
 )  # fmt: skip

@@ -164,7 +164,7 @@ def test_whole_numbers_are_fine_where_a_float_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (PPOConfig, {"pretrain_data": ()}, "--gamma is 1.0, but no text is named"),
+        (PPOConfig, {"pretrain_data": ()}, "--gamma is 1.0, but there is no text for it"),
         (
             PPOConfig,
             {"batch_size": 10, "minibatches": 4},

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tercet.errors import ConfigError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.rl.rollouts import Rollouts, action_logprobs, pack_rollouts
-from tercet.training.losses import token_kl
+from tercet.posttraining.rl.rollouts import Rollouts, pack_rollouts
+from tercet.training.losses import token_kl, token_logprobs
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,8 @@ class PolicyObjective:
             raise ConfigError(
                 "the rollouts have no advantages; fill them in first, for example with GroupMethod.prepare"
             )
-        logp, entropy = action_logprobs(model, batch, self.temperature)
+        packed = pack_rollouts(batch)
+        logp, entropy = token_logprobs(model, packed.hidden(model, packed.before), packed.target, self.temperature)
         old = logp.detach() if batch.logp is None else batch.at_actions("logp")
         advantage = batch.at_actions("advantages")
         weights = torch.ones_like(advantage) if batch.weights is None else batch.at_actions("weights")

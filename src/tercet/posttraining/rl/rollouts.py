@@ -119,9 +119,8 @@ def check_sampling(params: SamplingParams) -> None:
     """Raise ConfigError for top-k, top-p or temperature 0, which would bias the probability ratio."""
     if params.top_k or params.top_p < 1 or params.temperature == 0:
         raise ConfigError(
-            f"rollouts are to be sampled with top_k {params.top_k}, top_p {params.top_p:g} and temperature "
-            f"{params.temperature:g}; wanted top_k 0, top_p 1 and a temperature above 0, because otherwise the sampler "
-            "is not the distribution of π_old"
+            f"rollouts: top_k is {params.top_k}, top_p {params.top_p:g} and temperature {params.temperature:g}; wanted "
+            "plain sampling (top_k 0, top_p 1, a temperature above 0), or answers would not be samples of π_old"
         )
 
 
