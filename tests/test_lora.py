@@ -28,18 +28,12 @@ from tercet.posttraining.merge_stage import MergeConfig
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
-from tercet.training.load import (
-    adapt,
-    language_model_run,
-    load_language_model,
-    load_reward_model,
-    reward_model_run,
-    write_adapter,
-)
+from tercet.training.load import adapt, load_language_model, load_reward_model, write_adapter
 from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig
 from tercet.training.packing import Batch
 from tercet.training.run import Interrupted, Run
+from tercet.training.stage import language_model_run, reward_model_run
 
 Make = Callable[..., Transformer]
 RANK4 = LoRAConfig(4, alpha=6.0)

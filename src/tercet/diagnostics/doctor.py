@@ -17,10 +17,9 @@ from safetensors import safe_open
 from tercet.diagnostics.findings import INF, Finding, Records, judged, late
 from tercet.diagnostics.probe import probe_run
 from tercet.errors import TercetError
-from tercet.training.load import trained_by
 from tercet.training.optim import schedule
 from tercet.training.run import Run, in_use
-from tercet.training.stage import load_object, stages
+from tercet.training.stage import load_object, stages, trained_by
 
 Check = Callable[[Records], list[Finding]]
 

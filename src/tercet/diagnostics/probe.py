@@ -28,13 +28,14 @@ from tercet.posttraining.rl.rollouts import Clock, Rollouts, generate_rollouts, 
 from tercet.pretraining.causal import pack_documents
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import Rendered, render_fitting
-from tercet.training.load import holds, load_language_model, load_reward_model
+from tercet.training.load import load_language_model, load_reward_model
 from tercet.training.loader import permuted
 from tercet.training.losses import mean_loss
 from tercet.training.packing import PackedSequences, pad_right
 from tercet.training.run import Run, threads
 from tercet.training.settings import REWARD_MODEL
 from tercet.training.shared_prompts import pack_groups
+from tercet.training.stage import holds
 
 PROMPTS, ANSWERS, MAX_ANSWER_TOKENS = 8, 4, 64  # sampled: prompts, answers to each, tokens of an answer
 ROWS, COMPARISONS, DEMONSTRATIONS = 200, 32, 20_000  # most rows that are read of the data

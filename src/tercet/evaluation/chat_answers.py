@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tercet.data.text_matching import matches_gold
 from tercet.data.types import Question
-from tercet.evaluation.scoring.scorers import Answer
+from tercet.evaluation.scoring.answers import Answer
 from tercet.inference.chat import answer_all
 from tercet.inference.generate import SamplingParams
 from tercet.model.transformer import Transformer

@@ -15,7 +15,8 @@ from tercet.errors import ConfigError, DataError
 from tercet.evaluation.bits_per_byte import average, bits_per_byte, by_source, limit_bytes
 from tercet.evaluation.config import EvalConfig
 from tercet.evaluation.contamination import Contamination, contamination
-from tercet.evaluation.scoring.scorers import Answer, Scorer, scorer_of
+from tercet.evaluation.scoring.answers import Answer
+from tercet.evaluation.scoring.scorers import Scorer, scorer_of
 from tercet.evaluation.suites import evaluate_tasks, open_suites, text_of
 from tercet.evaluation.task import Task
 from tercet.inference.language_model import ChatAnswer, LanguageModel, RequestProgress, local, open_model
@@ -24,9 +25,10 @@ from tercet.model.heads import ValueHeadModel
 from tercet.statistics.intervals import Estimate, mean, paired_difference, proportion, win_rate
 from tercet.statistics.significance import score
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.load import language_model_run, load_reward_model, reward_model_run
+from tercet.training.load import load_reward_model
 from tercet.training.records import write_text
 from tercet.training.run import threads
+from tercet.training.stage import language_model_run, reward_model_run
 
 
 @dataclass

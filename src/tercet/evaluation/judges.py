@@ -31,9 +31,10 @@ from tercet.statistics.intervals import win_rate
 from tercet.statistics.pairwise import Game, both_orders, bradley_terry_ratings, difficulties, length_controlled
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import prompt_fitting
-from tercet.training.load import language_model_run, load_reward_model, reward_model_run
+from tercet.training.load import load_reward_model
 from tercet.training.run import threads
 from tercet.training.settings import suggest
+from tercet.training.stage import language_model_run, reward_model_run
 
 PROMPT = """\
 Which answer to the question is better: right, clear and to the point? Length does not matter.

@@ -11,8 +11,9 @@ from tercet.inference.generate import SamplingParams, generate
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import StreamDecoder, Tokenizer
 from tercet.tokenizer.chat_template import answer_text, prompt_fitting
-from tercet.training.load import language_model_run, load_language_model
+from tercet.training.load import load_language_model
 from tercet.training.run import Run
+from tercet.training.stage import language_model_run
 
 
 def answer_params(

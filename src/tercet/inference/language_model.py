@@ -27,7 +27,8 @@ from tercet.inference.request_cache import RequestCache, fingerprint
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import answer_text
-from tercet.training.load import language_model_run, load_language_model
+from tercet.training.load import load_language_model
+from tercet.training.stage import language_model_run
 
 SCORING_PASS_TOKENS = 4096  # tokens per forward pass; a prefix that several sequences share counts once
 READ = 8  # attention may read this many times as many tokens, counting a shared prefix once per sequence

@@ -19,9 +19,10 @@ from tercet.errors import ConfigError
 from tercet.model.config import ModelConfig
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import chat_template
-from tercet.training.load import language_model_run, load_language_model, load_reward_model, trained_by
+from tercet.training.load import load_language_model, load_reward_model
 from tercet.training.records import write_text
 from tercet.training.run import Run, new_folder
+from tercet.training.stage import language_model_run, trained_by
 
 
 def export_model(run: str | Path | Run, out: str | Path) -> Path:

@@ -14,7 +14,7 @@ from tercet.data.readers import BadRows, write_jsonl
 from tercet.data.splits import in_split
 from tercet.data.types import Comparison, Question
 from tercet.errors import DataError
-from tercet.evaluation.scoring.scorers import Answer
+from tercet.evaluation.scoring.answers import Answer
 from tercet.inference.chat import answer_all, answer_params
 from tercet.microworld.rubric import RUBRIC_TEXT, rubric_score
 from tercet.microworld.stage import AnnotateConfig

@@ -28,7 +28,8 @@ def merge_run(config: MergeConfig, run: Run) -> None:
 
     Raises ConfigError if the parent has no adapters.
     """
-    from tercet.training.load import adapters_of, holds, load_language_model, load_reward_model, trained_by
+    from tercet.training.load import adapters_of, load_language_model, load_reward_model
+    from tercet.training.stage import holds, trained_by
 
     parent = run.parents["model"]
     if adapters_of(parent) is None:

@@ -6,14 +6,13 @@ from typing import TypeVar
 
 from torch import nn
 
-from tercet.errors import CheckpointError, ConfigError
+from tercet.errors import CheckpointError
 from tercet.model.config import LoRAConfig
 from tercet.model.heads import ValueHeadModel
 from tercet.model.lora import adapters, apply_lora, merge, save_adapter
 from tercet.model.transformer import Transformer
 from tercet.training.run import Run
-from tercet.training.settings import LANGUAGE_MODEL, REWARD_MODEL, TuneSettings
-from tercet.training.stage import makers, stages
+from tercet.training.settings import TuneSettings
 
 M = TypeVar("M", bound=Transformer | ValueHeadModel)
 
@@ -39,37 +38,6 @@ def adapters_of(run: Run) -> LoRAConfig | None:
     if not run.config.get("lora_rank"):
         return None
     return LoRAConfig(run.config["lora_rank"], run.config["lora_alpha"], tuple(run.config["lora_targets"]))
-
-
-def trained_by(run: Run) -> str:
-    """Return the verb of the stage that trained the weights; for a merged run, that of the run it was merged from."""
-    return str(run.manifest.get("merges", run.manifest["verb"]))
-
-
-def holds(run: Run) -> str:
-    """Return the kind of model that a run contains: LANGUAGE_MODEL, REWARD_MODEL or ""."""
-    stage = stages().get(trained_by(run))
-    return stage.makes if stage is not None else ""
-
-
-def open_run(path: str, wanted: str) -> Run:
-    """Open a run that contains the `wanted` kind of model. Raises ConfigError if it contains another one or none."""
-    run = Run(path)
-    if trained_by(run) not in makers(wanted):
-        known = ", ".join(f"`tercet {verb}`" for verb in makers(wanted))
-        contents = holds(run) or f"{run.manifest['verb']} run"
-        raise ConfigError(f"{run.path} is a {contents}; wanted a {wanted}, as made by {known}")
-    return run
-
-
-def language_model_run(path: str) -> Run:
-    """Open a run that contains a language model. Raises ConfigError if it contains none."""
-    return open_run(path, LANGUAGE_MODEL)
-
-
-def reward_model_run(path: str) -> Run:
-    """Open a run that contains a reward model. Raises ConfigError if it contains none."""
-    return open_run(path, REWARD_MODEL)
 
 
 def load_language_model(run: Run) -> Transformer:

@@ -20,8 +20,8 @@ from keyword import iskeyword
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tercet.errors import CheckpointError
-from tercet.training.settings import ANY_MODEL, TOKENIZER, Settings, from_json
+from tercet.errors import CheckpointError, ConfigError
+from tercet.training.settings import ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL, TOKENIZER, Settings, from_json
 
 if TYPE_CHECKING:
     from tercet.training.progress import Progress
@@ -87,7 +87,6 @@ class Stage:
     ) -> Iterator[Run]:
         """Open the parents, make or resume the run, pin its inputs, copy tokenizer and shape of the parent model."""
         from tercet.tokenizer.bpe import Tokenizer
-        from tercet.training.load import open_run
         from tercet.training.run import Run, threads
 
         parents = {role: open_run(path, wanted) for role, (path, wanted) in config.parents().items()}
@@ -135,6 +134,39 @@ def stage_of(run: Run) -> Stage:
 def makers(wanted: str) -> list[str]:
     """Return the verbs of the stages that make models of the `wanted` kind."""
     return [verb for verb, stage in stages().items() if stage.makes == wanted or (wanted == ANY_MODEL and stage.makes)]
+
+
+def trained_by(run: Run) -> str:
+    """Return the verb of the stage that trained the weights; for a merged run, that of the run it was merged from."""
+    return str(run.manifest.get("merges", run.manifest["verb"]))
+
+
+def holds(run: Run) -> str:
+    """Return the kind of model that a run contains: LANGUAGE_MODEL, REWARD_MODEL or ""."""
+    stage = stages().get(trained_by(run))
+    return stage.makes if stage is not None else ""
+
+
+def open_run(path: str, wanted: str) -> Run:
+    """Open a run that contains the `wanted` kind of model. Raises ConfigError if it contains another one or none."""
+    from tercet.training.run import Run
+
+    run = Run(path)
+    if trained_by(run) not in makers(wanted):
+        known = ", ".join(f"`tercet {verb}`" for verb in makers(wanted))
+        contents = holds(run) or f"{run.manifest['verb']} run"
+        raise ConfigError(f"{run.path} is a {contents}; wanted a {wanted}, as made by {known}")
+    return run
+
+
+def language_model_run(path: str) -> Run:
+    """Open a run that contains a language model. Raises ConfigError if it contains none."""
+    return open_run(path, LANGUAGE_MODEL)
+
+
+def reward_model_run(path: str) -> Run:
+    """Open a run that contains a reward model. Raises ConfigError if it contains none."""
+    return open_run(path, REWARD_MODEL)
 
 
 def settings_of(run: Run) -> Settings:

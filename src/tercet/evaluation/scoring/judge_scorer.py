@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from tercet.data.types import Message, Question
 from tercet.errors import ConfigError, ContextError, DataError
-from tercet.evaluation.scoring.scorers import Answer, BatchFunction
+from tercet.evaluation.scoring.answers import Answer, BatchFunction
 from tercet.inference.http import ChatEndpoint
 from tercet.inference.language_model import LanguageModel, open_model
 

@@ -24,12 +24,11 @@ from tercet.data.text_matching import matches_gold as matches
 from tercet.data.text_matching import normalise
 from tercet.data.types import Question
 from tercet.errors import ConfigError, DataError
+from tercet.evaluation.scoring.answers import Answer, BatchFunction
 from tercet.evaluation.scoring.functions import error_text, load_function, source_of
 from tercet.training.settings import suggest
 
 Function = Callable[[Question, str, bool], float]
-Answer = tuple[str, bool]  # the text, and whether the model ended it itself
-BatchFunction = Callable[[Sequence[Question], Sequence[Answer]], list[float]]
 
 DEFAULT = ("exact_match",)
 OLD_SCORER_NAMES = {"exact": "exact_match", "number": "numeric"}  # in older task files and scores

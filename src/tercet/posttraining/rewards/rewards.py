@@ -33,9 +33,10 @@ from tercet.model.config import ModelConfig
 from tercet.model.heads import ValueHeadModel
 from tercet.posttraining.rewards.process import ProcessScorer, words_of
 from tercet.tokenizer.bpe import Tokenizer
-from tercet.training.load import load_reward_model, reward_model_run
+from tercet.training.load import load_reward_model
 from tercet.training.run import Run
 from tercet.training.settings import suggest
+from tercet.training.stage import reward_model_run
 
 LARGEST_REWARD = 1e30  # largest reward: sums and squares above 1e38 are infinite in float32
 # Without "judge": its model would have to be a parent run. "python" is a reward of its own, which may be any number.

@@ -19,15 +19,7 @@ from tercet.statistics.intervals import mean
 from tercet.studies.estimates import Json, above, cell, interval, table, text
 from tercet.studies.folder import StudyFolder
 from tercet.studies.real_text.data import HELD_OUT_PAIRS, Choice, ChoiceData, Pairs, choice_data, measured_pairs
-from tercet.studies.real_text.models import (
-    BagOfWords,
-    better,
-    encode,
-    load_base,
-    prepare,
-    reward_scores,
-    train_reward,
-)
+from tercet.studies.real_text.models import BagOfWords, better, encode, load_base, prepare, reward_scores, train_reward
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.loader import permuted
 from tercet.training.shared_prompts import pack_groups
