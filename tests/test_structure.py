@@ -103,6 +103,20 @@ def test_imports_go_one_way() -> None:
     assert [line for file in FILES for line in broken_rules(file, file.read_text())] == []
 
 
+def test_no_files_import_one_another_in_a_circle() -> None:
+    """Imports inside functions count too; those for type checking alone do not."""
+    graph: dict[str, set[str]] = {}
+    for file in FILES:
+        tree = ast.parse(file.read_text())
+        typing_only = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+        left_out = {line for block in typing_only for line, _ in imports(block)}
+        graph[module_name(file)] = {name for line, name in imports(tree) if line not in left_out}
+    order: list[str] = []
+    while free := [m for m, needs in graph.items() if m not in order and not (needs & graph.keys()) - {*order, m}]:
+        order += free
+    assert sorted(graph.keys() - order) == []
+
+
 @pytest.mark.parametrize(
     ("file", "text", "broken"),
     [
