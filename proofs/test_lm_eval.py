@@ -121,7 +121,7 @@ def drawn(name: str, ours: TransformerLM) -> Task:
     task = real_tasks()[name].limited(40 * REAL_ITEMS, seed=1)
     items = [i for i in task.items if REAL[name] in ("free", "rolling") or fits(i)][:REAL_ITEMS]
     assert len(items) == REAL_ITEMS
-    return replace(task, asked=lambda: items)
+    return replace(task, make_items=lambda: items)
 
 
 def evaluate(model: Any, name: str, config: dict[str, Any], docs: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -280,7 +280,7 @@ def test_every_real_item_has_lm_evals_numbers(models: Models, name: str) -> None
     else:
         whole = [replace(item, input=item.contexts[0]) for item in task.items]  # the question after its examples
         free = replace(
-            task, asked=lambda: whole, kind="free", metric="verbatim", stops=STOPS, max_new_tokens=LONGEST, form=PromptTemplate("", "{input}{output}"),
+            task, make_items=lambda: whole, kind="free", metric="verbatim", stops=STOPS, max_new_tokens=LONGEST, form=PromptTemplate("", "{input}{output}"),
         )  # fmt: skip
         replies = answer(ours, free, [FewShotSetting(free.form)])[0]
         assert [r.text for r in replies] == [e["resps"][0][0] for e in expected]
