@@ -22,9 +22,9 @@ _SEPARATOR = re.compile(r",(?![^()\[\]{}]*[)\]}])")  # a comma that is not withi
 _SHARED = {f.name for f in dataclasses.fields(TuneSettings)}  # settings that the stages have in common
 
 
-def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[Any, Any]:
+def _option(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, Any]:
     """Return (annotation, default) of a field's typer option. Every option may be left out: --config can give it."""
-    many, value, flag = typing.get_origin(kind) is tuple, field.default, option_name(field)
+    many, value, flag = typing.get_origin(hint) is tuple, field.default, option_name(field)
     notes = ""
     if value is dataclasses.MISSING:
         notes = "  [required]"
@@ -35,7 +35,7 @@ def _option(field: dataclasses.Field[Any], kind: Any) -> tuple[Any, Any]:
         notes += REPEATED if field.metadata.get("whole") else MANY
     if value is True:
         flag += "/--no-" + flag.removeprefix("--")
-    annotation = list[str] | None if many else kind | None  # "0,1,4" is three numbers, so lists are read as text
+    annotation = list[str] | None if many else hint | None  # "0,1,4" is three numbers, so lists are read as text
     return annotation, typer.Option(None, flag, help=field.metadata["help"] + notes, show_default=False)
 
 
@@ -120,11 +120,11 @@ def split_list(texts: Sequence[str]) -> list[str]:
     return [part.strip() for part in out if part.strip()]
 
 
-def _values(field: dataclasses.Field[Any], value: Any, kind: Any) -> Any:
+def _values(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:
     """Return what was typed for a setting; of a list option its values. Raises ConfigError where one is no number."""
-    if typing.get_origin(kind) is not tuple or field.metadata.get("whole"):
+    if typing.get_origin(hint) is not tuple or field.metadata.get("whole"):
         return value
-    inner = typing.get_args(kind)[0]
+    inner = typing.get_args(hint)[0]
     try:
         return [inner(part) for part in split_list(value)]
     except ValueError as error:
@@ -144,11 +144,11 @@ def _from_file(path: Path | None) -> dict[str, Any]:
     return values
 
 
-def option(kind: Any, flag: str, help: str, default: Any = None) -> inspect.Parameter:
+def option(hint: Any, flag: str, help: str, default: Any = None) -> inspect.Parameter:
     """Return an extra option of a command made by `add_command`; `...` as default makes it required."""
     return inspect.Parameter(
         flag.strip("-").replace("-", "_"),
         inspect.Parameter.KEYWORD_ONLY,
         default=typer.Option(default, flag, help=help),
-        annotation=kind,
+        annotation=hint,
     )

@@ -53,10 +53,10 @@ def planned(config: Any, began: float, budget: str = "", target_bpb: float = 0.0
         return config
     from tercet.scaling.budget import plan
 
-    chosen = plan(config, budget=budget, target_bpb=target_bpb, law=law, began=began)
-    for line in chosen.lines():
+    planning = plan(config, budget=budget, target_bpb=target_bpb, law=law, began=began)
+    for line in planning.lines():
         typer.echo(line)
-    return chosen.config
+    return planning.config
 
 
 def register(app: typer.Typer) -> None:

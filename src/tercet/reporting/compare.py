@@ -180,11 +180,11 @@ def _answer_rows(models: Scores) -> list[Row]:
         of_main = {path: (m.get("scores") or {}).get(name) or {} for path, m in models.items()}
         for ability in _keys(of_main, "abilities"):
             rows += _row(f"… {ability}", _nested(of_main, "abilities", ability), percent=is_share(name))
-        for kind in _keys(of_main, "held_out"):
+        for held in _keys(of_main, "held_out"):
             rows += _row(
-                f"… new {kind}",
-                _nested(of_main, "held_out", kind),
-                f"questions whose {kind} does not occur in training (the text states the facts and word pairs)",
+                f"… new {held}",
+                _nested(of_main, "held_out", held),
+                f"questions whose {held} does not occur in training (the text states the facts and word pairs)",
                 is_share(name),
             )
     rows.append(Row("Sampled answers (temperature 1)"))
