@@ -1,4 +1,4 @@
-"""Attention patterns against the model's own outputs, head scores against plain loops and against heads built by hand."""
+"""Attention patterns against the model's outputs; head scores against plain loops and hand-built heads."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tercet.model.transformer import Transformer
 
 
 def test_patterns_give_the_outputs_of_the_attention_layers(make_model: Callable[..., Transformer]) -> None:
-    """Patterns times values, through the output matrix, is what scaled_dot_product_attention gave in the forward pass."""
+    """Patterns times values, through the output matrix, equal the layer's output in the forward pass."""
     model = make_model(0, torch.float64)
     tokens = torch.randint(300, (3, 17), generator=torch.Generator().manual_seed(0))
     heard: list[tuple[Tensor, Tensor]] = []

@@ -29,7 +29,7 @@ def numbers(feed: BatchLoader, steps: Sequence[int]) -> list[int]:
     return [int(n) for step in steps for n in feed.batch(step).tokens[:, 0]]
 
 
-# -- the order ----------------------------------------------------------------------------------------------------------
+# -- the order --------------------------------------------------------------------------------------------------------
 
 
 def test_a_step_is_a_function_of_seed_and_step_alone() -> None:
@@ -75,7 +75,7 @@ def test_permutations_are_the_same_when_the_cache_is_full() -> None:
     assert [permuted(i, 10, (1, 3)) for i in range(2_000)] != wanted
 
 
-# -- the mixture --------------------------------------------------------------------------------------------------------
+# -- the mixture ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_impossible_mixtures_are_refused() -> None:
 
 
 def test_by_size_no_source_is_lost_silently() -> None:
-    """One row beside 5 000: without weights its share is below the resolution, but it must not vanish without a word."""
+    """One row beside 5,000: without weights its share is below the resolution, but it must not vanish silently."""
     try:
         feed = BatchLoader({"big": rows_of(5_000), "small": rows_of(1, 9_999)}, None, 1, seed=0)
     except ConfigError:
@@ -129,7 +129,7 @@ def test_by_size_no_source_is_lost_silently() -> None:
     assert any(feed.example(i)[0] == 1 for i in range(20_000))
 
 
-# -- packing ------------------------------------------------------------------------------------------------------------
+# -- packing ----------------------------------------------------------------------------------------------------------
 
 TEXT = st.lists(st.integers(10, 20), max_size=30)
 

@@ -1,4 +1,4 @@
-"""Log-likelihood, rolling log-likelihood and generation against one token at a time, without cache, batch or sharing."""
+"""Log-likelihoods and generation against one token at a time, without cache, batch or shared prefixes."""
 
 from __future__ import annotations
 
@@ -124,7 +124,10 @@ def test_text_spelled_like_a_special_token_stays_text(ask: TransformerLM) -> Non
     assert not {*context, *continuation} & ask.tokenizer.special_ids
 
 
-@pytest.mark.parametrize(("length", "size", "context"), [(0, 4, 1), (3, 4, 1), (4, 4, 1), (5, 4, 1), (13, 4, 1), (13, 4, 3), (9, 4, 4), (1, 1, 1), (5, 1, 1)])  # fmt: skip
+WINDOWS = "0 4 1, 3 4 1, 4 4 1, 5 4 1, 13 4 1, 13 4 3, 9 4 4, 1 1 1, 5 1 1"
+
+
+@pytest.mark.parametrize(("length", "size", "context"), [tuple(map(int, case.split())) for case in WINDOWS.split(",")])
 def test_rolling_windows_predict_every_token_once(length: int, size: int, context: int) -> None:
     ids = list(range(100, 100 + length))
     windows = list(rolling_windows(ids, 7, size, context))

@@ -37,7 +37,7 @@ def iso(seed: int, noise: float) -> tuple[Points, Any]:
     return Points.of(n, c / 6 / n, loss * np.exp(noise * np.random.default_rng(seed).standard_normal(n.size))), c
 
 
-# -- recovery -------------------------------------------------------------------------------------------------------
+# -- recovery ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_parametric_law_comes_back_from_points_without_noise() -> None:
@@ -109,7 +109,7 @@ def test_the_parabolas_minima_give_the_exponent() -> None:
     assert hits >= 8
 
 
-# -- the minimiser --------------------------------------------------------------------------------------------------
+# -- the minimiser ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("curve", "count"), [(laws.parametric, 5), (laws.kaplan, 4), (laws.simple, 3)])
@@ -164,11 +164,11 @@ def test_one_outlier_does_not_move_the_law() -> None:
     assert found["beta"].value == pytest.approx(0.32, abs=0.01)
 
 
-# -- prediction -----------------------------------------------------------------------------------------------------
+# -- prediction -------------------------------------------------------------------------------------------------------
 
 
 def test_predictions_of_larger_runs_hold() -> None:
-    """Fitted on runs of at most C, asked about one of 16 C, 10 times: the 90 % interval holds the noisy truth in most."""
+    """10 times, laws of runs of at most C predict one of 16 C: most 90 % intervals contain the noisy truth."""
     hits = 0
     for seed in range(10):
         points = grid(seed, 0.01, 5, 4)
@@ -205,7 +205,7 @@ def test_a_fit_survives_json() -> None:
     assert again.predict(1e7, 1e9).low == pytest.approx(fit.predict(1e7, 1e9).low, rel=1e-4)
 
 
-# -- counting -------------------------------------------------------------------------------------------------------
+# -- counting ---------------------------------------------------------------------------------------------------------
 
 
 def test_parameters_are_those_of_the_module(shape: ModelConfig) -> None:
@@ -222,7 +222,7 @@ def test_counting_all_parameters_gives_hoffmanns_exponent(constants: tuple[float
 
 
 def test_leaving_embeddings_out_gives_nearly_kaplans_exponent() -> None:
-    """The frontier by brute force: for each budget of 6 · n · D the best of many sizes, then a line through the best."""
+    """The frontier by brute force: the best of many sizes for each budget of 6 · n · D, then a line through these."""
     e, a, b, alpha, beta = counting.HOFFMANN
     n = np.geomspace(50, 1e11, 40_001)
     total = n + counting.OMEGA * n ** (1 / 3)
@@ -246,7 +246,7 @@ def test_large_models_do_not_care() -> None:
     assert hidden[0] == pytest.approx(whole[0], abs=1e-3)
 
 
-# -- bad input ------------------------------------------------------------------------------------------------------
+# -- bad input --------------------------------------------------------------------------------------------------------
 
 
 def test_what_cannot_be_fitted_is_refused() -> None:

@@ -40,7 +40,7 @@ def gradient(model: nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).double()
 
 
-# -- a batch of every kind, and its micro-batches of the given sizes ----------------------------------------------------
+# -- a batch of every kind, and its micro-batches of the given sizes --------------------------------------------------
 
 
 def text_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Batch]:
@@ -78,8 +78,8 @@ def rollout_batch(sizes: Sequence[int], dtype: torch.dtype) -> list[Rollouts]:
 
     logp = noise(0.3, -6)
     whole = Rollouts(
-        tokens, mask, behaviour=logp, version=torch.zeros(n), group=torch.arange(n), rewards=torch.zeros(n), ref_logp=noise(0.3, -6),
-        logp=logp, values=noise(1), returns=noise(1), advantages=noise(1),
+        tokens, mask, behaviour=logp, version=torch.zeros(n), group=torch.arange(n), rewards=torch.zeros(n),
+        ref_logp=noise(0.3, -6), logp=logp, values=noise(1), returns=noise(1), advantages=noise(1),
     )  # fmt: skip
     edges = np.cumsum([0, *sizes])
     return [whole.rows(slice(a, b)) for a, b in itertools.pairwise(edges)]
@@ -142,7 +142,7 @@ def test_batch_split_gives_the_same_rows() -> None:
         assert sum(p.count for p in parts) == pytest.approx(whole.count, rel=1e-6)
 
 
-# -- sums, counts and coefficients on a model of one number --------------------------------------------------------------
+# -- sums, counts and coefficients on a model of one number -----------------------------------------------------------
 
 
 @dataclass
@@ -267,7 +267,7 @@ def test_bfloat16_gradients_point_the_same_way(make_model: Make) -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
 
-# -- the linear cross-entropy -------------------------------------------------------------------------------------------
+# -- the linear cross-entropy -----------------------------------------------------------------------------------------
 
 
 def problem(n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -339,7 +339,7 @@ def test_mean_loss_is_over_all_targets(make_model: Make) -> None:
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 def test_token_logprobs_and_entropy(make_model: Make, monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
-    """Against a plain softmax, with gradients through log π and none through the entropy, across chunk borders and within one chunk."""
+    """They equal a plain softmax's, across chunk borders and within one chunk; only log π has gradients."""
     model = make_model(1, torch.float64)
     hidden, _, _, _ = problem(9)
     hidden = F.pad(hidden.detach(), (0, 26)).requires_grad_()

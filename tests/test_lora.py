@@ -89,7 +89,7 @@ def test_the_start_depends_on_the_seed_alone(make_model: Make) -> None:
 
 
 def test_outputs_are_those_of_the_formula(make_model: Make) -> None:
-    """Against a plain model whose weights are W + alpha / rank · B A, summed up in Python loops (Hu et al. 2021, section 4.1)."""
+    """They equal those of a plain model with weights W + alpha / rank · B A, by Python loops (Hu et al. 2021, 4.1)."""
     model, plain = make_model(1, torch.float64), make_model(1, torch.float64)
     apply_lora(model, RANK4, seed=3)
     fill(model)
@@ -215,7 +215,7 @@ def test_a_model_is_wrapped_once(make_model: Make) -> None:
     [
         ({"rank": 0}, r"--lora-rank\) is 0; it must be at least 1"),
         ({"rank": 4, "alpha": 0.0}, r"--lora-alpha\) is 0; it must be above 0"),
-        ({"rank": 4, "targets": ("q_proj", "w_proj")}, r"--lora-targets\) are q_proj, w_proj; wanted some of q_proj, k_"),
+        ({"rank": 4, "targets": ("q_proj", "w_proj")}, r"--lora-targets\) are q_proj, w_proj; wanted some of q_"),
         ({"rank": 4, "targets": ()}, r"--lora-targets\) are empty"),
         ({"rank": 4, "targets": ("q_proj", "q_proj")}, "each once"),
     ],
@@ -429,7 +429,7 @@ def test_a_reward_model_with_adapters_is_loaded_plain(world: World, make_model: 
 def test_a_run_whose_checkpoint_lacks_its_adapters_is_refused(world: World, tuned: Run) -> None:
     run = Run(tuned.path)
     run.config = run.config | {"lora_rank": 5}
-    with pytest.raises(CheckpointError, match=r"do not fit the model that model.json describes"):
+    with pytest.raises(CheckpointError, match=r"do not fit the model that model\.json describes"):
         load_language_model(run)
 
 

@@ -33,7 +33,7 @@ def flat_gradients(model: torch.nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-# -- the reference: Python loops in float64, one query at a time -------------------------------------------------------
+# -- the reference: Python loops in float64, one query at a time ------------------------------------------------------
 
 
 def naive_rms(x: Array, gain: Array, eps: float) -> Array:
@@ -103,7 +103,7 @@ def test_grouped_queries_equal_repeated_key_value_heads(make_model: Make) -> Non
     torch.testing.assert_close(grouped(tokens), repeated(tokens), atol=1e-10, rtol=0)
 
 
-# -- packing, padding, causality ---------------------------------------------------------------------------------------
+# -- packing, padding, causality --------------------------------------------------------------------------------------
 
 
 def test_packed_texts_are_as_if_alone(make_model: Make) -> None:
@@ -174,7 +174,7 @@ def test_a_text_longer_than_the_context_is_refused(make_model: Make) -> None:
         model(torch.zeros(1, 65, dtype=torch.long))
 
 
-# -- rotary positions --------------------------------------------------------------------------------------------------
+# -- rotary positions -------------------------------------------------------------------------------------------------
 
 
 def test_rotary_scores_depend_on_the_distance_only(make_model: Make) -> None:
@@ -204,7 +204,7 @@ def test_a_shift_of_all_positions_changes_nothing(make_model: Make) -> None:
     torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
 
 
-# -- the scalar model --------------------------------------------------------------------------------------------------
+# -- the scalar model -------------------------------------------------------------------------------------------------
 
 
 def scalar_model(make_model: Make, dtype: torch.dtype = torch.float32) -> ValueHeadModel:
@@ -249,7 +249,7 @@ def test_scalar_does_not_depend_on_the_padding(make_model: Make, amount: int) ->
     torch.testing.assert_close(left, alone, atol=1e-5, rtol=0)
 
 
-# -- shape and start ---------------------------------------------------------------------------------------------------
+# -- shape and start --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

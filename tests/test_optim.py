@@ -52,7 +52,7 @@ def assert_parameters(got: Optimizer, wanted: dict[str, nn.Parameter], tolerance
         torch.testing.assert_close(parameter, wanted[name], atol=tolerance, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
 
 
-# -- AdamW --------------------------------------------------------------------------------------------------------------
+# -- AdamW ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
@@ -90,7 +90,7 @@ def test_a_parameter_without_a_gradient_stays() -> None:
     assert all(p.grad is None for p in mine.parameters.values())
 
 
-# -- Muon ---------------------------------------------------------------------------------------------------------------
+# -- Muon -------------------------------------------------------------------------------------------------------------
 
 
 def by_singular_values(matrix: Tensor, steps: int) -> Tensor:
@@ -129,7 +129,7 @@ def test_orthogonalize_works_matrix_by_matrix_whatever_the_scale() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_muon_by_hand(decay: float) -> None:
-    """12 steps of Muon on the layers' matrices and of AdamW on the rest (embeddings, heads, vectors), each by itself."""
+    """12 steps of Muon on the layers' matrices and of AdamW on the rest: embeddings, heads, vectors."""
     config = OptimizerConfig(lr=0.05, muon_lr=0.02, weight_decay=decay, clip_norm=0.0)
     mine = optimizer(config)
     rest = optimizer(dataclasses.replace(config, muon_lr=0.0))
@@ -156,7 +156,7 @@ def test_muon_by_hand(decay: float) -> None:
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_muon_equals_torchs(monkeypatch: pytest.MonkeyPatch, decay: float) -> None:
-    """20 steps. torch rounds to bfloat16 inside, which would hide small differences: here it is made to keep float64."""
+    """20 steps. torch rounds to bfloat16 inside, which would hide small differences; here it uses float64."""
     mine = optimizer(OptimizerConfig(lr=0.05, muon_lr=0.02, weight_decay=decay, clip_norm=0.0))
     hidden = {n: nn.Parameter(x) for n, x in draw(0).items() if ".layers." in n and x.dim() == 2}
     muon = torch.optim.Muon(
@@ -187,7 +187,7 @@ def test_muon_gets_the_layers_matrices_and_nothing_else(make_model: Make) -> Non
         assert not adam & muon
 
 
-# -- clipping, state, schedule ------------------------------------------------------------------------------------------
+# -- clipping, state, schedule ----------------------------------------------------------------------------------------
 
 
 def test_clipping_is_by_the_norm_of_the_whole_gradient() -> None:

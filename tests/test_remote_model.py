@@ -1,4 +1,4 @@
-"""A model behind an HTTP server goes through all that takes a `LanguageModel`: nothing reaches for weights or a tokenizer."""
+"""A model behind an HTTP server works wherever a `LanguageModel` does: nothing needs its weights or tokenizer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,14 @@ from tercet.evaluation.prompt_study import prompt_study
 from tercet.evaluation.suites import evaluate_tasks
 from tercet.evaluation.task import Item, Task, find
 from tercet.inference.http import ChatEndpoint, HttpClient
-from tercet.inference.language_model import ChatAnswer, LanguageModel, Loglikelihood, TransformerLM, local
+from tercet.inference.language_model import (
+    ChatAnswer,
+    LanguageModel,
+    Loglikelihood,
+    TransformerLM,
+    UntilRequests,
+    local,
+)
 from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 
@@ -58,13 +65,17 @@ class Remote:
         return list(self._call("rolling", texts, context, reach_back))
 
     def generate_until(
-        self, requests: Sequence[tuple[str, tuple[str, ...]]], max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0
-    ) -> list[str]:  # fmt: skip
+        self, requests: UntilRequests, max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0
+    ) -> list[str]:
         return list(self._call("generate_until", requests, max_new_tokens, temperature, seed))
 
     def chat(
-        self, prompts: Sequence[tuple[str, Conversation]], max_new_tokens: int = 64, temperature: float = 0.0, seed: int = 0
-    ) -> list[ChatAnswer]:  # fmt: skip
+        self,
+        prompts: Sequence[tuple[str, Conversation]],
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> list[ChatAnswer]:
         said = [(where, to_messages(prompt)) for where, prompt in prompts]
         return [ChatAnswer(*one) for one in self._call("chat", said, max_new_tokens, temperature, seed)]
 
@@ -173,10 +184,10 @@ def config_of(world: World, **changes: Any) -> EvalConfig:
 
 def test_eval_and_winrate_of_remote_models_are_those_of_the_runs(world: World, request: pytest.FixtureRequest) -> None:
     config = config_of(world)
+    judge = f"reward:{world.path('judge')}"
     rates = WinRateConfig(
-        models=config.models, questions=config.questions, judge=f"reward:{world.path('judge')}", limit=6, max_new_tokens=8,
-        threads=1,
-    )  # fmt: skip
+        models=config.models, questions=config.questions, judge=judge, limit=6, max_new_tokens=8, threads=1
+    )
     expected = scores.evaluate(config), judging.win_rates(rates)
     request.getfixturevalue("all_remote")
     assert (scores.evaluate(config), judging.win_rates(rates)) == expected

@@ -65,7 +65,7 @@ def copy(run: Path, name: str) -> Path:
     return Path(shutil.copytree(run, run.with_name(name)))
 
 
-# -- kill -9 ------------------------------------------------------------------------------------------------------
+# -- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", TRAINED)
@@ -141,7 +141,7 @@ def test_rankings_that_were_killed_are_the_same_when_done_again(world: World, tm
     assert Run(out).manifest["rankings"] == Run(expected).manifest["rankings"]
 
 
-# -- Ctrl-C -------------------------------------------------------------------------------------------------------
+# -- Ctrl-C -----------------------------------------------------------------------------------------------------------
 
 
 def test_ctrl_c_saves_the_step_and_resume_ends_with_the_same_bits(stopped: Path, whole: Path) -> None:
@@ -170,7 +170,7 @@ def test_a_second_ctrl_c_stops_at_once_and_loses_only_what_was_not_saved(world: 
     assert_same_run(run.path, whole)
 
 
-# -- damaged records ----------------------------------------------------------------------------------------------
+# -- damaged records --------------------------------------------------------------------------------------------------
 
 
 def test_a_line_that_was_cut_off_is_survived(stopped: Path, whole: Path) -> None:
@@ -200,7 +200,7 @@ def test_samples_with_every_kind_of_line_end_are_kept(stopped: Path, odd: str) -
     assert sample in Run(out).read_lines("samples.jsonl")
 
 
-# -- what may not be resumed --------------------------------------------------------------------------------------
+# -- what may not be resumed ------------------------------------------------------------------------------------------
 
 
 def test_a_finished_run_cannot_be_resumed(whole: Path) -> None:
@@ -285,7 +285,7 @@ def test_two_processes_cannot_work_on_one_run(world: World, tmp_path: Path) -> N
     in_process("pretrain", config, out)
 
 
-# -- what run.json says of a resumed run --------------------------------------------------------------------------
+# -- what run.json says of a resumed run ------------------------------------------------------------------------------
 
 
 def test_bad_rows_are_counted_once_however_often_a_run_is_resumed(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_a_run_that_failed_and_was_resumed_says_how_it_is_now(world: World) -> N
     assert "error" not in Run(out).manifest
 
 
-# -- the command line ---------------------------------------------------------------------------------------------
+# -- the command line -------------------------------------------------------------------------------------------------
 
 
 def start(*words: str) -> subprocess.Popen[str]:

@@ -1,4 +1,4 @@
-"""The run directory of whole stages: what it says, what is refused, what a failed run leaves, and what must not change the result."""
+"""Run directories of whole stages: their contents, refusals, failed runs, and bit-identical repetition."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def listing(folder: Path) -> dict[str, Any]:
     }
 
 
-# -- what it says -------------------------------------------------------------------------------------------------
+# -- what it says -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", TRAINED)
@@ -160,7 +160,7 @@ def test_keep_is_how_many_of_the_newest_checkpoints_stay(world: World, keep: int
     assert [p.name for p in run.checkpoints()] == [f"step-{s:08d}" for s in range(6 - keep, 6)]
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------
+# -- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", TRAINED)
@@ -219,7 +219,7 @@ def test_damaged_runs_are_refused_with_a_message_that_says_where(
         tercet.resume(out)
 
 
-# -- training that cannot go on -----------------------------------------------------------------------------------
+# -- training that cannot go on ---------------------------------------------------------------------------------------
 
 
 ABSURD = [
@@ -332,7 +332,7 @@ def test_a_batch_with_nothing_to_train_on_ends_the_run_before_it_changes_a_weigh
     assert all(np.array_equal(saved[name], value.numpy()) for name, value in model.state_dict().items())
 
 
-# -- what must not change the result ------------------------------------------------------------------------------
+# -- what must not change the result ----------------------------------------------------------------------------------
 
 
 # The reward model's gain and bias are not trained but computed from many scores; the ranking loss does not depend on
@@ -372,12 +372,13 @@ def test_another_seed_gives_another_result(world: World, verb: str) -> None:
     assert tensors(one.path) != tensors(other.path)
 
 
-# -- bad rows -----------------------------------------------------------------------------------------------------
+# -- bad rows ---------------------------------------------------------------------------------------------------------
 
 
 SKIPPED = [
-    ("pretrain", "text.jsonl"), ("pretrain", "heldout.jsonl"), ("sft", "chats.jsonl"), ("sft", "tasks.jsonl"), ("annotate", "tasks.jsonl"),
-    ("reward", "rankings.jsonl"), ("reward", "chats.jsonl"), ("ppo", "tasks.jsonl"), ("ppo", "text.jsonl"), ("ppo", "heldout.jsonl"),
+    ("pretrain", "text.jsonl"), ("pretrain", "heldout.jsonl"), ("sft", "chats.jsonl"), ("sft", "tasks.jsonl"),
+    ("annotate", "tasks.jsonl"), ("reward", "rankings.jsonl"), ("reward", "chats.jsonl"),
+    ("ppo", "tasks.jsonl"), ("ppo", "text.jsonl"), ("ppo", "heldout.jsonl"),
 ]  # fmt: skip
 
 

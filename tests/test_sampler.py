@@ -47,7 +47,7 @@ def assert_same(a: Sequence[Completion], b: Sequence[Completion]) -> None:
         assert x.logprobs == pytest.approx(y.logprobs, abs=1e-5)
 
 
-# -- what is sampled ----------------------------------------------------------------------------------------------------
+# -- what is sampled --------------------------------------------------------------------------------------------------
 
 
 def test_cached_greedy_decoding_equals_full_forward_passes(make_model: Make) -> None:
@@ -73,7 +73,7 @@ def test_one_step_follows_the_softmax(make_model: Make) -> None:
 
 
 def test_steps_and_seeds_are_independent(make_model: Make) -> None:
-    """Under a model that finds all 5 tokens equal, all 25 pairs of tokens are: 24 degrees of freedom, .999 quantile 51.18.
+    """A model with 5 equally likely tokens gives 25 equally likely pairs: 24 degrees of freedom, 0.999 quantile 51.18.
 
     Pairs of one text's neighbouring steps, and of the same step of requests with neighbouring seeds.
     """
@@ -112,7 +112,7 @@ def test_log_probabilities_are_taken_before_top_k_and_top_p(make_model: Make) ->
         assert [value for c in done for value in c.logprobs] == pytest.approx(logp.tolist(), abs=1e-5)
 
 
-# -- what it does not depend on -----------------------------------------------------------------------------------------
+# -- what it does not depend on ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -180,7 +180,7 @@ def test_throwing_finished_sequences_out_changes_nothing(
     assert_same(generate(model, prompts, params, range(12)), usual)
 
 
-# -- how it ends --------------------------------------------------------------------------------------------------------
+# -- how it ends ------------------------------------------------------------------------------------------------------
 
 
 def test_a_stop_token_ends_the_text_and_is_part_of_it(make_model: Make) -> None:
@@ -242,7 +242,7 @@ def test_every_token_is_told_in_order(make_model: Make) -> None:
     assert generate(make_model(7), [], SamplingParams(), []) == []
 
 
-# -- picking one token --------------------------------------------------------------------------------------------------
+# -- picking one token ------------------------------------------------------------------------------------------------
 
 P = torch.tensor([0.05, 0.3, 0.1, 0.35, 0.15, 0.05 - 1e-3, 1e-3], dtype=torch.float64)
 GRID = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
@@ -316,7 +316,7 @@ def test_top_k_in_whole_generations(make_model: Make) -> None:
     assert {c.tokens[0] for c in done} == best
 
 
-# -- what is refused ----------------------------------------------------------------------------------------------------
+# -- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

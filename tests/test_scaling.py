@@ -1,4 +1,4 @@
-"""Ladders of runs, what is read from them, the commands of `tercet scaling`, and the budget dial."""
+"""Ladders of runs, reading them, the commands of `tercet scaling`, and the budget planner."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tercet(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return int(end.value.code or 0)
 
 
-# -- the rules ------------------------------------------------------------------------------------------------------
+# -- the rules --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("width", [16, 32, 48, 64, 80, 96, 128, 192, 512, 1024])
@@ -110,7 +110,7 @@ def test_an_iso_flop_ladder_spends_the_same_on_every_size() -> None:
         config(Path(), max_flops=1e3).points(300)
 
 
-# -- ladders --------------------------------------------------------------------------------------------------------
+# -- ladders ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_ladder_is_read_with_both_counts(home: Path) -> None:
@@ -154,8 +154,8 @@ def test_a_ladder_goes_on_where_it_was(home: Path, tmp_path: Path, monkeypatch: 
 
 
 def ladder_options(home: Path, out: Path) -> list[str]:
-    return ["scaling", "run", "--data", str(home / "text.jsonl"), "--tokenizer", str(home / "tokenizer.json"), "--widths", "16",
-            "--tokens", "1024", "--context-length", "32", "--heldout-bytes", "2000", "--out", str(out)]  # fmt: skip
+    text = f"scaling run --data {home}/text.jsonl --tokenizer {home}/tokenizer.json --widths 16 --tokens 1024"
+    return [*text.split(), "--context-length", "32", "--heldout-bytes", "2000", "--out", str(out)]
 
 
 def test_the_printed_commands_make_the_same_runs(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
@@ -256,7 +256,7 @@ def test_what_is_no_ladder_is_refused(home: Path, tmp_path: Path) -> None:
         ladder.read_runs([home / "ladder", tmp_path / "other"])
 
 
-# -- commands -------------------------------------------------------------------------------------------------------
+# -- commands ---------------------------------------------------------------------------------------------------------
 
 
 def test_fit_and_predict(
@@ -291,7 +291,7 @@ def law_of(tmp_path: Path) -> scaling.Law:
 
 
 def test_how_far_the_laws_stray_is_seen_on_the_ladder_itself() -> None:
-    """Losses of a law that both laws contain, so that nothing strays; and the same with 2 % less per doubling where it is held back."""
+    """Losses of a law that both laws contain have no drift; with 2 % less per doubling in held-back runs they do."""
     n, c = np.array(list(itertools.product(np.geomspace(2e3, 2e5, 6), 1e10 * 2.0 ** np.arange(6)))).T
     exact = 20 / n**0.25 + 60 / (c / (6 * n)) ** 0.25
     assert scaling.drift_of(laws.Points.of(n, c / (6 * n), exact)) < 1e-4
@@ -333,7 +333,7 @@ def test_the_cheapest_run_for_a_target(tmp_path: Path) -> None:
         budget.least_flops(law, 0.9, 300, 64)
 
 
-# -- the dial -------------------------------------------------------------------------------------------------------
+# -- the dial ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -361,8 +361,8 @@ def test_tokens_within_a_time() -> None:
 
 def base(home: Path, **changes: Any) -> PretrainConfig:
     values: dict[str, Any] = {
-        "data": (str(home / "text.jsonl"),), "tokenizer": str(home / "tokenizer.json"), "context_length": 32, "heldout_bytes": 2000,
-        "threads": 1,
+        "data": (str(home / "text.jsonl"),), "tokenizer": str(home / "tokenizer.json"), "context_length": 32,
+        "heldout_bytes": 2000, "threads": 1,
     }  # fmt: skip
     return PretrainConfig(**{**values, **changes})
 
@@ -402,8 +402,8 @@ def test_the_dial_counts_the_text_that_there_is(home: Path) -> None:
         budget.plan(base(home, mixture=("other=1",)), budget="1min")
 
 
-def test_the_dial_keeps_to_models_that_a_text_is_worth(home: Path, tmp_path: Path) -> None:
-    """A few sentences and a budget for billions of parameters: 16 parameters a token at most, but for the smallest width."""
+def test_the_planner_limits_parameters_by_the_text(home: Path, tmp_path: Path) -> None:
+    """A few sentences and a huge budget: at most 16 parameters per token, except at the smallest width."""
     write_rows(tmp_path / "few.jsonl", ({"text": t} for t in ["A red cat sat on a mat."] * 400))
     settings = base(home, data=(str(tmp_path / "few.jsonl"),))
     found = budget.plan(settings, budget="1e15flops")
@@ -427,7 +427,7 @@ def test_a_fit_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> N
     assert scaling.Law.load(tmp_path).drift is None
 
 
-def test_the_dial_refuses_what_it_would_choose_itself(home: Path) -> None:
+def test_the_planner_refuses_settings_that_it_chooses_itself(home: Path) -> None:
     with pytest.raises(ConfigError, match="--hidden-size, --steps cannot be combined with a budget"):
         budget.plan(base(home, hidden_size=64, steps=7), budget="1min")
     with pytest.raises(ConfigError, match="wanted either --budget or --target-bpb, above 0"):
@@ -439,8 +439,10 @@ def test_the_dial_refuses_what_it_would_choose_itself(home: Path) -> None:
 @pytest.mark.parametrize("share", [1.0, 0.2])
 @pytest.mark.parametrize("text", ["1min", "20min", "20h"])
 def test_planning_has_its_own_end(home: Path, monkeypatch: pytest.MonkeyPatch, text: str, share: float) -> None:
-    """On a clock that only the learner moves, on a machine that gives it all of a core or a fifth: planning keeps within some 5 %
-    and 60 s, and chooses what it would have chosen with all the time there is, since here costs grow as they are reckoned."""
+    """Planning ends within about 5 % and 60 s, and chooses the same size as with unlimited time.
+
+    Only the learner moves the clock, on a machine that gives it all of a core or a fifth. Costs grow as estimated here.
+    """
     now, speed = 0.0, 2e9 * share
     monkeypatch.setattr(time, "monotonic", lambda: now)
 
@@ -491,8 +493,9 @@ def test_a_run_ends_at_its_time(
     home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     start = time.monotonic()
-    assert tercet(monkeypatch, "pretrain", "--data", str(home / "text.jsonl"), "--tokenizer", str(home / "tokenizer.json"), "--budget", "6s",
-                  "--context-length", "32", "--heldout-bytes", "2000", "--threads", "1", "--out", str(tmp_path / "run")) == 0  # fmt: skip
+    words = f"pretrain --data {home}/text.jsonl --tokenizer {home}/tokenizer.json --budget 6s --context-length 32"
+    more = f"--heldout-bytes 2000 --threads 1 --out {tmp_path}/run"
+    assert tercet(monkeypatch, *words.split(), *more.split()) == 0
     seconds = time.monotonic() - start
     out = capsys.readouterr().out
     assert out.startswith("plan: ")

@@ -118,7 +118,7 @@ def test_every_stage_is_declared_whole() -> None:
     assert makers("reward model") == ["reward"]
 
 
-# -- the way from the command to the model ------------------------------------------------------------------------
+# -- the way from the command to the model ----------------------------------------------------------------------------
 
 
 def frames(world: World, verb: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
@@ -151,7 +151,7 @@ def test_few_of_our_frames_lie_between_the_command_and_attention(
     assert deep == []
 
 
-# -- runs of older versions -----------------------------------------------------------------------------------------
+# -- runs of older versions -------------------------------------------------------------------------------------------
 
 
 def test_runs_with_the_names_of_older_versions_are_read(world: World, tmp_path: Path) -> None:
