@@ -2,9 +2,10 @@
 
 Each tool does each task in a process of its own, tercet and TRL in turn, for several rounds, so that what else the
 machine does falls on both. A process does a few steps: from its start to the end of the first is the start-up (Python,
-imports, data, model, first step); the median of the others is the time of a step; its peak memory is the kernel's count.
-"By CPU" is the ratio of the processor's seconds, on which other work on the machine has less influence than on the wall
-clock's. A ratio is taken within a round; shown are the median over rounds and, in brackets, the smallest and the largest.
+imports, data, model, first step); the median of the others is the time of a step; its peak memory is the kernel's
+count. "By CPU" is the ratio of the processor's seconds, on which other work on the machine has less influence than on
+the wall clock's. A ratio is taken within a round; shown are the median over rounds and, in brackets, the smallest and
+the largest.
 """
 
 from __future__ import annotations
@@ -33,11 +34,16 @@ SAME_LOSS = 1e-4  # relative: float32, two implementations
 
 
 def measure(tool: str, task: str, folder: Path, threads: int) -> dict[str, Any]:
-    """One process: seconds to the first step and of the others, peak MB, losses. Raises RuntimeError where it failed."""
+    """Run one process; return seconds to the first step and of the others, peak MB, losses. Raises RuntimeError."""
     out = folder / "out" / f"{tool}-{task}"
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(exist_ok=True)
-    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}  # fmt: skip
+    quiet = {
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TRL_EXPERIMENTAL_SILENCE": "1",
+    }
     command = [sys.executable, str(Path(__file__).with_name("one.py")), tool, task, str(folder), str(out)]
     log = out.with_suffix(".log")
     with log.open("w") as output:
@@ -96,8 +102,8 @@ def line(found: dict[str, Any]) -> str:
     cpu = f"{found['cpu']['median']:.2f}" if "cpu" in found else "-"
     same = f"{found['loss_difference']:.0e}" if "loss_difference" in found else "-"
     return (
-        f"{found['task']:<16}{ms('tercet')}{ms('trl')}  {ratio('speed'):<19} {cpu:<8}{both('start', '.1f'):<12}{ratio('start'):<19}"
-        f" {both('memory', ',.0f'):<14}{ratio('memory'):<19} {same}"
+        f"{found['task']:<16}{ms('tercet')}{ms('trl')}  {ratio('speed'):<19} {cpu:<8}"
+        f"{both('start', '.1f'):<12}{ratio('start'):<19} {both('memory', ',.0f'):<14}{ratio('memory'):<19} {same}"
     )
 
 
@@ -113,7 +119,8 @@ def verdicts(results: list[dict[str, Any]]) -> list[str]:
         for name, ratio, goal, more in checks:
             reached = ratio["median"] >= goal if more else ratio["median"] <= goal
             sign = "at least" if more else "at most"
-            out.append(f"{found['task']:<16} {name:<9} {ratio['median']:.2f} x TRL's, goal {sign} {goal:.2f}: {'reached' if reached else 'MISSED'}")  # fmt: skip
+            verdict = f"goal {sign} {goal:.2f}: {'reached' if reached else 'MISSED'}"
+            out.append(f"{found['task']:<16} {name:<9} {ratio['median']:.2f} x TRL's, {verdict}")
     return out
 
 
@@ -121,7 +128,8 @@ def about() -> dict[str, Any]:
     """The machine and the versions."""
     packages = [p for p in ("torch", "trl", "transformers", "tokenizers") if importlib.util.find_spec(p)]
     return {
-        "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version(),
+        "machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count(),
+        "python": platform.python_version(),
         "load": os.getloadavg()[0], **{p: version(p) for p in packages},
     }  # fmt: skip
 
@@ -152,7 +160,8 @@ def main() -> None:
     print("  ".join(f"{k} {v}" for k, v in machine.items()))
     print(f"{'':<16}{'ms per step':^16}  {'':<19} {'':<8}{'seconds to the 1st step':<31} {'peak MB':<33} {'loss'}")
     print(
-        f"{'':<16}{'tercet':>8}{'TRL':>8}  {'TRL / tercet':<19} {'by CPU':<8}{'both':<12}{'tercet / TRL':<19} {'both':<14}{'tercet / TRL':<19} differs by"
+        f"{'':<16}{'tercet':>8}{'TRL':>8}  {'TRL / tercet':<19} {'by CPU':<8}"
+        f"{'both':<12}{'tercet / TRL':<19} {'both':<14}{'tercet / TRL':<19} differs by"
     )
     for task in options.tasks:
         rounds = []

@@ -1,8 +1,9 @@
 """`make bench`: items per second of evaluation, in tercet and in lm-eval with its Hugging Face backend, in turns.
 
-Both have the same weights (tercet's run and its export), the same items and the same threads; tokenization counts. lm-eval
-gets the batch size of BATCHES with which it was faster in a round that is not counted. A ratio is taken within a round,
-"by CPU" that of the processor's seconds, on which other work on the machine has less influence; shown are the median over rounds and, in brackets, the smallest and the largest. That both say the same is checked.
+Both have the same weights (tercet's run and its export), the same items and the same threads; tokenization counts.
+lm-eval gets the batch size of BATCHES with which it was faster in a round that is not counted. A ratio is taken within
+a round, "by CPU" that of the processor's seconds, on which other work on the machine has less influence; shown are the
+median over rounds and, in brackets, the smallest and the largest. That both say the same is checked.
 """
 
 from __future__ import annotations
@@ -159,19 +160,23 @@ def main() -> None:
     model = AutoModelForCausalLM.from_pretrained(options.out / "hf")
     tokenizer = AutoTokenizer.from_pretrained(options.out / "hf")
     ours, results = TercetLM(str(options.out / "run")), []
-    print(
-        f"{'':<18}{'items per second':^20}\n{'':<18}{'tercet':>9}{'lm-eval':>9}   {'tercet / lm-eval':<22} {'by CPU':<22} batch  differs by"
-    )
+    print(f"{'':<18}{'items per second':^20}")
+    print(f"{'':<18}{'tercet':>9}{'lm-eval':>9}   {'tercet / lm-eval':<22} {'by CPU':<22} batch  differs by")
     for name, (kind, items, requests) in make_tasks(texts, options.items).items():
         once = {"add_bos_token": False} if kind == "loglikelihood_rolling" else {}  # or the text would begin twice
         theirs = {b: HFLM(pretrained=model, tokenizer=tokenizer, batch_size=b, device="cpu", **once) for b in BATCHES}
         row = measure(name, kind, items, instances(kind, requests), ours, theirs, options.rounds)
         results.append(row)
-        print(f"{name:<18}{row['tercet']:9.1f}{row['lm-eval']:9.1f}   {spread(quotients([row], 'seconds')):<22} {spread(quotients([row], 'cpu')):<22} {row['batch_size']:>5}  {row['difference']:.0e}", flush=True)  # fmt: skip
+        print(
+            f"{name:<18}{row['tercet']:9.1f}{row['lm-eval']:9.1f}   {spread(quotients([row], 'seconds')):<22} "
+            f"{spread(quotients([row], 'cpu')):<22} {row['batch_size']:>5}  {row['difference']:.0e}",
+            flush=True,
+        )
     totals, by_cpu = quotients(results, "seconds"), quotients(results, "cpu")
     reached = "reached" if statistics.median(totals) >= GOAL else "MISSED"
     print(
-        f"\nall tasks: {spread(totals)} x lm-eval's speed (by CPU {spread(by_cpu)}), goal at least {GOAL:.2f}: {reached}"
+        f"\nall tasks: {spread(totals)} x lm-eval's speed (by CPU {spread(by_cpu)}), "
+        f"goal at least {GOAL:.2f}: {reached}"
     )
     report = {
         "options": {k: str(v) for k, v in vars(options).items()},

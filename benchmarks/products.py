@@ -2,7 +2,8 @@
 
     python benchmarks/products.py [--threads 2]
 
-Shapes are those of a layer of the model in `workload.py`: forward, the gradient of the input, the gradient of the weight. The two take turns.
+Shapes are those of a layer of the model in `workload.py`: forward, the gradient of the input, the gradient of the
+weight. The two take turns.
 """
 
 from __future__ import annotations
@@ -61,7 +62,10 @@ def main() -> None:
         pairs = ways(torch.randn(rows, inputs), torch.randn(outputs, inputs), torch.randn(rows, outputs))
         for name, (plain, fast) in pairs.items():
             found = speeds({"torch": plain, "onednn": fast}, 2.0 * rows * inputs * outputs)
-            print(f"{rows!s:<5} {inputs!s:<5} {outputs!s:<6}{name:<8}{found['torch']:9.0f}{found['onednn']:9.0f}{found['onednn'] / found['torch']:7.2f}")  # fmt: skip
+            print(
+                f"{rows!s:<5} {inputs!s:<5} {outputs!s:<6}{name:<8}{found['torch']:9.0f}{found['onednn']:9.0f}"
+                f"{found['onednn'] / found['torch']:7.2f}"
+            )
 
 
 if __name__ == "__main__":

@@ -45,7 +45,8 @@ def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Stamps) -> Non
         return str(folder / name)
 
     common: dict[str, Any] = {
-        "model": path("base"), "steps": shape.steps, "lr": shape.lr, "threads": shape.threads, "warmup": 0, "cooldown": 0.0,
+        "model": path("base"), "steps": shape.steps, "lr": shape.lr, "threads": shape.threads, "warmup": 0,
+        "cooldown": 0.0,
         "checkpoint_every": 0,
     }  # fmt: skip
     pairs: dict[str, Any] = {

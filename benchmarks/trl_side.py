@@ -112,7 +112,8 @@ def run(task: str, folder: Path, shape: Shape, out: Path, stamps: Any) -> None:
         del common["max_steps"]
         config = PPOConfig(
             **common, per_device_train_batch_size=shape.rollouts, total_episodes=shape.rollouts * shape.steps,
-            num_ppo_epochs=1, response_length=shape.new_tokens, temperature=1.0, stop_token="eos", num_sample_generations=0,
+            num_ppo_epochs=1, response_length=shape.new_tokens, temperature=1.0, stop_token="eos",
+            num_sample_generations=0,
             local_rollout_forward_batch_size=shape.rollouts,
         )  # fmt: skip
         trainer = PPOTrainer(

@@ -22,8 +22,8 @@ from tercet.data.types import Message
 from tercet.tokenizer.bpe import SPECIAL_TOKENS, Tokenizer, train_tokenizer
 from tercet.tokenizer.chat_template import render, render_prompt
 
-# ChatML without the line feed after the last message, so that an answer ends with its end token in both tools; the marks
-# tell TRL which tokens are the assistant's
+# ChatML without the line feed after the last message, so that an answer ends with its end token in both tools; the
+# marks tell TRL which tokens are the assistant's
 TEMPLATE = (
     "{% for message in messages %}{% if not loop.first %}{{ '\\n' }}{% endif %}"
     "{{ '<|im_start|>' + message.role + '\\n' }}"

@@ -1,10 +1,11 @@
-"""The budget dial: does `tercet pretrain --budget` end at its time, and is its size as good as the best of a grid?
+"""The budget planner: does `tercet pretrain --budget` end on time, and is its size as good as the best of a grid?
 
-    python proofs/budget_dial.py --out runs/dial                       (about 50 minutes; on a quiet machine)
-    python proofs/budget_dial.py --out runs/dial --budgets --grid 3e12flops --seeds 0 1 2        (whatever else the machine does)
+    python proofs/budget_dial.py --out runs/dial        (about 50 minutes, on a quiet machine)
+    python proofs/budget_dial.py --out runs/dial --budgets --grid 3e12flops --seeds 0 1 2    (on any machine)
 
-Every run is a process of its own, timed from its start to its end. A run of the grid has a width that is given and as much time, with
-Python's start in it, or as many FLOPs as the dial; its tokens and rates are by the same rules. What the dial alone has to do is to plan.
+Every run is a process of its own, timed from start to end. A run of the grid has a given width and the planner's
+time (Python's start included) or FLOPs. Its tokens and learning rates follow the same rules. Only the planner also has
+to plan.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ BUDGETS, GRID, WIDTHS = ("1min", "5min", "20min"), ("2min",), (32, 48, 64, 96, 1
 
 
 def of_width(width: int, budget: str, config: PretrainConfig, out: Path, began: float) -> None:
-    """One size of the grid with the budget that began at `began` (time.monotonic)."""
+    """Train one size of the grid with the budget that began at `began` (time.monotonic)."""
     shape = ModelConfig(Tokenizer.load(config.tokenizer).vocab_size, config.context_length, **shape_of(width))
     seconds, flops = parse_budget(budget)
     tokens = flops / shape.flops_per_token() if flops else tokens_within(seconds * (1 - OVERHEAD), config.context_length, measure_speed(shape, config))  # fmt: skip
@@ -47,15 +48,23 @@ def of_width(width: int, budget: str, config: PretrainConfig, out: Path, began: 
 
 
 def timed(command: list[str], budget: str, out: Path) -> dict[str, Any]:
-    """Run a command that makes `out`, unless it is there: seconds of the whole process, width, tokens, loss."""
+    """Run a command that makes `out`, unless it is there; return seconds of the process, width, tokens, loss."""
     file = out.with_suffix(".json")
     if not file.is_file():
         began = time.monotonic()
-        said = subprocess.run([*command, *(["--began", repr(began)] if "--width" in command else [])], stdout=subprocess.PIPE, text=True, check=True).stdout  # fmt: skip
+        said = subprocess.run(
+            [*command, *(["--began", repr(began)] if "--width" in command else [])],
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        ).stdout
         seconds, run = time.monotonic() - began, Run(out)
         row = {
-            "budget": budget, "seconds": seconds, "ratio": seconds / (parse_budget(budget)[0] or seconds), "width": run.config["hidden_size"],
-            "tokens": run.metrics("loss")[-1]["step"] * run.config["batch_size"] * run.config["context_length"], "loss": run.metrics("heldout")[-1]["heldout"], "plan": [line for line in said.splitlines() if "expected" in line],
+            "budget": budget, "seconds": seconds, "ratio": seconds / (parse_budget(budget)[0] or seconds),
+            "width": run.config["hidden_size"],
+            "tokens": run.metrics("loss")[-1]["step"] * run.config["batch_size"] * run.config["context_length"],
+            "loss": run.metrics("heldout")[-1]["heldout"],
+            "plan": [line for line in said.splitlines() if "expected" in line],
         }  # fmt: skip
         write_text(file, json.dumps(row) + "\n")
     row = json.loads(file.read_text())
@@ -64,12 +73,12 @@ def timed(command: list[str], budget: str, out: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Budgets, grids, table."""
+    """Make all runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/dial"))
     parser.add_argument("--data", default="code", help=f"{', '.join(DATA)}, or NAME=PATH")
-    parser.add_argument("--budgets", nargs="*", default=list(BUDGETS), help="of the dial alone")
-    parser.add_argument("--grid", nargs="*", default=list(GRID), help="budgets of the dial and of every width")
+    parser.add_argument("--budgets", nargs="*", default=list(BUDGETS), help="Budgets of the planner alone.")
+    parser.add_argument("--grid", nargs="*", default=list(GRID), help="Budgets of the planner and of every width.")
     parser.add_argument("--widths", nargs="*", type=int, default=list(WIDTHS))
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--threads", type=int, default=2)
@@ -79,7 +88,9 @@ def main() -> None:
     args = parser.parse_args()
     name = own_text(args.data) if "=" in args.data else args.data
     data = args.prepared or args.out / name
-    config = PretrainConfig(data=(str(data / f"{name}.jsonl"),), tokenizer=str(data), threads=args.threads, seed=args.seeds[0])  # fmt: skip
+    config = PretrainConfig(
+        data=(str(data / f"{name}.jsonl"),), tokenizer=str(data), threads=args.threads, seed=args.seeds[0]
+    )
     if args.width:
         return of_width(args.width, args.grid[0], config, args.out / "run", args.began)
     prepare(data, name)
@@ -89,18 +100,26 @@ def main() -> None:
         for budget in (*args.grid, *args.budgets):
             place = args.out / f"{name}-{budget}-{seed}"
             shared = ["--threads", str(args.threads)]
-            dial = [str(Path(sys.executable).with_name("tercet")), "pretrain", "--data", config.data[0], "--tokenizer", config.tokenizer, "--budget", budget, "--seed", str(seed)]  # fmt: skip
+            tercet = str(Path(sys.executable).with_name("tercet"))
+            inputs = ["--data", config.data[0], "--tokenizer", config.tokenizer]
+            dial = [tercet, "pretrain", *inputs, "--budget", budget, "--seed", str(seed)]
             rows = [timed([*dial, *shared, "--out", str(place / "dial")], budget, place / "dial")]
             for width in args.widths if budget in args.grid else []:
                 out = place / f"w{width}"
-                grid = [sys.executable, __file__, "--out", str(out), "--data", args.data, "--prepared", str(data), "--grid", budget, "--seeds", str(seed), "--width", str(width)]  # fmt: skip
+                inputs = ["--data", args.data, "--prepared", str(data), "--out", str(out)]
+                point = ["--grid", budget, "--seeds", str(seed), "--width", str(width)]
+                grid = [sys.executable, __file__, *inputs, *point]
                 rows.append(timed([*grid, *shared], budget, out / "run"))
             for row, what in zip(rows, ("dial", *args.widths), strict=False):
-                lines.append(f"| {budget} | {seed} | {'dial: ' if what == 'dial' else ''}{row['width']} | {row['tokens']:,} | {row['loss']:.4f} | {row['ratio']:.3f} |")  # fmt: skip
+                label = "dial: " if what == "dial" else ""
+                cells = (budget, seed, f"{label}{row['width']}", f"{row['tokens']:,}", f"{row['loss']:.4f}")
+                lines.append(f"| {' | '.join(map(str, cells))} | {row['ratio']:.3f} |")
             if rows[1:]:
                 above.setdefault(budget, []).append(rows[0]["loss"] / min(r["loss"] for r in rows[1:]) - 1)
     for budget, parts in above.items():
-        lines.append(f"\n{budget}: the dial's run is {', '.join(f'{100 * a:+.2f}' for a in parts)} % above the best of the grid, mean {100 * statistics.mean(parts):+.2f}")  # fmt: skip
+        each = ", ".join(f"{100 * a:+.2f}" for a in parts)
+        mean = 100 * statistics.mean(parts)
+        lines.append(f"\n{budget}: the planner's run is {each} % above the best of the grid, mean {mean:+.2f} %")
     write_text(args.out / f"{name}.md", "\n".join(lines) + "\n")
     print("\n".join(lines))
 

@@ -2,9 +2,10 @@
 
     python proofs/mutants.py [--only NAME] [--jobs 2] [--out runs/mutants.json]
 
-A fault is a fragment of a line that stands exactly once in its file, and what stands there instead. It is made in a copy of
-`src` and `tests`, never in the working tree, and the tests run against the copy until one fails. A fault with which nothing
-can be imported proves nothing: it counts as not caught. Exit code 1 where more than one fault gets through.
+A fault is a fragment of a line that stands exactly once in its file, and what stands there instead. It is made in a
+copy of `src` and `tests`, never in the working tree, and the tests run against the copy until one fails. A fault with
+which nothing can be imported proves nothing: it counts as not caught. Exit code 1 where more than one fault gets
+through.
 """
 
 from __future__ import annotations
@@ -36,12 +37,17 @@ TESTS = ("policy_gradient", "group_methods", "grouped", "learner", "chat_rendere
 Fault = tuple[str, str, str, str]
 TABLE: dict[str, tuple[str, list[Fault]]] = {
     "posttraining/rl/advantages.py": ("policy_gradient group_methods", [
-        ("gae-sign", "sign", "delta = rewards[:, t] + discount * next_value", "delta = rewards[:, t] - discount * next_value"),
-        ("gae-no-lambda", "coefficient", "delta + discount * lam * running, running)", "delta + discount * running, running)"),
-        ("gae-no-carry", "mask", "delta + discount * lam * running, running)", "delta + discount * lam * running, 0.0)"),
-        ("gae-value-of-gap", "mask", "next_value = torch.where(acts, values[:, t], next_value)", "next_value = values[:, t]"),
+        ("gae-sign", "sign", "delta = rewards[:, t] + discount * next_value",
+         "delta = rewards[:, t] - discount * next_value"),
+        ("gae-no-lambda", "coefficient", "delta + discount * lam * running, running)",
+         "delta + discount * running, running)"),
+        ("gae-no-carry", "mask", "delta + discount * lam * running, running)",
+         "delta + discount * lam * running, 0.0)"),
+        ("gae-value-of-gap", "mask", "next_value = torch.where(acts, values[:, t], next_value)",
+         "next_value = values[:, t]"),
         ("returns-without-values", "wrong array", "(advantages + values) * action_mask", "advantages * action_mask"),
-        ("score-on-first-action", "shift", "torch.where(action_mask, columns, -1).amax(dim=1)", "action_mask.int().argmax(dim=1)"),
+        ("score-on-first-action", "shift", "torch.where(action_mask, columns, -1).amax(dim=1)",
+         "action_mask.int().argmax(dim=1)"),
         ("score-on-padding", "shift", "rewards[torch.arange(len(scores)), last] += scores",
          "rewards[torch.arange(len(scores)), (last + 1).clamp(max=rewards.shape[1] - 1)] += scores"),
         ("kl-in-reward-sign", "sign", "rewards = -beta * kl * action_mask", "rewards = beta * kl * action_mask"),
@@ -50,8 +56,10 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("whiten-shift-forgotten", "coefficient", "white = white + selected.mean()", "white = white + 0.0"),
         ("totals-mean-for-sum", "mean for sum", "beta * rollouts.kl().sum(1)", "beta * rollouts.kl().mean(1)"),
         ("leave-one-out-by-k", "coefficient", "- totals_GK) / (k - 1)", "- totals_GK) / k"),
-        ("std-of-population", "coefficient", "totals_GK.std(1, keepdim=True)", "totals_GK.std(1, keepdim=True, correction=0)"),
-        ("to-go-backwards", "shift", "(rewards * action_mask).flip(1).cumsum(1).flip(1)", "(rewards * action_mask).cumsum(1)"),
+        ("std-of-population", "coefficient", "totals_GK.std(1, keepdim=True)",
+         "totals_GK.std(1, keepdim=True, correction=0)"),
+        ("to-go-backwards", "shift", "(rewards * action_mask).flip(1).cumsum(1).flip(1)",
+         "(rewards * action_mask).cumsum(1)"),
     ]),
     "posttraining/rl/rollouts.py": ("policy_gradient group_methods", [
         ("mask-late-by-one", "shift", "(columns >= first)", "(columns > first)"),
@@ -59,7 +67,8 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("missing-eos-added", "EOS", "rewards=torch.where(finished, torch.tensor(scores, dtype=dtype), missing_eos_score)",
          "rewards=torch.tensor(scores, dtype=dtype) + torch.where(finished, 0.0, missing_eos_score)"),
         ("kl-sign", "sign", "(logp - self.ref_logp) * self.action_mask", "(self.ref_logp - logp) * self.action_mask"),
-        ("kl-never-negative", "clamp", "(logp - self.ref_logp) * self.action_mask", "(logp - self.ref_logp).clamp(min=0) * self.action_mask"),
+        ("kl-never-negative", "clamp", "(logp - self.ref_logp) * self.action_mask",
+         "(logp - self.ref_logp).clamp(min=0) * self.action_mask"),
         ("kl-of-the-sampler", "wrong array", "self.behaviour if self.logp is None else self.logp", "self.behaviour"),
         ("reference-is-policy", "wrong reference", "logprobs(reference, rollouts, params.temperature)",
          "logprobs(policy, rollouts, params.temperature)"),
@@ -70,26 +79,31 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
     "posttraining/rl/policy_loss.py": ("group_methods policy_gradient", [
         ("loss-sign", "sign", "terms = -torch.minimum(", "terms = torch.minimum("),
         ("clip-max-for-min", "swap", "torch.minimum(ratio * advantage", "torch.maximum(ratio * advantage"),
-        ("clip-bounds-swapped", "swap", "ratio.clamp(1 - self.clip_low, 1 + self.clip_high)", "ratio.clamp(1 - self.clip_high, 1 + self.clip_low)"),
+        ("clip-bounds-swapped", "swap", "ratio.clamp(1 - self.clip_low, 1 + self.clip_high)",
+         "ratio.clamp(1 - self.clip_high, 1 + self.clip_low)"),
         ("clip-detached", "detach", "clipped = ratio.clamp(", "clipped = ratio.detach().clamp("),
         ("old-not-detached", "detach", "old = logp.detach() if batch.logp is None", "old = logp if batch.logp is None"),
         ("cispo-not-detached", "detach", "-ratio.detach().clamp(max=", "-ratio.clamp(max="),
-        ("mean-for-sum", "mean for sum", "loss = (weights * terms).double().sum()", "loss = (weights * terms).double().mean()"),
+        ("mean-for-sum", "mean for sum", "loss = (weights * terms).double().sum()",
+         "loss = (weights * terms).double().mean()"),
         ("gspo-sum-for-mean", "mean for sum", "summed = summed / batch.lengths()", "summed = summed * 1.0"),
         ("rloo-mean-for-sum", "mean for sum", 'if self.level == "answer_mean":', 'if self.level != "token":'),
         ("k2-without-half", "coefficient", '0.5 * (logp - batch.at_actions("ref_logp"))', '(logp - batch.at_actions("ref_logp"))'),
         ("policy-at-temperature-1", "temperature", "packed.target, self.temperature)", "packed.target, 1.0)"),
     ]),
     "training/losses.py": ("group_methods learner", [
-        ("exact-kl-forward", "wrong reference", "(logp.exp() * (logp - ref)).sum(-1)", "(ref.exp() * (ref - logp)).sum(-1)"),
+        ("exact-kl-forward", "wrong reference", "(logp.exp() * (logp - ref)).sum(-1)",
+         "(ref.exp() * (ref - logp)).sum(-1)"),
     ]),
     "posttraining/rl/group_methods.py": ("group_methods", [
-        ("grpo-no-length", "mean for sum", "rollouts.action_mask / rollouts.lengths()[:, None].to(rollouts.behaviour.dtype)",
+        ("grpo-no-length", "mean for sum",
+         "rollouts.action_mask / rollouts.lengths()[:, None].to(rollouts.behaviour.dtype)",
          "rollouts.action_mask.to(rollouts.behaviour.dtype)"),
         ("dr-grpo-divisor", "mean for sum", "float(config.max_new_tokens)", "1.0"),
         ("dapo-clip-symmetric", "coefficient", "clip=(0.2, 0.28)", "clip=(0.2, 0.2)"),
         ("worst-imitated", "swap", "grouped.argmax(1)", "grouped.argmin(1)"),
-        ("online-dpo-best-is-worst", "swap", "best, worst = scores.argmax(1, keepdim=True), scores.argmin(1, keepdim=True)",
+        ("online-dpo-best-is-worst", "swap",
+         "best, worst = scores.argmax(1, keepdim=True), scores.argmin(1, keepdim=True)",
          "worst, best = scores.argmax(1, keepdim=True), scores.argmin(1, keepdim=True)"),
         ("online-dpo-no-reference", "wrong reference", 'logp - batch.at_actions("ref_logp")', "logp"),
     ]),
@@ -97,7 +111,8 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("ptx-no-gamma", "coefficient", "coef=self.config.gamma", "coef=1.0"),
         ("ema-inverted", "swap", "lerp_(value, 1 - self.config.ema)", "lerp_(value, self.config.ema)"),
         ("importance-not-cut", "clamp", ".exp().clamp(max=cap)", ".exp()"),
-        ("importance-inverted", "sign", "(rollouts.logp - rollouts.behaviour).exp()", "(rollouts.behaviour - rollouts.logp).exp()"),
+        ("importance-inverted", "sign", "(rollouts.logp - rollouts.behaviour).exp()",
+         "(rollouts.behaviour - rollouts.logp).exp()"),
         ("groups-torn", "shift", "[g * k + i for g in order", "[i * groups + g for g in order"),
         ("reference-trained", "wrong reference", "shared_critic or copy.deepcopy(reference), config", "shared_critic or reference, config"),
         ("old-at-temperature-1", "temperature", "logprobs(self.model, rollouts, self.config.temperature)", "logprobs(self.model, rollouts, 1.0)"),
@@ -106,7 +121,8 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("beta-falls-with-kl", "sign", "kl / config.target_kl - 1", "1 - kl / config.target_kl"),
     ]),
     "posttraining/rl/ppo.py": ("policy_gradient rl_stages", [
-        ("value-half", "coefficient", "loss = 0.5 * (action_values(critic, batch)", "loss = 1.0 * (action_values(critic, batch)"),
+        ("value-half", "coefficient", "loss = 0.5 * (action_values(critic, batch)",
+         "loss = 1.0 * (action_values(critic, batch)"),
         ("value-of-advantages", "wrong array", 'batch.at_actions("returns")', 'batch.at_actions("advantages")'),
         ("critic-never-steps", "coefficient", "self.critic.optim_step(scale)", "self.critic.optim_step(0.0)"),
         ("reward-mean-shifted", "coefficient", "whiten(rewards, mask, shift_mean=False)", "whiten(rewards, mask)"),
@@ -118,8 +134,10 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("prompt-not-scored", "wrong array", "(*self.prompts[number], *done.tokens), question)", "(*done.tokens,), question)"),
     ]),
     "inference/generate.py": ("sampler", [
-        ("logprob-at-temperature-1", "temperature", "return selected, logp.gather(", "return selected, F.log_softmax(logits, dim=-1).gather("),
-        ("batch-shares-its-seed", "seed", "uniforms(seeds[i], params.max_new_tokens)", "uniforms(seeds[which[0]], params.max_new_tokens)"),
+        ("logprob-at-temperature-1", "temperature", "return selected, logp.gather(",
+         "return selected, F.log_softmax(logits, dim=-1).gather("),
+        ("batch-shares-its-seed", "seed", "uniforms(seeds[i], params.max_new_tokens)",
+         "uniforms(seeds[which[0]], params.max_new_tokens)"),
     ]),
     "inference/reward_scores.py": ("reward", [
         ("score-on-last-column", "shift", "tokens.shape[1] + lengths - 1", "tokens.shape[1] + tokens.shape[1] - 1"),
@@ -128,7 +146,8 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("pair-order", "swap", "pairs += [(base + i, base + j)", "pairs += [(base + j, base + i)"),
         ("pairs-not-averaged", "mean for sum", "[2.0 / (k * (k - 1))] * len(p.pairs)", "[1.0] * len(p.pairs)"),
         ("margin-sign", "sign", "- batch.margins", "+ batch.margins"),
-        ("bias-not-scaled", "coefficient", "np.mean(demonstrations or answers))).div_(spread)", "np.mean(demonstrations or answers)))"),
+        ("bias-not-scaled", "coefficient", "np.mean(demonstrations or answers))).div_(spread)",
+         "np.mean(demonstrations or answers)))"),
         ("gain-inverted", "coefficient", "model.gain.div_(spread)", "model.gain.mul_(spread)"),
     ]),
     "posttraining/reward_model/rankings.py": ("reward dpo", [
@@ -136,15 +155,19 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("same-text-is-a-pair", "mask", " and self.answers[i] != self.answers[j])", ")"),
     ]),
     "posttraining/preference/losses.py": ("dpo", [
-        ("dpo-no-beta", "coefficient", "margin = beta * difference(logp - reference, pairs)", "margin = difference(logp - reference, pairs)"),
-        ("dpo-reference-sign", "sign", "beta * difference(logp - reference, pairs)", "beta * difference(logp + reference, pairs)"),
+        ("dpo-no-beta", "coefficient", "margin = beta * difference(logp - reference, pairs)",
+         "margin = difference(logp - reference, pairs)"),
+        ("dpo-reference-sign", "sign", "beta * difference(logp - reference, pairs)",
+         "beta * difference(logp + reference, pairs)"),
         ("ipo-target", "coefficient", "1 / (2 * tau)", "1 / tau"),
-        ("simpo-no-length", "mean for sum", "beta * difference(logp / lengths, pairs)", "beta * difference(logp, pairs)"),
+        ("simpo-no-length", "mean for sum", "beta * difference(logp / lengths, pairs)",
+         "beta * difference(logp, pairs)"),
         ("kto-z0-sign", "sign", "gain = beta * (logp - reference - z0)", "gain = beta * (logp - reference + z0)"),
         ("kto-z0-negative", "clamp", "return max(0.0, float(", "return (float("),
     ]),
     "posttraining/preference/train.py": ("dpo", [
-        ("dpo-reference-is-policy", "wrong reference", "losses.dpo(logp, b.reference,", "losses.dpo(logp, logp.detach(),"),
+        ("dpo-reference-is-policy", "wrong reference", "losses.dpo(logp, b.reference,",
+         "losses.dpo(logp, logp.detach(),"),
     ]),
     "training/shared_prompts.py": ("grouped reward", [
         ("predecessor", "shift", "places[len(prompt) - 1 : -1]", "places[len(prompt) :]"),
@@ -177,7 +200,7 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault: in `file` (of src/tercet), `now` stands in the place of `was`; `first` are the tests that should see it."""
+    """A fault: in `file` of src/tercet, `was` is replaced by `now`. The tests `first` should catch it."""
 
     name: str
     kind: str
@@ -207,7 +230,13 @@ class Result:
         """A row of the file that is written."""
         m = self.mutant
         row = {"name": m.name, "kind": m.kind, "file": m.file, "was": m.was, "now": m.now}
-        return {**row, "caught": self.test is not None, "test": self.test, "why": self.why, "seconds": round(self.seconds, 1)}  # fmt: skip
+        return {
+            **row,
+            "caught": self.test is not None,
+            "test": self.test,
+            "why": self.why,
+            "seconds": round(self.seconds, 1),
+        }
 
 
 def mutants() -> list[Mutant]:
@@ -220,7 +249,7 @@ def mutants() -> list[Mutant]:
 
 
 def problems(root: Path) -> list[str]:
-    """Where the table is not true of the source: a fragment that is not there once, a fault that is none or no Python."""
+    """Return where the table does not fit the source: a fragment that is not there once, a fault that is no fault."""
     found, every = [], mutants()
     if twice := {m.name for m in every if [o.name for o in every].count(m.name) > 1}:
         found.append(f"names that stand twice: {', '.join(sorted(twice))}")
@@ -238,13 +267,30 @@ def problems(root: Path) -> list[str]:
 
 
 def run_tests(copy: Path, names: tuple[str, ...]) -> tuple[str | None, str]:
-    """(the first test that fails against the copy or None, why: its error; "passed", "timeout", or pytest's last line)."""
+    """Return (first test that fails against the copy or None, its error, "passed", "timeout" or pytest's last line)."""
     env = {**os.environ, "PYTHONPATH": str(copy / "src"), "OMP_NUM_THREADS": "1", "COLUMNS": "240"}
-    where = subprocess.run([sys.executable, "-c", "import tercet; print(tercet.__file__)"], cwd=copy, env=env, capture_output=True, text=True)  # fmt: skip
+    where = subprocess.run(
+        [sys.executable, "-c", "import tercet; print(tercet.__file__)"],
+        cwd=copy,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     if where.returncode == 0 and not Path(where.stdout.strip()).is_relative_to(copy):
         raise RuntimeError(f"the tests would import {where.stdout.strip()}, not the copy in {copy}")
     files = [f"tests/test_{name}.py" for name in names]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-rfE", "--tb=no", "-p", "no:cacheprovider", f"--basetemp={copy / 'tmp'}"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-rfE",
+        "--tb=no",
+        "-p",
+        "no:cacheprovider",
+        f"--basetemp={copy / 'tmp'}",
+    ]
     try:
         done = subprocess.run([*command, *files], cwd=copy, env=env, capture_output=True, text=True, timeout=TIMEOUT)
     except subprocess.TimeoutExpired:
@@ -307,7 +353,10 @@ def main() -> int:
             for r in pool.map(lambda m: try_one(m, snapshot), chosen):
                 results.append(r)
                 m = r.mutant
-                print(f"{m.name:28}{m.kind:16}{m.file:34}{r.seconds:6.1f} s  {r.test or f'NOT CAUGHT ({r.why})'}", flush=True)  # fmt: skip
+                print(
+                    f"{m.name:28}{m.kind:16}{m.file:34}{r.seconds:6.1f} s  {r.test or f'NOT CAUGHT ({r.why})'}",
+                    flush=True,
+                )
     caught = sum(r.test is not None for r in results)
     print(f"{caught} of {len(results)} faults are caught")
     asked.out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
 """Prediction before payment: laws fitted to runs of at most C FLOPs say what a run of at least 8 C will reach.
 
-    python proofs/scaling_prediction.py --out runs/scaling            (three data sets, about 15 minutes on one quiet core)
-    python proofs/scaling_prediction.py --out runs/scaling --data --text stories=stories.jsonl        (text of your own)
+    python proofs/scaling_prediction.py --out runs/scaling        (three data sets, about 15 minutes on a quiet core)
+    python proofs/scaling_prediction.py --out runs/scaling --data --text stories=stories.jsonl      (your own text)
 
-For each data set: a ladder of budgets up to C, a fit, a prediction of the best run of 8 C (size and tokens by the fit), and then
-that run. The prediction is written to disk before the run begins. A stopped script goes on where it was.
+For each data set: a ladder of budgets up to C, a fit, a prediction of the best run of 8 C (size and tokens by the fit),
+and then that run. The prediction is written to disk before the run begins. A stopped script goes on where it was.
 """
 
 from __future__ import annotations
@@ -61,13 +61,15 @@ def prepare(folder: Path, name: str) -> None:
 
 
 def one(
-    out: Path, name: str, jobs: int, flops: Sequence[float] = FLOPS, seeds: Sequence[int] = SEEDS, widths: Sequence[int] = WIDTHS
+    out: Path, name: str, jobs: int, flops: Sequence[float] = FLOPS, seeds: Sequence[int] = SEEDS,
+    widths: Sequence[int] = WIDTHS
 ) -> dict[str, Any]:  # fmt: skip
     """Ladder, fit, prediction, run; returns what was predicted and what came."""
     data, ladder = out / name / "data", out / name / "ladder"
     prepare(data, name)
     config = LadderConfig(
-        data=(str(data / f"{name}.jsonl"),), tokenizer=str(data / "tokenizer.json"), widths=tuple(widths), flops=tuple(flops), seeds=tuple(seeds), context_length=CONTEXT, heldout_bytes=40_000,
+        data=(str(data / f"{name}.jsonl"),), tokenizer=str(data / "tokenizer.json"), widths=tuple(widths),
+        flops=tuple(flops), seeds=tuple(seeds), context_length=CONTEXT, heldout_bytes=40_000,
     )  # fmt: skip
     run_ladder(config, ladder, jobs=jobs, progress=Plain())
     found = fit_ladder(read_runs([ladder]))
@@ -88,7 +90,8 @@ def one(
     return {
         "data": name, "width": said["width"], "tokens": said["tokens"], "factor": truth.flops[0] / law.flops,
         "predicted": expected, "measured": truth.loss[0], "error": expected["value"] / truth.loss[0] - 1,
-        "inside": expected["low"] <= truth.loss[0] <= expected["high"], "seconds": Run(target).manifest["seconds"], "parameters": {k: e.to_json() for k, e in law.law().parameters().items()},
+        "inside": expected["low"] <= truth.loss[0] <= expected["high"], "seconds": Run(target).manifest["seconds"],
+        "parameters": {k: e.to_json() for k, e in law.law().parameters().items()},
     }  # fmt: skip
 
 
@@ -101,7 +104,8 @@ def table(rows: Iterable[dict[str, Any]]) -> str:
     for r in rows:
         p = r["predicted"]
         lines.append(
-            f"| {r['data']} | {r['width']} | {r['tokens']:,} | {r['factor']:.1f} | {p['value']:.3f} [{p['low']:.3f}, {p['high']:.3f}] "
+            f"| {r['data']} | {r['width']} | {r['tokens']:,} | {r['factor']:.1f} "
+            f"| {p['value']:.3f} [{p['low']:.3f}, {p['high']:.3f}] "
             f"| {r['measured']:.3f}{'' if r['inside'] else ' (outside)'} | {100 * r['error']:+.1f} % |"
         )
     return "\n".join(lines)

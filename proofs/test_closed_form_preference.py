@@ -1,8 +1,8 @@
 """DPO, IPO and KTO reach their own optima: a Transformer, trained by the stage's own loss on a whole population.
 
-The population can be enumerated: four tokens, one of which ends an answer, at most four tokens, so 121 answers with those
-that are cut off. Where an optimum has a closed form it is written out here; KTO's is solved for by bisection. What is
-wrong on purpose is written here alone and must end far from the optimum.
+The population can be enumerated: four tokens, one of which ends an answer, at most four tokens, so 121 answers with
+those that are cut off. Where an optimum has a closed form it is written out here; KTO's is solved for by bisection.
+What is wrong on purpose is written here alone and must end far from the optimum.
 
 The prompt begins with the end token, which no answer goes on from: after a prompt of token 1 alone, the contexts 1, 11,
 111 and 1111 would be the same to a model whose values carry no position (rotary attention over equal tokens), and no

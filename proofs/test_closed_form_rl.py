@@ -1,4 +1,4 @@
-"""RL reaches the optimum that theory gives: with a real transformer, the real sampler and the methods as they are shipped.
+"""RL reaches the optimum that theory gives, with a real transformer, the real sampler and the shipped methods.
 
 π* ∝ π_ref · exp(r / β) for PPO and the group methods; with the pretraining term the solution of β log π − γ q/π = … .
 Each wrong variant is built here alone and must end far away, so that a test which cannot fail would be seen.
@@ -27,7 +27,8 @@ WRONG_STEPS = 150
 STEPS = 300
 # The weights are averaged: with the pretraining term two large gradients cancel at the optimum, but not their noise.
 COMMON: dict[str, Any] = {
-    "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.5, "steps": STEPS, "batch_size": 8, "group_size": 32, "lr": 4e-3,
+    "model": "-", "reward": ("-",), "prompts": ("-",), "beta": 0.5, "steps": STEPS, "batch_size": 8, "group_size": 32,
+    "lr": 4e-3,
     "ema": 0.98, "warmup": 5, "clip_norm": 0.0, "gamma": 0.0, "max_new_tokens": LONGEST, "threads": 1,
 }  # fmt: skip
 
@@ -50,7 +51,8 @@ def train(problem: Problem, method: PPO | GroupMethod) -> Tensor:
         count = config.batch_size * config.group_size
         seeds = [(problem.seed * 1_000 + step) * 100_003 + i for i in range(count)]
         rollouts, _ = generate_rollouts(
-            method.policy.model, reference, [PROMPT] * config.batch_size, params, seeds, problem.score, group_size=config.group_size,
+            method.policy.model, reference, [PROMPT] * config.batch_size, params, seeds, problem.score,
+            group_size=config.group_size,
             end_id=END, missing_eos_score=problem.missing_end, pad=0, version=method.policy.updates, clock=Clock(),
         )  # fmt: skip
         method.update(step, rollouts, config.beta)
@@ -71,7 +73,8 @@ def test_the_optimum_is_far_from_the_reference() -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ppo(seed: int) -> None:
     problem = Problem(seed)
-    # at .05 an answer can become so rare in the first steps that it is never drawn again: which seed it hits is a matter of rounding
+    # at .05 an answer can become so rare in the first steps that it is never drawn again: which seed it hits is a
+    # matter of rounding
     print("ppo", seed, found := distance(ppo(problem, muon_lr=0.03, steps=400), problem.optimum()))
     assert found < 0.03
 
@@ -97,7 +100,7 @@ def test_ppo_with_the_pretraining_term(gamma: float, seed: int) -> None:
     assert found < 0.03
 
 
-# -- wrong on purpose ---------------------------------------------------------------------------------------------------
+# -- wrong on purpose --------------------------------------------------------------------------------------------------
 
 
 class Wrong(PPO):

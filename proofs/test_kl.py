@@ -95,7 +95,7 @@ def test_so_it_has_with_a_baseline_of_the_group() -> None:
 
 @pytest.mark.parametrize("kl", ["k2_loss", "exact_loss"])
 def test_in_the_loss_it_is_right_for_each_token(kl: str) -> None:
-    """And blind to the future: it is not the gradient of the KL of whole answers, which is why it is not the default."""
+    """It is blind to the future: it is not the gradient of the KL of whole answers, so it is not the default."""
     model, reference, r, p = setting()
     wanted, whole = per_token_gradient(model, reference, p), true_gradient(model, reference)
     objective = PolicyObjective(1.0, 0.2, 0.2, kl=kl, kl_coef=1.0, reference=reference)

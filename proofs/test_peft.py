@@ -44,8 +44,10 @@ def theirs(model: Transformer, kind: str = "Qwen3ForCausalLM") -> Any:
     """transformers' model of the same shape with the same weights, by their names."""
     c = model.config
     config = transformers.Qwen3Config(
-        vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.intermediate_size, num_hidden_layers=c.num_layers,
-        num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads, head_dim=c.head_dim, rms_norm_eps=c.norm_eps,
+        vocab_size=c.vocab_size, hidden_size=c.hidden_size, intermediate_size=c.intermediate_size,
+        num_hidden_layers=c.num_layers,
+        num_attention_heads=c.num_heads, num_key_value_heads=c.num_kv_heads, head_dim=c.head_dim,
+        rms_norm_eps=c.norm_eps,
         rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}, max_position_embeddings=c.context_length,
         tie_word_embeddings=True, num_labels=1, pad_token_id=0,
     )  # fmt: skip
@@ -67,7 +69,7 @@ def adapted(model: Any, targets: tuple[str, ...]) -> Any:
 
 
 def with_peft(base: Any, folder: Path) -> Any:
-    """PEFT's model of `base` and the adapter in `folder`; what it warns of, as of tensors that are missing, is an error."""
+    """Return PEFT's model of `base` and the adapter in `folder`; its warnings, as of missing tensors, are errors."""
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         return peft.PeftModel.from_pretrained(base, str(folder)).eval()

@@ -1,4 +1,4 @@
-"""A ladder as tasks of a Ray that is started here: the same bits as without it, resumed, refused, and told of like there.
+"""A ladder as tasks of a Ray that is started here: the same bits, resumption, refusals and messages as without it.
 
 Its cluster has several nodes, each with processes of its own, on one machine.
 """
@@ -65,7 +65,8 @@ def address(nodes: Cluster) -> str:
 
 def config(**changes: Any) -> LadderConfig:
     values: dict[str, Any] = {
-        "data": ("text.jsonl",), "tokenizer": "tokenizer.json", "widths": (16, 32), "tokens": (1024, 2048), "context_length": 32,
+        "data": ("text.jsonl",), "tokenizer": "tokenizer.json", "widths": (16, 32), "tokens": (1024, 2048),
+        "context_length": 32,
         "heldout_bytes": 2000,
     }  # fmt: skip
     return LadderConfig(**{**values, **changes})

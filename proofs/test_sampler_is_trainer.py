@@ -1,4 +1,4 @@
-"""What is sampled is what is trained: frequencies against the enumerated distribution, log-probabilities, the first ratio."""
+"""The sampler draws from the distribution that is trained: frequencies, log-probabilities, the first ratio."""
 
 from __future__ import annotations
 
@@ -42,8 +42,10 @@ def test_log_probabilities_ratio_and_first_tokens() -> None:
     config = GRPOConfig(model="-", reward=("-",), prompts=("-",), batch_size=4, group_size=64, max_new_tokens=LONGEST)
     method = GroupMethod(config, problem.reference)
     r, done = generate_rollouts(
-        method.policy.model, problem.reference, [PROMPT, (2, 1), (3,), (1,)], SamplingParams(LONGEST, 1.3, stop_ids=(END,)), range(256),
-        lambda numbers, found: [float(len(c.tokens)) for c in found], group_size=64, end_id=END, missing_eos_score=-1.0, pad=0, version=0,
+        method.policy.model, problem.reference, [PROMPT, (2, 1), (3,), (1,)],
+        SamplingParams(LONGEST, 1.3, stop_ids=(END,)), range(256),
+        lambda numbers, found: [float(len(c.tokens)) for c in found], group_size=64, end_id=END, missing_eos_score=-1.0,
+        pad=0, version=0,
         clock=Clock(),
     )  # fmt: skip
     again = ro.logprobs(method.policy.model, r, 1.3)
@@ -53,5 +55,6 @@ def test_log_probabilities_ratio_and_first_tokens() -> None:
     _, metrics = PolicyObjective(1.3, 0.2, 0.2)(method.policy.model, method.prepare(r, 0.1))
     assert metrics["ratio"] == pytest.approx(metrics["actions"], rel=1e-5)  # π / π_sampler, not π / π_old
     wrong = PolicyObjective(1.0, 0.2, 0.2)(method.policy.model, method.prepare(r, 0.1))[1]
-    # another temperature is noticed; by the gap, since the mean of π / π_sampler over the sampler's tokens is 1 for every π
+    # another temperature is noticed; by the gap, since the mean of π / π_sampler over the sampler's tokens is 1 for
+    # every π
     assert wrong["sampler_gap"] / wrong["actions"] > 0.01

@@ -1,5 +1,8 @@
-"""Intervals of scaling laws hold the truth in at least 90 of 100 draws of known laws; larger runs are predicted (`scaling_prediction.py`);
-scipy finds the same minima; points that others published give the constants that others published."""
+"""Scaling laws: intervals, predictions, minima, and published points.
+
+Intervals contain the truth in at least 90 of 100 draws of known laws. Larger runs are predicted
+(`scaling_prediction.py`). scipy finds the same minima. Published points give the published constants.
+"""
 
 from __future__ import annotations
 
@@ -123,7 +126,7 @@ def huber(r: np.ndarray, delta: float = 1e-3) -> float:
 
 
 def scipys_parametric_law(points: Points) -> np.ndarray:
-    """(ln E, ln A, ln B, alpha, beta) of the least Huber loss that three of scipy's methods find together, from twelve starts."""
+    """Return (ln E, ln A, ln B, alpha, beta) of the least Huber loss: three of scipy's methods, twelve starts."""
     residuals = hoffmann_residuals(points)
     tight = {"x_scale": "jac", "xtol": 1e-12, "ftol": 1e-14, "gtol": 1e-14, "max_nfev": 5000}
     simplex = {"maxiter": 20000, "maxfev": 20000, "xatol": 1e-9, "fatol": 1e-15, "adaptive": True}
@@ -161,9 +164,10 @@ def test_scipy_finds_the_same_kaplan_law(seed: int) -> None:
     n, d = grid(6, 6)
     points = Points.of(n, d, noisy(((8.8e13 / n) ** (0.076 / 0.095) + 5.4e13 / d) ** 0.095, seed))
     residuals = kaplan_residuals(points)
+    tight = {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15}
     found = min(
         (
-            least_squares(residuals, [np.log(nc), np.log(dc), an, ad], x_scale="jac", xtol=1e-15, ftol=1e-15, gtol=1e-15, max_nfev=5000)
+            least_squares(residuals, [np.log(nc), np.log(dc), an, ad], x_scale="jac", max_nfev=5000, **tight)
             for nc, dc, an, ad in itertools.product((1e10, 1e15), (1e10, 1e15), (0.05, 0.15), (0.05, 0.15))
         ),
         key=lambda f: f.cost,
@@ -184,8 +188,8 @@ OUTLIERS = 5  # that they leave out: the runs of the fewest tokens
 
 @pytest.mark.skipif(
     not os.environ.get("TERCET_POINTS"),
-    reason="no published points: name the file svg_extracted_data.csv of Besiroglu et al. (2024), which is not part of this project "
-    "(github.com/epoch-research/analyzing-chinchilla, data/), in the environment variable TERCET_POINTS",
+    reason="no published points: name the file svg_extracted_data.csv of Besiroglu et al. (2024), which is not part of "
+    "this project (github.com/epoch-research/analyzing-chinchilla, data/), in the environment variable TERCET_POINTS",
 )
 def test_published_points_give_the_published_constants() -> None:
     """The runs that Besiroglu et al. read off figure 4 of Hoffmann et al.: N and C are given, D = C / 6 N."""

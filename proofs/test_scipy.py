@@ -51,7 +51,9 @@ def test_students_t():
 def test_bootstraps():
     groups = np.repeat(np.arange(30), 4)
     values = np.repeat(RNG.normal(size=30), 4) + 0.3 * RNG.normal(size=120)
-    wanted = stats.bootstrap((values.reshape(30, 4).mean(1),), np.mean, n_resamples=20_000, method="percentile", random_state=2)  # fmt: skip
+    wanted = stats.bootstrap(
+        (values.reshape(30, 4).mean(1),), np.mean, n_resamples=20_000, method="percentile", random_state=2
+    )
     a, b = np.zeros(120), values
     for found in (clustered(values, groups.tolist()), paired_test(a, b, groups.tolist()).difference):
         assert (found.low, found.high) == pytest.approx(wanted.confidence_interval, abs=0.015)

@@ -1,8 +1,8 @@
 """Every loss that TRL has too, against TRL's own code: loss and gradient to 1e-10, in float64.
 
-The TRL side is in `trl_oracles.py`; it pads on its own, one row per answer, where tercet shares prompts within a row. So
-what agrees here is masks, shifts, signs, normalisers, clip bounds, standard deviations and the formulas. Where TRL computes
-something else on purpose the test says so and compares what both can say.
+The TRL side is in `trl_oracles.py`; it pads on its own, one row per answer, where tercet shares prompts within a row.
+So what agrees here is masks, shifts, signs, normalisers, clip bounds, standard deviations and the formulas. Where TRL
+computes something else on purpose the test says so and compares what both can say.
 """
 
 from __future__ import annotations
@@ -94,7 +94,9 @@ def ranked(pair: Pair, score: float = 1.0) -> Ranked:
 
 
 @torch.no_grad()
-def answer_logprobs(model: Transformer, prompts: Sequence[list[int]], answers: Sequence[list[list[int]]]) -> list[Tensor]:  # fmt: skip
+def answer_logprobs(
+    model: Transformer, prompts: Sequence[list[int]], answers: Sequence[list[list[int]]]
+) -> list[Tensor]:
     """log π of every prompt's answers."""
     return [pack_groups([prompt], [mine]).logprobs(model) for prompt, mine in zip(prompts, answers)]
 
@@ -148,7 +150,7 @@ def test_simpo(beta: float, margin: float) -> None:
 
 
 def test_orpo() -> None:
-    """TRL's likelihood is a mean over all tokens, the prompts' too: prompts of one token have none, and one pair no mean."""
+    """TRL's likelihood is a mean over all tokens, prompts too: here prompts have one token and each pair is alone."""
     model, pairs = make(1), pairs_of(7, prompt=1)
     theirs = torch.stack([trl.orpo(model, [pair], PAD, beta=0.3) for pair in pairs]).mean()
     assert_same(our_pairs(model, make(2), pairs, loss="orpo", odds_weight=0.3), theirs, model)
@@ -212,7 +214,7 @@ def rollouts_of(seed: int, old: Transformer, temperature: float) -> tuple[list[t
     return list(zip(prompts, answers)), replace(bare, behaviour=behaviour, logp=behaviour)
 
 
-def our_group(model: Transformer, reference: Transformer, rollouts: Rollouts, **settings: Any) -> tuple[Tensor, Tensor]:  # fmt: skip
+def our_group(model: Transformer, reference: Transformer, rollouts: Rollouts, **settings: Any) -> tuple[Tensor, Tensor]:
     """(mean loss, advantages of the answers) as an update takes them."""
     config = GRPOConfig(model="-", reward=("-",), prompts=("-",), group_size=GROUP, **settings)
     method = GroupMethod(config, reference)
@@ -236,7 +238,7 @@ def our_group(model: Transformer, reference: Transformer, rollouts: Rollouts, **
 )
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_group_methods(method: str, theirs: dict[str, Any], clip: tuple[float, float], temperature: float) -> None:
-    """TRL's KL term is left out (beta 0): it is k3 in the loss, which we refuse. CISPO's bound is 1 + ε here, ε there."""
+    """TRL's KL term is left out (beta 0): it is k3 in the loss, which we reject. CISPO's bound: 1 + ε here, ε there."""
     old = make(1)
     model = make(12, near=old)
     told, rollouts = rollouts_of(13, old, temperature)

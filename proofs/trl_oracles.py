@@ -27,6 +27,8 @@ from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 
 Ids = Sequence[int]
+Triples = Sequence[tuple[Ids, Ids, Ids]]  # prompt, chosen, rejected
+Answers = Sequence[tuple[Ids, Ids]]  # prompt, answer
 
 
 class Readable(nn.Module):
@@ -69,7 +71,7 @@ def trainer(cls: type, model: Transformer | ValueHeadModel, **attributes: Any) -
 # -- pairs -------------------------------------------------------------------------------------------------------------
 
 
-def dpo(model: Transformer, reference: Transformer, pairs: Sequence[tuple[Ids, Ids, Ids]], pad: int, *, loss: str, beta: float,
+def dpo(model: Transformer, reference: Transformer, pairs: Triples, pad: int, *, loss: str, beta: float,
         label_smoothing: float = 0.0) -> Tensor:  # fmt: skip
     """DPOTrainer's loss of (prompt, chosen, rejected): `loss` is "sigmoid", "robust", "ipo" …"""
     made = trainer(
@@ -87,7 +89,7 @@ def _right(rows: Sequence[Ids], fill: int) -> Tensor:
     return torch.tensor([[*row, *[fill] * (longest - len(row))] for row in rows])
 
 
-def _labelled(pairs: Sequence[tuple[Ids, Ids, Ids]], pad: int) -> dict[str, Tensor]:
+def _labelled(pairs: Triples, pad: int) -> dict[str, Tensor]:
     """What the collator of CPO and ORPO makes: the prompt's labels are −100."""
     batch = {}
     for side, name in ((1, "chosen"), (2, "rejected")):
@@ -98,7 +100,7 @@ def _labelled(pairs: Sequence[tuple[Ids, Ids, Ids]], pad: int) -> dict[str, Tens
     return batch
 
 
-def cpo(model: Transformer, pairs: Sequence[tuple[Ids, Ids, Ids]], pad: int, *, loss: str, beta: float, gamma: float = 0.0,
+def cpo(model: Transformer, pairs: Triples, pad: int, *, loss: str, beta: float, gamma: float = 0.0,
         label_smoothing: float = 0.0) -> Tensor:  # fmt: skip
     """CPOTrainer's loss without its likelihood term: "simpo" is SimPO's, "sigmoid" DPO's with a uniform reference."""
     made = trainer(
@@ -117,7 +119,7 @@ def _double() -> Iterator[None]:
         yield
 
 
-def orpo(model: Transformer, pairs: Sequence[tuple[Ids, Ids, Ids]], pad: int, *, beta: float) -> Tensor:
+def orpo(model: Transformer, pairs: Triples, pad: int, *, beta: float) -> Tensor:
     """ORPOTrainer's loss: −log π of the chosen row, its prompt included, a mean over tokens, and the odds ratio."""
     made = trainer(ORPOTrainer, model, beta=beta, is_encoder_decoder=False, padding_value=pad)
     with _double():
@@ -147,7 +149,7 @@ def kto(model: Transformer, reference: Transformer, rows: Sequence[tuple[Ids, Id
     return result
 
 
-def reward(model: ValueHeadModel, pairs: Sequence[tuple[Ids, Ids, Ids]], pad: int, margins: Sequence[float] | None = None) -> Tensor:  # fmt: skip
+def reward(model: ValueHeadModel, pairs: Triples, pad: int, margins: Sequence[float] | None = None) -> Tensor:
     """RewardTrainer's loss of (prompt, chosen, rejected): chosen rows first, then the rejected ones."""
     made = trainer(RewardTrainer, model, args={"center_rewards_coefficient": None})
     texts = [[*pair[0], *pair[side]] for side in (1, 2) for pair in pairs]
@@ -164,7 +166,7 @@ def reward(model: ValueHeadModel, pairs: Sequence[tuple[Ids, Ids, Ids]], pad: in
 class _Told:
     """Instead of sampling and judging: rollouts and rewards that are given."""
 
-    rollouts: Sequence[tuple[Ids, Ids]]
+    rollouts: Answers
     given: Tensor
 
     def _calculate_rewards(self, *_: Any) -> Tensor:
@@ -184,24 +186,26 @@ class _ToldRLOO(_Told, RLOOTrainer):  # type: ignore[misc]
         return ids, answers, ["" for _ in ids]
 
 
-def _group_trainer(cls: type, model: Transformer, rollouts: Sequence[tuple[Ids, Ids]], rewards: Tensor, pad: int, group: int,
+def _group_trainer(cls: type, model: Transformer, rollouts: Answers, rewards: Tensor, pad: int, group: int,
                    **attributes: Any) -> Any:  # fmt: skip
     tokenizer = SimpleNamespace(pad_token_id=pad, eos_token_id=-1, batch_decode=lambda ids, **_: ["" for _ in ids])
     logs: dict[str, Any] = {n: [] for n in ("prompt", "completion", "advantages", "images")}
     return trainer(
         cls, model, rollouts=rollouts, given=rewards, num_generations=group, num_generations_eval=group,
-        reward_weights=torch.ones(1, dtype=torch.float64), reward_funcs=[None], reward_func_names=["told"], num_iterations=1,
+        reward_weights=torch.ones(1, dtype=torch.float64), reward_funcs=[None], reward_func_names=["told"],
+        num_iterations=1,
         processing_class=tokenizer, _tokenizer=tokenizer, pad_to_multiple_of=None, mask_truncated_completions=False,
-        environment_factories=None, environments=None, tools=None, use_vllm=False, model_kwarg_keys=set(), log_multimodal=False,
+        environment_factories=None, environments=None, tools=None, use_vllm=False, model_kwarg_keys=set(),
+        log_multimodal=False,
         _entropy_bonus_enabled=False, current_gradient_accumulation_steps=1, _is_vlm=False,
         _logs={**logs, "rewards": {"told": []}, "extra": {}}, _pending_extra_logs={}, _pending_metrics={},
         **attributes,
     )  # fmt: skip
 
 
-def grpo(model: Transformer, old: Transformer, rollouts: Sequence[tuple[Ids, Ids]], rewards: Tensor, pad: int, *, group: int,
-         loss: str, level: str = "token", scale: str = "group", low: float = 0.2, high: float = 0.2, temperature: float = 1.0,
-         longest: int = 0) -> tuple[Tensor, Tensor]:  # fmt: skip
+def grpo(model: Transformer, old: Transformer, rollouts: Answers, rewards: Tensor, pad: int, *, group: int,
+         loss: str, level: str = "token", scale: str = "group", low: float = 0.2, high: float = 0.2,
+         temperature: float = 1.0, longest: int = 0) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, advantages) of GRPOTrainer for (prompt, answer) rollouts of `old`; its KL term is left out (beta 0).
 
     The rollouts are scored and their old log-probabilities taken with `old`, as at the start of a step, and the loss is
@@ -213,7 +217,8 @@ def grpo(model: Transformer, old: Transformer, rollouts: Sequence[tuple[Ids, Ids
             "delta": None, "use_bias_correction_kl": False,
         },
         beta=0.0, temperature=temperature, loss_type=loss, importance_sampling_level=level, scale_rewards=scale,
-        multi_objective_aggregation="sum_then_normalize", epsilon_low=low, epsilon_high=high, max_completion_length=longest,
+        multi_objective_aggregation="sum_then_normalize", epsilon_low=low, epsilon_high=high,
+        max_completion_length=longest,
         top_entropy_quantile=1.0, off_policy_mask_threshold=None, vllm_importance_sampling_correction=False,
         use_liger_kernel=False,
     )  # fmt: skip
@@ -224,12 +229,13 @@ def grpo(model: Transformer, old: Transformer, rollouts: Sequence[tuple[Ids, Ids
     return made._compute_loss(made.model, batch), batch["advantages"]
 
 
-def rloo(model: Transformer, old: Transformer, reference: Transformer, rollouts: Sequence[tuple[Ids, Ids]], rewards: Tensor, pad: int,
+def rloo(model: Transformer, old: Transformer, reference: Transformer, rollouts: Answers, rewards: Tensor, pad: int,
          *, group: int, beta: float, clip: float = 0.2, temperature: float = 1.0) -> tuple[Tensor, Tensor]:  # fmt: skip
     """(loss, advantages) of RLOOTrainer: k1 in the reward, a baseline of the other answers, one ratio per answer."""
     made = _group_trainer(
         _ToldRLOO, old, rollouts, rewards, pad, group, args={"per_device_train_batch_size": len(rollouts)}, beta=beta,
-        temperature=temperature, epsilon_low=clip, epsilon_high=clip, reward_clip_range=None, normalize_advantages=False,
+        temperature=temperature, epsilon_low=clip, epsilon_high=clip, reward_clip_range=None,
+        normalize_advantages=False,
     )  # fmt: skip
     made.ref_model = Readable(reference)
     batch = made._generate_and_score_completions([{"prompt": ""} for _ in rollouts])

@@ -4,9 +4,10 @@
     python proofs/unchanged.py record after.json        # on the code after it
     python proofs/unchanged.py compare before.json after.json
 
-Every run has a fixed seed and one thread and is started by the command line, as a user starts it. Recorded are a hash of
-every tensor of the last checkpoint, every metric with its values (but for times), and every number that `eval`, `prompt`,
-`winrate` and the report print. `compare` exits with 1 where anything differs; names that changed on purpose are in RENAMED.
+Every run has a fixed seed and one thread and is started by the command line, as a user starts it. Recorded are a hash
+of every tensor of the last checkpoint, every metric with its values (but for times), and every number that `eval`,
+`prompt`, `winrate` and the report print. `compare` exits with 1 where anything differs; names that changed on purpose
+are in RENAMED.
 """
 
 from __future__ import annotations
@@ -36,9 +37,12 @@ RL = "--prompts tasks.jsonl --scorer rubric --steps 6 --max-new-tokens 10"
 # run folder → command; later ones start from earlier ones
 RUNS = {
     "base": f"pretrain --data text.jsonl --tokenizer tokenizer.json --steps 60 --sample-prompts Anna --lr 0.01 {SHAPE}",
-    "base-bf16": f"pretrain --data text.jsonl --tokenizer tokenizer.json --steps 12 --precision bfloat16 --muon-lr 0 {SHAPE}",
-    "base-mixed": f"pretrain --data text.jsonl --tokenizer tokenizer.json --steps 12 --mixture sums=0.3 --mixture stories=0.7 {SHAPE}",
-    "sft": "sft --model base --data chats.jsonl --questions tasks.jsonl --steps 60 --lr 0.01 --muon-lr 0.05 --batch-size 8 --eval-every 20 --max-new-tokens 10",
+    "base-bf16": "pretrain --data text.jsonl --tokenizer tokenizer.json --steps 12 --precision bfloat16 "
+    f"--muon-lr 0 {SHAPE}",
+    "base-mixed": "pretrain --data text.jsonl --tokenizer tokenizer.json --steps 12 --mixture sums=0.3 "
+    f"--mixture stories=0.7 {SHAPE}",
+    "sft": "sft --model base --data chats.jsonl --questions tasks.jsonl --steps 60 --lr 0.01 --muon-lr 0.05 "
+    "--batch-size 8 --eval-every 20 --max-new-tokens 10",
     "sft-lora": f"sft --model base --data chats.jsonl --lora-rank 2 --neftune-alpha 5 {TUNE}",
     "rank": "annotate --model sft --questions tasks.jsonl --answers 3 --max-new-tokens 10",
     "reward": f"reward --model sft --data rankings.jsonl --demonstrations chats.jsonl {TUNE}",
@@ -46,17 +50,21 @@ RUNS = {
     "dpo": f"dpo --model sft --data rankings.jsonl {TUNE}",
     "dpo-kto": f"dpo --model sft --data rankings.jsonl --loss kto {TUNE}",
     "dpo-simpo": f"dpo --model sft --data rankings.jsonl --loss simpo {TUNE}",
-    "best": "best-of-n --model sft --reward reward --prompts tasks.jsonl --scorer rubric --answers 4 --max-new-tokens 10",
-    "ppo": f"ppo --model sft --reward reward --pretrain-data text.jsonl --heldout-text heldout.jsonl --batch-size 8 --minibatches 2 {RL}",
+    "best": "best-of-n --model sft --reward reward --prompts tasks.jsonl --scorer rubric --answers 4 "
+    "--max-new-tokens 10",
+    "ppo": "ppo --model sft --reward reward --pretrain-data text.jsonl --heldout-text heldout.jsonl "
+    f"--batch-size 8 --minibatches 2 {RL}",
     "ppo-shared": f"ppo --model sft --reward rubric --gamma 0 --critic shared --batch-size 8 --epochs 2 --ema 0.9 {RL}",
-    "grpo": f"grpo --model sft --reward rubric --reward 0.5*exact_match --batch-size 2 --group-size 4 --sync-every 3 --target-kl 1 {RL}",
+    "grpo": "grpo --model sft --reward rubric --reward 0.5*exact_match --batch-size 2 --group-size 4 "
+    f"--sync-every 3 --target-kl 1 {RL}",
     "grpo-dapo": f"grpo --model sft --reward rubric --method dapo --batch-size 2 --group-size 4 --lora-rank 2 {RL}",
     "grpo-dpo": f"grpo --model sft --reward rubric --method online_dpo --batch-size 2 --group-size 4 {RL}",
     "merged": "merge sft-lora",
 }
 # name → command whose --out is a JSON file of numbers
 MEASURED = {
-    "eval": "eval base sft ppo --text heldout.jsonl --questions tasks.jsonl --reward reward --reference sft --scorer exact_match,rubric --max-new-tokens 10",
+    "eval": "eval base sft ppo --text heldout.jsonl --questions tasks.jsonl --reward reward --reference sft "
+    "--scorer exact_match,rubric --max-new-tokens 10",
     "suite": "eval base --suite arithmetic --limit 20",
     "prompt": "prompt base --questions tasks.jsonl --examples tasks.jsonl --shots 0,2 --max-new-tokens 6",
     "prompt-task": "prompt base --task arithmetic --shots 0,1 --limit 20 --seeds 2",

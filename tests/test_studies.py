@@ -136,16 +136,15 @@ def test_flops_are_those_that_torch_counts(size: Any) -> None:
 
 def measured(shift: float) -> dict[str, Any]:
     rows = [
-        {"shots": k, "in_context": k, "accuracy": k / 20 + shift, "ceiling": 1.0, "accuracy_in_context": 0.9}
-        for k in (0, 4, 16)
+        {"shots": k, "in_context": k, "accuracy": k / 20 + shift, "ceiling": 1.0, "accuracy_in_context": right}
+        for k, right in ((0, None), (4, 0.9), (16, 0.9))
     ]
     head = {"previous_token": [[0.1, 0.2]], "prefix_matching": [[0.0, 0.1]], "one_further": [[0.1, 0.0]]}
     late = {"previous_token": [[0.1, 0.9]], "prefix_matching": [[0.8, 0.1]], "one_further": [[0.1, 0.7]]}
     steps = [{"step": 0, "accuracy_in_context": 0.0, **head}, {"step": 5, "accuracy_in_context": 0.4, **late}]
-    return {
-        "parameters": 9, "without_embeddings": 4, "loss": 1.0, "shots": {"heldout": rows, "train": rows}, "steps": steps, "tuning": [],
-        "without_head": [[0.1, 0.3]],
-    }  # fmt: skip
+    shots = {"heldout": rows, "train": rows}
+    size = {"parameters": 9, "without_embeddings": 4, "loss": 1.0}
+    return {**size, "shots": shots, "steps": steps, "tuning": [], "without_head": [[0.1, 0.3]]}
 
 
 def test_the_summary_over_seeds() -> None:
