@@ -40,7 +40,10 @@ def of_width(width: int, budget: str, config: PretrainConfig, out: Path, began: 
     """Train one size of the grid with the budget that began at `began` (time.monotonic)."""
     shape = ModelConfig(Tokenizer.load(config.tokenizer).vocab_size, config.context_length, **shape_of(width))
     seconds, flops = parse_budget(budget)
-    tokens = flops / shape.flops_per_token() if flops else tokens_within(seconds * (1 - OVERHEAD), config.context_length, measure_speed(shape, config))  # fmt: skip
+    if flops:
+        tokens = flops / shape.flops_per_token()
+    else:
+        tokens = tokens_within(seconds * (1 - OVERHEAD), config.context_length, measure_speed(shape, config))
     values = planned_settings(config, Choice(width, shape, tokens, 0.0))
     if seconds:
         values["minutes"] = (seconds - (time.monotonic() - began)) / 60

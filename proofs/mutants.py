@@ -64,7 +64,8 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
     "posttraining/rl/rollouts.py": ("policy_gradient group_methods", [
         ("mask-late-by-one", "shift", "(columns >= first)", "(columns > first)"),
         ("eos-is-no-action", "EOS", "(columns < end)", "(columns < end - 1)"),
-        ("missing-eos-added", "EOS", "rewards=torch.where(finished, torch.tensor(scores, dtype=dtype), missing_eos_score)",
+        ("missing-eos-added", "EOS",
+         "rewards=torch.where(finished, torch.tensor(scores, dtype=dtype), missing_eos_score)",
          "rewards=torch.tensor(scores, dtype=dtype) + torch.where(finished, 0.0, missing_eos_score)"),
         ("kl-sign", "sign", "(logp - self.ref_logp) * self.action_mask", "(self.ref_logp - logp) * self.action_mask"),
         ("kl-never-negative", "clamp", "(logp - self.ref_logp) * self.action_mask",
@@ -72,8 +73,10 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("kl-of-the-sampler", "wrong array", "self.behaviour if self.logp is None else self.logp", "self.behaviour"),
         ("reference-is-policy", "wrong reference", "logprobs(reference, rollouts, params.temperature)",
          "logprobs(policy, rollouts, params.temperature)"),
-        ("reference-at-temperature-1", "temperature", "logprobs(reference, rollouts, params.temperature)", "logprobs(reference, rollouts, 1.0)"),
-        ("read-one-place-early", "shift", "before=packed.before[acts]", "before=(packed.before[acts] - 1).clamp(min=0)"),
+        ("reference-at-temperature-1", "temperature", "logprobs(reference, rollouts, params.temperature)",
+         "logprobs(reference, rollouts, 1.0)"),
+        ("read-one-place-early", "shift", "before=packed.before[acts]",
+         "before=(packed.before[acts] - 1).clamp(min=0)"),
         ("mean-over-padding", "mask", "float(self.action_mask.sum() if", "float(self.action_mask.numel() if"),
     ]),
     "posttraining/rl/policy_loss.py": ("group_methods policy_gradient", [
@@ -88,7 +91,8 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
          "loss = (weights * terms).double().mean()"),
         ("gspo-sum-for-mean", "mean for sum", "summed = summed / batch.lengths()", "summed = summed * 1.0"),
         ("rloo-mean-for-sum", "mean for sum", 'if self.level == "answer_mean":', 'if self.level != "token":'),
-        ("k2-without-half", "coefficient", '0.5 * (logp - batch.at_actions("ref_logp"))', '(logp - batch.at_actions("ref_logp"))'),
+        ("k2-without-half",
+         "coefficient", '0.5 * (logp - batch.at_actions("ref_logp"))', '(logp - batch.at_actions("ref_logp"))'),
         ("policy-at-temperature-1", "temperature", "packed.target, self.temperature)", "packed.target, 1.0)"),
     ]),
     "training/losses.py": ("group_methods learner", [
@@ -114,8 +118,10 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("importance-inverted", "sign", "(rollouts.logp - rollouts.behaviour).exp()",
          "(rollouts.behaviour - rollouts.logp).exp()"),
         ("groups-torn", "shift", "[g * k + i for g in order", "[i * groups + g for g in order"),
-        ("reference-trained", "wrong reference", "shared_critic or copy.deepcopy(reference), config", "shared_critic or reference, config"),
-        ("old-at-temperature-1", "temperature", "logprobs(self.model, rollouts, self.config.temperature)", "logprobs(self.model, rollouts, 1.0)"),
+        ("reference-trained", "wrong reference", "shared_critic or copy.deepcopy(reference), config",
+         "shared_critic or reference, config"),
+        ("old-at-temperature-1", "temperature", "logprobs(self.model, rollouts, self.config.temperature)",
+         "logprobs(self.model, rollouts, 1.0)"),
     ]),
     "posttraining/rl/train.py": ("group_methods", [
         ("beta-falls-with-kl", "sign", "kl / config.target_kl - 1", "1 - kl / config.target_kl"),
@@ -129,9 +135,12 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("ppo-at-temperature-1", "temperature", "PolicyObjective(config.temperature, ", "PolicyObjective(1.0, "),
     ]),
     "posttraining/rl/actor.py": ("policy_gradient rl_stages", [
-        ("resample-draws-again", "seed", "range(step * (1 + resample), (step + 1) * (1 + resample))", "[step * (1 + resample)] * (1 + resample)"),
-        ("group-shares-its-seed", "seed", "* 65_537 + i for i in range(count)", "* 65_537 + i // config.group_size for i in range(count)"),
-        ("prompt-not-scored", "wrong array", "(*self.prompts[number], *done.tokens), question)", "(*done.tokens,), question)"),
+        ("resample-draws-again", "seed", "range(step * (1 + resample), (step + 1) * (1 + resample))",
+         "[step * (1 + resample)] * (1 + resample)"),
+        ("group-shares-its-seed", "seed", "* 65_537 + i for i in range(count)",
+         "* 65_537 + i // config.group_size for i in range(count)"),
+        ("prompt-not-scored", "wrong array", "(*self.prompts[number], *done.tokens), question)",
+         "(*done.tokens,), question)"),
     ]),
     "inference/generate.py": ("sampler", [
         ("logprob-at-temperature-1", "temperature", "return selected, logp.gather(",
@@ -170,7 +179,7 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
          "losses.dpo(logp, logp.detach(),"),
     ]),
     "training/shared_prompts.py": ("grouped reward", [
-        ("predecessor", "shift", "places[len(prompt) - 1 : -1]", "places[len(prompt) :]"),
+        ("predecessor", "shift", "index[len(prompt) - 1 : -1]", "index[len(prompt) :]"),
         ("positions-run-on", "shift", "[*prompt, *ids], steps, number", "[*prompt, *ids], places, number"),
         ("last-but-one", "EOS", "np.array([places[-1] for", "np.array([places[-2] for"),
     ]),
@@ -183,7 +192,8 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
         ("user-trained", "mask", "[message.loss_weight] * len(body)", "[1.0] * len(body)"),
     ]),
     "posttraining/held_out.py": ("sft", [
-        ("conversations-leak", "leak", "return [row for row in every if key(row) not in heldout]", "return [row for row in every]"),
+        ("conversations-leak", "leak", "return [row for row in every if key(row) not in heldout]",
+         "return [row for row in every]"),
     ]),
     "posttraining/sft/neftune.py": ("sft", [
         ("noise-not-by-length", "coefficient", "(lengths.clamp(min=1) * size).sqrt()", "size**0.5"),

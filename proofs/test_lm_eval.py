@@ -290,7 +290,8 @@ def test_every_real_item_has_lm_evals_numbers(models: Models, name: str) -> None
     else:
         whole = [replace(item, input=item.contexts[0]) for item in task.items]  # the question after its examples
         free = replace(
-            task, make_items=lambda: whole, kind="free", metric="verbatim", stops=STOPS, max_new_tokens=LONGEST, form=PromptTemplate("", "{input}{output}"),
+            task, make_items=lambda: whole, kind="free", metric="verbatim", stops=STOPS, max_new_tokens=LONGEST,
+            form=PromptTemplate("", "{input}{output}"),
         )  # fmt: skip
         replies = answer(ours, free, [FewShotSetting(free.form)])[0]
         assert [r.text for r in replies] == [e["resps"][0][0] for e in expected]

@@ -120,7 +120,8 @@ def _stage(stage: Stage) -> list[str]:
     settings = stage.settings.__name__
     call = str(inspect.signature(stage)).replace("config: 'Settings'", f"config: {settings}")
     return [
-        f"The stage [`tercet {stage.verb}`](command-line.md#tercet-{stage.verb}), from `{stage.body.partition(':')[0]}`. "
+        f"The stage [`tercet {stage.verb}`](command-line.md#tercet-{stage.verb}), "
+        f"from `{stage.body.partition(':')[0]}`. "
         f"Its settings are [`{settings}`](#{_slug(settings)}).",
         "",
         "```python",

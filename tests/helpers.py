@@ -1,4 +1,4 @@
-"""Builders that the tests of whole stages share: tiny data files, settings of tiny runs, and processes that can be killed."""
+"""What the tests of whole stages share: tiny data files, settings of tiny runs, processes that can be killed."""
 
 from __future__ import annotations
 
@@ -83,40 +83,49 @@ class World:
 
     def config(self, verb: str, **changes: Any) -> Any:
         """Settings of a run that takes half a second."""
-        common: dict[str, Any] = {
-            "steps": 13,
-            "checkpoint_every": 2,
-            "eval_every": 5,
-            "batch_size": 8,
-            "threads": 1,
-            "seed": 3,
+        run = {"threads": 1, "seed": 3}
+        train = dict(steps=13, checkpoint_every=2, eval_every=5, batch_size=8, **run)
+        answer = {"max_new_tokens": 10, "model": self.path("tuned")}
+        text, chats, questions, rankings = (
+            {key: (self.path(f"{name}.jsonl"),)}
+            for key, name in (("data", "text"), ("data", "chats"), ("questions", "tasks"), ("data", "rankings"))
+        )
+        shape = {
+            "context_length": 64,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "num_kv_heads": 1,
+            "head_dim": 16,
         }
-        asking: dict[str, Any] = {"max_new_tokens": 10, "threads": 1, "seed": 3}
-        makers: dict[str, tuple[type[Settings], dict[str, Any]]] = {
-            "pretrain": (PretrainConfig, {
-                **common, "data": (self.path("text.jsonl"),), "tokenizer": self.path("tokenizer.json"), "heldout_share": 0.1,
-                "sample_prompts": ("Anna has",), "context_length": 64, "hidden_size": 32, "num_layers": 2, "num_heads": 2,
-                "num_kv_heads": 1, "head_dim": 16, "intermediate_size": 48,
-            }),
-            "sft": (SFTConfig, {
-                **common, **asking, "model": self.path("base"), "data": (self.path("chats.jsonl"),), "questions": (self.path("tasks.jsonl"),),
-            }),
-            "annotate": (AnnotateConfig, {**asking, "model": self.path("tuned"), "questions": (self.path("tasks.jsonl"),), "answers": 3}),
-            "reward": (RewardConfig, {
-                **common, "model": self.path("tuned"), "data": (self.path("rankings.jsonl"),), "demonstrations": (self.path("chats.jsonl"),),
-            }),
-            "dpo": (DPOConfig, {**common, "model": self.path("tuned"), "data": (self.path("rankings.jsonl"),), "loss": "kto", "micro_batch": 3}),
-            "ppo": (PPOConfig, {
-                **common, **asking, "model": self.path("tuned"), "reward": (self.path("judge"),), "prompts": (self.path("tasks.jsonl"),),
-                "pretrain_data": (self.path("text.jsonl"),), "heldout_text": (self.path("heldout.jsonl"),), "pretrain_rows": 4,
-                "epochs": 1, "minibatches": 2,
-            }),
-            "grpo": (GRPOConfig, {
-                **common, **asking, "model": self.path("tuned"), "reward": ("rubric", "0.5*exact_match"), "prompts": (self.path("tasks.jsonl"),),
-                "batch_size": 2, "group_size": 4, "sync_every": 3, "ema": 0.9, "target_kl": 1.0, "epochs": 2,
-            }),
-        }  # fmt: skip
-        cls, values = makers[verb]
+        prompts = {"prompts": (self.path("tasks.jsonl"),)}
+        demonstrations = {"demonstrations": (self.path("chats.jsonl"),)}
+        pretraining = {
+            "pretrain_data": (self.path("text.jsonl"),),
+            "heldout_text": (self.path("heldout.jsonl"),),
+            "pretrain_rows": 4,
+        }
+        settings: dict[str, tuple[type[Settings], dict[str, Any]]] = {
+            "pretrain": (
+                PretrainConfig,
+                dict(train, **text, **shape, tokenizer=self.path("tokenizer.json"), heldout_share=0.1)
+                | {"sample_prompts": ("Anna has",), "intermediate_size": 48},
+            ),
+            "sft": (SFTConfig, dict(train, **chats, **questions, max_new_tokens=10, model=self.path("base"))),
+            "annotate": (AnnotateConfig, dict(run, **answer, **questions, answers=3)),
+            "reward": (RewardConfig, dict(train, **rankings, **demonstrations, model=self.path("tuned"))),
+            "dpo": (DPOConfig, dict(train, **rankings, model=self.path("tuned"), loss="kto", micro_batch=3)),
+            "ppo": (
+                PPOConfig,
+                dict(train, **answer, **prompts, **pretraining, reward=(self.path("judge"),), epochs=1, minibatches=2),
+            ),
+            "grpo": (
+                GRPOConfig,
+                dict(train, **answer, **prompts, reward=("rubric", "0.5*exact_match"))
+                | {"batch_size": 2, "group_size": 4, "sync_every": 3, "ema": 0.9, "target_kl": 1.0, "epochs": 2},
+            ),
+        }
+        cls, values = settings[verb]
         return cls(**{**values, **changes})
 
     def run(self, verb: str, name: str, *, progress: Any = None, **changes: Any) -> Run:
