@@ -364,7 +364,7 @@ WRONG = [
     ("prompt runs/base", 2, r"give either --text to continue, or --questions"),
     (f"prompt runs/base --text '{'What? ' * 60}'", 2, r"the context of 64 leaves room for prompts of 1 to 63"),
     ("prompt runs/base --questions tasks.jsonl --shots 4 --examples tasks.jsonl", 2, r"the context of 64 has room"),
-    ("prompt runs/base --questions tasks.jsonl --shots 99 --examples tasks.jsonl", 2, r"99 shots, but there are only 28"),
+    ("prompt runs/base --questions tasks.jsonl --shots 99 --examples tasks.jsonl", 2, r"99 shots, but there are only"),
     ("eval runs/base", 2, r"nothing to evaluate; name held-out --text"),
     ("eval runs/base runs/base --text heldout.jsonl", 2, r"runs/base is named twice"),
     ("eval runs/reward --text heldout.jsonl", 2, r"runs/reward is a reward (run|model); wanted"),
