@@ -224,9 +224,9 @@ def _read_json(option: str, path: Path | None, outer: type, verb: str) -> Any:
 
 
 def show(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
-    """Show a run's status, settings and newest numbers.
+    """Show a run's status, settings and newest metrics.
 
-    It also shows the runs it was made from and the command that repeats it.
+    The runs that it was made from and the command that repeats it are shown, too.
 
     Example: tercet show runs/sft
     """
