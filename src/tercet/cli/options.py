@@ -145,7 +145,7 @@ def _from_file(path: Path | None) -> dict[str, Any]:
             f"--config {path}: cannot be read: {error.strerror}; name the config.json of a run"
         ) from error
     except ValueError as error:
-        raise ConfigError(f"--config {path}: is not JSON: {error}; name the config.json of a run") from error
+        raise ConfigError(f"--config {path}: cannot be read as JSON: {error}; name the config.json of a run") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: wanted an object with settings, found {type(values).__name__}")
     return values

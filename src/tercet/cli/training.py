@@ -182,9 +182,11 @@ def tokenizer_show(
     from tercet.cli.show import show_conversations, show_tokens
     from tercet.tokenizer.bpe import Tokenizer
 
-    tokenizer = Tokenizer.load(source)
     if not text and not data:
         raise ConfigError("nothing to show: give --text or --data")
+    if not source.exists():
+        raise ConfigError(f"{source}: there is no such file or folder; name a tokenizer.json, or a run")
+    tokenizer = Tokenizer.load(source)
     if text:
         show_tokens(tokenizer, text)
     if data:

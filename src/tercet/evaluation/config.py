@@ -83,7 +83,7 @@ class PromptConfig(Settings):
                 raise ConfigError(f"--{name} is {getattr(self, name)}; wanted each value once")
         if self.questions and any(self.shots) and not self.examples:
             raise ConfigError(
-                f"--shots is {self.shots}, but there are no examples to draw from; name files with --examples, or use "
+                f"--shots is {','.join(map(str, self.shots))}, but there are no examples to draw from; name files with --examples, or use "
                 "--shots 0"
             )
         if unknown := [v for v in self.vary if v not in VARY]:
@@ -172,4 +172,4 @@ class WinRateConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.models) < 2:
-            raise ConfigError(f"--models is {self.models}; wanted two runs or more")
+            raise ConfigError(f"one run, {', '.join(self.models)}; wanted two runs or more, separated by spaces")

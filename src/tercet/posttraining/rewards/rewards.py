@@ -116,8 +116,8 @@ def _kind(text: str, body: str) -> tuple[str, str, str]:
     if not body or (not _ENSEMBLE.fullmatch(body) and "," not in body and not Path(body).exists()):
         hint = suggest(body, SCORERS)
         raise ConfigError(
-            f"--reward {text!r} is neither a known reward nor a folder{hint.removesuffix('?')}; "
-            f"wanted {_expected_rewards()}"
+            f"--reward {text!r} is neither a known reward nor a folder{hint}{' Wanted' if hint else '; wanted'} "
+            f"{_expected_rewards()}"
         )
     return "run", body, ""
 

@@ -46,7 +46,7 @@ SIZES = (Size("1 layer, width 64", 1, 64), Size("2 layers, width 64", 2, 64))
 
 @dataclass(frozen=True, kw_only=True)
 class InContextLearningConfig(Settings):
-    """Train small models that must learn from their context.
+    """Train models on text in which only context helps.
 
     Every document has a mapping of its own from words to words. The models are then tested on mappings that no weight
     can know: with more and more examples in the prompt, at every checkpoint, without single attention heads, and
