@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tercet.cli.options import MANY, SettingsParser, option, split_list
-from tercet.errors import ConfigError
+from tercet.errors import CheckpointError, ConfigError
 from tercet.training.progress import for_terminal
 from tercet.training.stage import Stage, stages
 
@@ -184,9 +184,12 @@ def tokenizer_show(
 
     if not text and not data:
         raise ConfigError("nothing to show: give --text or --data")
-    if not source.exists():
-        raise ConfigError(f"{source}: there is no such file or folder; name a tokenizer.json, or a run")
-    tokenizer = Tokenizer.load(source)
+    try:
+        tokenizer = Tokenizer.load(source)
+    except CheckpointError as error:
+        if source.exists():
+            raise
+        raise ConfigError(str(error)) from error  # a wrong path is wrong usage
     if text:
         show_tokens(tokenizer, text)
     if data:
