@@ -335,7 +335,7 @@ WRONG = [
     (f"{PRETRAIN} --data text.jsonl --seed {2**70}", 2, r"seed is \d+"),
     (f"{PRETRAIN} --data text.jsonl --precision float16", 2, r"precision is 'float16'; wanted one of float32"),
     (f"{PRETRAIN} --data text.jsonl --mixture stories", 2, r"mixture has 'stories'; wanted name=share"),
-    (f"{PRETRAIN} --data text.jsonl --mixture code=1", 2, r"mixture and data disagree on code"),
+    (f"{PRETRAIN} --data text.jsonl --mixture code=1", 2, r"--mixture and --data disagree on code"),
     (f"{PRETRAIN} --data text.jsonl --head-dim 15", 2, r"head_dim is 15"),
     (f"{PRETRAIN} --data text.jsonl --heldout-share 2", 2, r"wanted a share from 0 to 1"),
     (f"{PRETRAIN} --data text.jsonl --tokenizer text.jsonl", 1, r"text\.jsonl: not a tokenizer\.json"),

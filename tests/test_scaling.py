@@ -398,7 +398,7 @@ def test_the_dial_counts_the_text_that_there_is(home: Path) -> None:
         fresh.tokens > counting.EPOCHS * tokens > found.tokens
     )  # a larger model, rather than the same text still again
     assert found.expected.value > fresh.loss
-    with pytest.raises(ConfigError, match="mixture and data disagree on other"):
+    with pytest.raises(ConfigError, match="--mixture and --data disagree on other"):
         budget.plan(base(home, mixture=("other=1",)), budget="1min")
 
 

@@ -30,7 +30,7 @@ def chat(
     top_p: Annotated[
         float, typer.Option(help="Sample among the likeliest tokens that together have this probability.")
     ] = 1.0,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens of the longest answer.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer, in tokens.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the sampled answers.")] = 0,
 ) -> None:
     """Chat with a model.

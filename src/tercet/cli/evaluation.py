@@ -215,7 +215,9 @@ def _read_json(option: str, path: Path | None, outer: type, verb: str) -> Any:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{option} {path}: cannot be read as JSON: {error}") from error
+        raise ConfigError(
+            f"{option} {path}: cannot be read as JSON: {error}; name a file that `tercet {verb} --out` writes"
+        ) from error
     rows: Any = content.get("models") if isinstance(content, dict) else content
     inner = list(rows.values()) if isinstance(rows, dict) else rows
     if not isinstance(content, outer) or not isinstance(inner, list) or not all(isinstance(r, dict) for r in inner):
@@ -224,9 +226,9 @@ def _read_json(option: str, path: Path | None, outer: type, verb: str) -> Any:
 
 
 def show(run: Annotated[Path, typer.Argument(help="Run directory.")]) -> None:
-    """Show a run's status, settings and newest numbers.
+    """Show a run's status, settings and newest metrics.
 
-    It also shows the runs it was made from and the command that repeats it.
+    The runs that it was made from and the command that repeats it are shown, too.
 
     Example: tercet show runs/sft
     """

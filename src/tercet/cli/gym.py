@@ -28,8 +28,8 @@ def data_gym(
 ) -> None:
     """Write questions of reasoning-gym's tasks as JSONL.
 
-    It needs the package: pip install 'tercet[rlvr]'. Every stage reads the files, and the reward `reasoning_gym` checks
-    the answers. No question is in both train.jsonl and heldout.jsonl.
+    It needs the package: pip install 'tercet[rlvr]'. Both files can be used as prompts and as questions, and the reward
+    `reasoning_gym` checks the answers. No question is in both train.jsonl and heldout.jsonl.
 
     Example: tercet data-gym --tasks gcd --tasks chain_sum:max_terms=2,max_digits=1 --out data/gym
     """

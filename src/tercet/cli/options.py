@@ -31,6 +31,8 @@ def _option(field: dataclasses.Field[Any], hint: Any) -> tuple[Any, Any]:
     elif value is not False and value not in ((), "", None):
         text = "on" if value is True else ",".join(map(str, value)) if many else f"{value}"
         notes = f"  [default: {text}]"
+    if choices := field.metadata.get("choices"):
+        notes = f"  [one of: {', '.join(choices)}]{notes}"
     if many:
         notes += REPEATED if field.metadata.get("whole") else MANY
     if value is True:
@@ -49,10 +51,11 @@ class SettingsParser:
     def read(self, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """Return (settings, values of the extra parameters) from what typer gives a command. Raises ConfigError."""
         own = {key: given.pop(key) for key in self.extra}
-        values = _from_file(given.pop("config"))
+        file = given.pop("config")
+        values = _from_file(file)
         fields = {f.name: f for f in dataclasses.fields(self.cls)}
         values |= {k: _values(fields[k], v, self.types[k]) for k, v in given.items() if v is not None and v != []}
-        return from_json(self.cls, values, f"tercet {self.name}"), own
+        return from_json(self.cls, values, f"tercet {self.name}" + (f" --config {file}" if file else "")), own
 
     def install(self, app: typer.Typer, command: Callable[..., None], example: str, positional: str = "") -> None:
         """Make `command(**given)` a command of `app`. `positional` names the field that is typed without an option.
@@ -137,8 +140,12 @@ def _from_file(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--config {path}: cannot be read as JSON: {error}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"--config {path}: cannot be read: {error.strerror}; name the config.json of a run"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"--config {path}: cannot be read as JSON: {error}; name the config.json of a run") from error
     if not isinstance(values, dict):
         raise ConfigError(f"--config {path}: wanted an object with settings, found {type(values).__name__}")
     return values

@@ -12,9 +12,11 @@ from tercet.errors import ConfigError
 from tercet.scaling.config import LadderConfig
 from tercet.training.progress import for_terminal
 
-BACKENDS = "Where the runs are made: processes of this machine, or ray for tasks of a cluster whose nodes share --out."
+BACKENDS = (
+    "Where to train the runs: processes, on this machine, or ray, as tasks of a Ray cluster whose nodes share --out."
+)
 ADDRESS = "Ray cluster, as host:port or auto.  [default: RAY_ADDRESS, or a Ray of this machine]"
-PRINT = "Only print the commands of the runs that are left, one torchrun command a line."
+PRINT = "Only print the commands of the remaining runs, one torchrun command per line."
 
 
 def register(app: typer.Typer) -> None:
@@ -91,7 +93,7 @@ def predict(
     ladder: Annotated[Path, typer.Argument(help="fit.json, or its folder.")],
     flops: Annotated[
         float,
-        typer.Option(help="Training FLOPs; the best size for them is predicted too (0: give --size and --tokens)."),
+        typer.Option(help="Training FLOPs, instead of --size and --tokens; the best size for them is predicted too."),
     ] = 0.0,
     size: Annotated[float, typer.Option(help="Parameters of the model, embeddings included; with --tokens.")] = 0.0,
     tokens: Annotated[float, typer.Option(help="Training tokens; with --size.")] = 0.0,
@@ -99,7 +101,7 @@ def predict(
 ) -> None:
     """Predict the loss of a run before training it.
 
-    The prediction is the geometric mean of what the parametric and the simple law predict.
+    The prediction is the geometric mean of the predictions of two laws, the parametric one and the simple one.
 
     Example: tercet scaling predict ladder --flops 1e13
     """

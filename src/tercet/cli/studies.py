@@ -18,7 +18,7 @@ OUT = option(Path, "--out", "Folder for results, figures and summary: new, or be
 def register(app: typer.Typer) -> None:
     """Add `tercet study` with a command for every study."""
     group = typer.Typer(
-        help="Run an experiment that answers a question. Without a name, list the studies.",
+        help="Run an experiment that answers a question.\n\nWithout a name, the command lists the studies.",
         invoke_without_command=True,
         rich_markup_mode=None,
     )

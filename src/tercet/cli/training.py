@@ -10,14 +10,20 @@ from typing import Annotated, Any
 import typer
 
 from tercet.cli.options import MANY, SettingsParser, option, split_list
-from tercet.errors import ConfigError
+from tercet.errors import CheckpointError, ConfigError
 from tercet.training.progress import for_terminal
 from tercet.training.stage import Stage, stages
 
 OUT = option(Path, "--out", "New folder for the run.", ...)
-BY_BUDGET = "Choose size, steps, batch and learning rate for this budget: 20min, 90s, 1.5h or 1e15flops."
-BY_TARGET = "Choose them for the cheapest run that reaches this many held-out bits per byte (0: no target)."
-BY_LAW = "fit.json of `tercet scaling fit`, used by --budget and --target-bpb.  [default: tercet's own]"
+BY_BUDGET = (
+    "Choose model size, steps, batch size and learning rates for this budget of time or compute, such as 20min, "
+    "90s, 1.5h or 1e15flops."
+)
+BY_TARGET = (
+    "Choose the settings that --budget chooses, for the cheapest run that reaches this many held-out bits per byte. "
+    "0 means no target."
+)
+BY_LAW = "fit.json of `tercet scaling fit`, used by --budget and --target-bpb.  [default: a law that comes with tercet]"
 BUDGET = {
     "budget": option(str, "--budget", BY_BUDGET, ""),
     "target_bpb": option(float, "--target-bpb", BY_TARGET, 0.0),
@@ -133,7 +139,7 @@ def tokenizer_train(
     data: Annotated[list[str], typer.Option(help="Training text: files, folders or globs." + MANY)],
     out: Annotated[Path, typer.Option(help="The file to write, such as tokenizer.json.")],
     vocab_size: Annotated[
-        int, typer.Option(help="Number of ids: 256 bytes, 5 special tokens, the rest merges.")
+        int, typer.Option(help="Size of the vocabulary: 256 bytes, 5 special tokens, and merges for the rest.")
     ] = 2048,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Skip and count malformed rows instead of stopping.")
@@ -176,9 +182,14 @@ def tokenizer_show(
     from tercet.cli.show import show_conversations, show_tokens
     from tercet.tokenizer.bpe import Tokenizer
 
-    tokenizer = Tokenizer.load(source)
     if not text and not data:
         raise ConfigError("nothing to show: give --text or --data")
+    try:
+        tokenizer = Tokenizer.load(source)
+    except CheckpointError as error:
+        if source.exists():
+            raise
+        raise ConfigError(str(error)) from error  # a wrong path is wrong usage
     if text:
         show_tokens(tokenizer, text)
     if data:

@@ -23,22 +23,26 @@ class PromptConfig(Settings):
     """
 
     model: str = setting(..., "Run whose model is prompted.")
-    task: tuple[str, ...] = setting((), "Registered tasks, or task.json files of your own.")
+    task: tuple[str, ...] = setting((), "Names of registered tasks, or task.json files of your own.")
     questions: tuple[str, ...] = setting((), "JSONL files of questions with accepted answers.")
     examples: tuple[str, ...] = setting(
         (), "JSONL files from which the examples for --questions are drawn. Needed if --shots is above 0."
     )
     imports: tuple[str, ...] = setting((), IMPORTS_HELP, flag="--import")
     shots: tuple[int, ...] = setting((0, 1, 4), "Numbers of examples in the prompt, such as 0,1,2,4.")
-    seeds: int = setting(1, "How many times the examples are drawn. The interval covers draws and items.", minimum=1)
+    seeds: int = setting(
+        1,
+        "How many times the examples are drawn. With 2 or more, the interval also covers the choice of examples.",
+        minimum=1,
+    )
     vary: tuple[str, ...] = setting(
         (),
-        f"Also evaluate with one thing changed ({', '.join(VARY)}): without the description, with wrong or "
-        "random labels in the examples, with the same examples in other orders, in the task's other formats.",
+        "Also evaluate with one thing changed: description (left out), labels (wrong or random in the examples), "
+        "order (the same examples in other orders) or format (the task's other formats).",
     )
     orders: int = setting(4, "Number of orders of the same examples, with --vary order.", minimum=2)
     calibrate: bool = setting(
-        False, "Divide each label's probability by its mean over empty inputs. Needs fixed labels."
+        False, "Divide each label's probability by its mean over empty inputs. Needs a task with fixed labels."
     )
     self_consistency: int = setting(
         1, "Sample this many answers and take the most common one. Needs --temperature above 0.", minimum=1
@@ -61,7 +65,9 @@ class PromptConfig(Settings):
         f"Maximum number of tokens in an answer. 0 takes the task's own limit, or {DEFAULT_MAX_NEW_TOKENS}.",
         minimum=0,
     )
-    cache: str = setting("", "File that keeps finished requests, so that a stopped command can continue.")
+    cache: str = setting(
+        "", "File that keeps the results of finished requests, so that a stopped command can continue."
+    )
     skip_bad_rows: bool = setting(False, SKIP_HELP)
     threads: int = setting(2, THREADS_HELP, minimum=1, maximum=1024)
     seed: int = setting(0, "Seed for drawing examples and for sampling.", minimum=0, maximum=2**31 - 1)
@@ -77,7 +83,7 @@ class PromptConfig(Settings):
                 raise ConfigError(f"--{name} is {getattr(self, name)}; wanted each value once")
         if self.questions and any(self.shots) and not self.examples:
             raise ConfigError(
-                f"--shots is {self.shots}, but there are no examples to draw from; name files with --examples, or use "
+                f"--shots is {','.join(map(str, self.shots))}, but there are no examples to draw from; name files with --examples, or use "
                 "--shots 0"
             )
         if unknown := [v for v in self.vary if v not in VARY]:
@@ -96,17 +102,20 @@ class EvalConfig(Settings):
         f"{help_text()} A judge is a language model that grades answers: a run, or NAME@http(s)://…/v1.",
         check=check_scorers,
     )
-    suite: tuple[str, ...] = setting((), "Suites of tasks: microworld, a task, task.json, blimp=PATH or olmo=PATH.")
+    suite: tuple[str, ...] = setting(
+        (), "Suites of tasks: microworld, the name of a task, a task.json file, blimp=PATH or olmo=PATH."
+    )
     imports: tuple[str, ...] = setting((), IMPORTS_HELP, flag="--import")
     training_text: tuple[str, ...] = setting(
         (), "Text files that the models were trained on, to find evaluation items that occur in them."
     )
     cache: str = setting(
         "",
-        "File that keeps finished requests, so that a stopped command can continue. Scores by --reward are not kept.",
+        "File that keeps the results of finished requests, so that a stopped command can continue. Scores by --reward are "
+        "not kept.",
     )
-    reward: str = setting("", "Run of a reward model that scores sampled answers.")
-    reference: str = setting("", "Run to which every model is compared by KL and win rate.")
+    reward: str = setting("", "Run of a reward model that scores sampled answers to --questions.")
+    reference: str = setting("", "Run to which every model is compared on --questions, by KL and win rate.")
     heldout_bytes: int = setting(100_000, "Maximum number of bytes of --text from each source.", minimum=1)
     limit: int = setting(0, "Maximum number of questions, and of items per task. 0 uses all.", minimum=0)
     max_new_tokens: int = setting(32, "Maximum number of tokens in an answer to --questions.", minimum=1)
@@ -155,7 +164,7 @@ class WinRateConfig(Settings):
         "File that keeps the judgements of a person, model or address, so that a stopped command can continue.",
     )
     timeout: float = setting(60.0, "Seconds within which an address must answer.", minimum=0.001)
-    retries: int = setting(3, "Further tries after a failed request that may succeed later.", minimum=0)
+    retries: int = setting(3, "Number of retries after a failed request to an address.", minimum=0)
     skip_bad_rows: bool = setting(False, SKIP_HELP)
     threads: int = setting(2, THREADS_HELP, minimum=1, maximum=1024)
     seed: int = setting(0, "Seed of the sampled answers.", minimum=0, maximum=2**31 - 1)
@@ -163,4 +172,4 @@ class WinRateConfig(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         if len(self.models) < 2:
-            raise ConfigError(f"--models is {self.models}; wanted two runs or more")
+            raise ConfigError(f"one run, {', '.join(self.models)}; wanted two runs or more, separated by spaces")

@@ -12,7 +12,7 @@ from tercet.training.stage import Stage
 class ImportConfig(Settings):
     """Import a llama2.c model as a run.
 
-    The file must be of version 0, with tied embeddings.
+    The file must have llama2.c's format version 0 and tied embeddings.
     """
 
     model: str = setting(..., "File with the model's weights, such as stories15M.bin.", reads=FILES)

@@ -74,12 +74,15 @@ class ModelConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.num_heads % self.num_kv_heads:
-            raise ConfigError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+            raise ConfigError(
+                f"--num-heads ({self.num_heads}) must be a multiple of --num-kv-heads ({self.num_kv_heads}): the "
+                "heads share key/value heads in equal groups"
+            )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(choices)}")
         if self.positions == "rope" and self.head_dim % 2:
-            raise ConfigError(f"head_dim is {self.head_dim}; rotary positions need an even number")
+            raise ConfigError(f"--head-dim is {self.head_dim}; rotary positions need an even number")
 
     def parameters(self, embeddings: bool = True) -> int:
         """Count the parameters, with or without the embeddings of tokens and positions and the output layer."""

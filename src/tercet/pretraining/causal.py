@@ -57,7 +57,7 @@ def check_mixture(mixture: Mapping[str, float] | None, sources: Collection[str])
     """Check that a mixture names exactly the sources of the data. Raises ConfigError if it does not."""
     if mixture is not None and (wrong := sorted(set(mixture) ^ set(sources))):
         raise ConfigError(
-            f"mixture and data disagree on {', '.join(wrong)}; give a share for each of the data's sources, "
+            f"--mixture and --data disagree on {', '.join(wrong)}; give a share for each of the data's sources, "
             f"{', '.join(sources)}, and no other"
         )
 

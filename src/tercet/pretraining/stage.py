@@ -38,7 +38,7 @@ class PretrainConfig(TrainSettings):
         (), "Held-out text. Without it, a part of the documents is held out: see --heldout-share.", reads=FILES
     )
     heldout_share: float = setting(
-        0.02, "Fraction of the documents to hold out, selected by a hash of their ids.", minimum=0
+        0.02, "Fraction of the documents to hold out (0 to 1); a hash of a document's id decides.", minimum=0
     )
     heldout_bytes: int = setting(200_000, HELDOUT_BYTES_HELP, minimum=1)
     mixture: tuple[str, ...] = setting(

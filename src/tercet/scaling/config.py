@@ -69,13 +69,24 @@ class LadderConfig(Settings):
     data: tuple[str, ...] = setting(..., DATA_HELP)
     tokenizer: str = setting(..., TOKENIZER_HELP)
     heldout: tuple[str, ...] = setting((), "Held-out text. Without it, a part of the documents is held out.")
-    widths: tuple[int, ...] = setting((16, 32, 48, 64), "Sizes of the models, as sizes of the hidden states.")
-    tokens: tuple[int, ...] = setting((), "Numbers of training tokens, each for every size.")
-    flops: tuple[float, ...] = setting((), "Training FLOPs, each for every size, instead of --tokens (iso-FLOP).")
+    widths: tuple[int, ...] = setting(
+        (16, 32, 48, 64), "Sizes of the models, as sizes of the hidden states; multiples of 16."
+    )
+    tokens: tuple[int, ...] = setting((), "Numbers of training tokens; every size is trained with each.")
+    flops: tuple[float, ...] = setting(
+        (), "Training FLOPs, instead of --tokens; every size is trained with each (iso-FLOP)."
+    )
     max_flops: float = setting(0.0, "Leave out runs with more training FLOPs. 0 means no limit.", minimum=0)
-    seeds: tuple[int, ...] = setting((0,), "Seeds, with each of which every run is repeated.")
-    lr: float = setting(0.012, "Learning rate of AdamW for a run of 65,536 tokens.", minimum=0, maximum=1e37)
-    muon_lr: float = setting(0.04, "Learning rate of Muon for a run of 65,536 tokens.", minimum=0, maximum=1e37)
+    seeds: tuple[int, ...] = setting((0,), "Seeds; every run is repeated with each.")
+    lr: float = setting(
+        0.012,
+        "Learning rate of AdamW for a run of 65,536 tokens; longer runs get a lower one.",
+        minimum=0,
+        maximum=1e37,
+    )
+    muon_lr: float = setting(
+        0.04, "Learning rate of Muon for a run of 65,536 tokens; longer runs get a lower one.", minimum=0, maximum=1e37
+    )
     context_length: int = setting(128, CONTEXT_HELP, minimum=8)
     heldout_bytes: int = setting(60_000, HELDOUT_BYTES_HELP, minimum=1)
     precision: str = PRECISION

@@ -111,7 +111,9 @@ class Tokenizer:
         except CheckpointError:
             raise
         except Exception as error:  # the backend raises a bare Exception for a file that it cannot parse
-            raise CheckpointError(f"{file}: not a tokenizer.json: {error}") from error
+            raise CheckpointError(
+                f"{file}: not a tokenizer.json ({error}); name a file of `tercet tokenizer train`, or a run"
+            ) from error
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, special: SpecialTokens = CHATML) -> Tokenizer:

@@ -53,10 +53,21 @@ def new_folder(path: Path, otherwise: str = "") -> None:
     """Make an empty folder. Raises ConfigError if it exists with other contents or cannot be made."""
     try:
         if path.exists() and (not path.is_dir() or {p.name for p in path.iterdir()} - _LEFTOVERS):
-            raise ConfigError(f"{path} exists and is not empty; choose another --out{otherwise}")
+            if path.is_file():
+                raise ConfigError(f"{path} exists and is a file; choose another --out, for a new folder")
+            resumable = _unfinished(path)
+            raise ConfigError(f"{path} exists and is not empty; choose another --out{otherwise if resumable else ''}")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {path}: the folder cannot be made: {error.strerror}") from error
+
+
+def _unfinished(path: Path) -> bool:
+    """Return whether the folder holds a run that can be continued."""
+    try:
+        return bool(json.loads((path / "run.json").read_text(encoding="utf-8"))["status"] != "finished")
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def in_use(path: Path) -> bool:

@@ -150,10 +150,12 @@ class TrainSettings(Settings):
     """Settings shared by every stage that trains."""
 
     steps: int = setting(1000, "Number of optimizer steps.", minimum=1)
-    batch_size: int = setting(16, "Number of rows in each optimizer step.", minimum=1)
+    batch_size: int = setting(16, "Rows in each optimizer step; a row holds as many tokens as the context.", minimum=1)
     lr: float = setting(3e-3, "Learning rate of AdamW.", minimum=0, maximum=1e37)
     muon_lr: float = setting(0.0, MUON_HELP, minimum=0, maximum=1e37)
-    weight_decay: float = setting(0.0, "Decoupled weight decay, per unit of learning rate. 0 means none.", minimum=0)
+    weight_decay: float = setting(
+        0.0, "Decoupled weight decay: a step shrinks weights by learning rate × this. 0 means none.", minimum=0
+    )
     clip_norm: float = setting(
         1.0, "Largest norm of the whole gradient; longer gradients are scaled down to it. 0 means no limit.", minimum=0
     )
@@ -198,12 +200,12 @@ class TuneSettings(TrainSettings):
 
 PRECISION = setting(
     "float32",
-    "Number type of matrix products; bfloat16 is faster on processors that support it.",
+    "Number type of matrix products; bfloat16 is faster, but less exact, on processors that support it.",
     choices=("float32", "bfloat16"),
 )
 MICRO_BATCH = setting(
     0,
-    "Rows per forward pass, which changes the memory used but not the result. 0 means about 1,024 tokens.",
+    "Rows per forward pass; fewer rows need less memory, with the same result. 0 means about 1,024 tokens.",
     minimum=0,
 )
 

@@ -21,7 +21,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tercet.errors import CheckpointError, ConfigError
-from tercet.training.settings import ANY_MODEL, LANGUAGE_MODEL, REWARD_MODEL, TOKENIZER, Settings, from_json
+from tercet.training.settings import (
+    ANY_MODEL,
+    LANGUAGE_MODEL,
+    REWARD_MODEL,
+    TOKENIZER,
+    Settings,
+    from_json,
+    option_name,
+)
 
 if TYPE_CHECKING:
     from tercet.training.progress import Progress
@@ -89,6 +97,8 @@ class Stage:
         from tercet.tokenizer.bpe import Tokenizer
         from tercet.training.run import Run, threads
 
+        if not resume:
+            _check_tokenizers(config)
         parents = {role: open_run(path, wanted) for role, (path, wanted) in config.parents().items()}
         with (
             Run.start(self.verb, config, out, parents=parents, resume=resume, progress=progress) as run,
@@ -99,6 +109,18 @@ class Stage:
                 Tokenizer.load(parents["model"].path).save(run.path / "tokenizer.json")
                 run.save_model_config(parents["model"].model_config())
             yield run
+
+
+def _check_tokenizers(config: Settings) -> None:
+    """Raise ConfigError, before a folder is made, if an option names something else than a tokenizer."""
+    from tercet.tokenizer.bpe import Tokenizer
+
+    for field_ in fields(config):
+        if field_.metadata["reads"] == TOKENIZER:
+            try:
+                Tokenizer.load(getattr(config, field_.name))
+            except CheckpointError as error:
+                raise ConfigError(f"{option_name(field_)} {error}") from error
 
 
 def input_hashes(config: Settings) -> dict[str, str]:

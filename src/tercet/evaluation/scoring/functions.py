@@ -72,6 +72,6 @@ def source_of(module: str) -> str:
 
 def error_text(error: BaseException) -> str:
     """Return the type and message of an exception in a user's code, and the place where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith("<frozen")]
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}: {error}{place}"

@@ -41,16 +41,18 @@ class DPOConfig(TuneSettings):
     heldout: tuple[str, ...] = setting(
         (), "Held-out rows of the same format. Without them, --heldout-share of the data is held out.", reads=FILES
     )
-    heldout_share: float = setting(0.1, "Fraction of the prompts to hold out, selected by a hash.", minimum=0)
-    loss: str = setting("dpo", "Loss to minimise.", choices=LOSSES)
+    heldout_share: float = setting(
+        0.1, "Fraction of the prompts to hold out (0 to 1); a hash of each decides.", minimum=0
+    )
+    loss: str = setting("dpo", "Loss, named by its method.", choices=LOSSES)
     beta: float = setting(
         0.0,
-        "β of dpo and kto, τ of ipo: the higher, the closer the policy stays to the reference. For simpo, the scale of "
-        "the mean log-probability (0: the loss's usual value, 0.1, or 2 for simpo).",
+        "β of dpo and kto, τ of ipo: a higher value keeps the policy closer to the reference. For simpo, the scale of "
+        "the mean log-probability. 0 means the usual value: 2 for simpo, 0.1 for the others.",
         minimum=0,
     )
     label_smoothing: float = setting(
-        0.0, "dpo: assumed fraction of comparisons with the wrong answer preferred.", minimum=0
+        0.0, "dpo: assumed fraction of comparisons in which the worse answer is preferred; below 0.5.", minimum=0
     )
     margin: float = setting(1.0, "simpo: γ, the margin by which the chosen answer should win.", minimum=0)
     odds_weight: float = setting(
@@ -61,7 +63,9 @@ class DPOConfig(TuneSettings):
     steps: int = setting(100, "Optimizer steps.", minimum=1)
     batch_size: int = setting(16, "Prompts per step.", minimum=1)
     micro_batch: int = setting(
-        0, "Prompts per forward pass (0: about 1,024 tokens). It changes memory, not the result.", minimum=0
+        0,
+        "Prompts per forward pass; fewer need less memory, with the same result. 0 means about 1,024 tokens.",
+        minimum=0,
     )
     lr: float = setting(1e-4, "Peak learning rate of AdamW.", minimum=0, maximum=1e37)
     precision: str = PRECISION
@@ -72,12 +76,12 @@ class DPOConfig(TuneSettings):
             losses, value = BELONGS.get(field.name, LOSSES), getattr(self, field.name)
             if self.loss not in losses and value != field.default:
                 raise ConfigError(
-                    f"{option_name(field)} is {value!r}, but it belongs to --loss {' or '.join(losses)}, and --loss is "
+                    f"{option_name(field)} is {value!r}, but it is used only by --loss {' or '.join(losses)}, and --loss is "
                     f"{self.loss!r}; leave {option_name(field)} out"
                 )
         if self.label_smoothing >= 0.5:
             raise ConfigError(
-                f"--label-smoothing is {self.label_smoothing}; wanted less than 0.5, where comparisons say nothing"
+                f"--label-smoothing is {self.label_smoothing}; wanted less than 0.5; at 0.5 the comparisons would carry no information"
             )
 
     @property

@@ -22,20 +22,26 @@ class RewardConfig(TuneSettings):
     heldout: tuple[str, ...] = setting(
         (), "Held-out comparisons. Without them, --heldout-share of the data is held out.", reads=FILES
     )
-    heldout_share: float = setting(0.1, "Fraction of the prompts to hold out, selected by a hash.", minimum=0)
+    heldout_share: float = setting(
+        0.1, "Fraction of the prompts to hold out (0 to 1); a hash of each decides.", minimum=0
+    )
     margin: float = setting(
         0.0,
-        "Margin of the loss: this factor times the difference between a pair's scores (0: scores are not used).",
+        "Margin of the loss: this factor times the difference between a pair's scores. 0 means that scores are not used.",
         minimum=0,
     )
     demonstrations: tuple[str, ...] = setting(
-        (), "Conversations; rewards are shifted so that their answers average 0.", reads=FILES
+        (),
+        "Conversations whose answers get a mean reward of 0: all rewards are shifted by the same amount.",
+        reads=FILES,
     )
     demonstrations_limit: int = setting(400, "Maximum number of demonstrations to use.", minimum=1)
     steps: int = setting(100, "Optimizer steps.", minimum=1)
     batch_size: int = setting(16, "Prompts per step.", minimum=1)
     micro_batch: int = setting(
-        0, "Prompts per forward pass (0: about 1,024 tokens). It changes memory, not the result.", minimum=0
+        0,
+        "Prompts per forward pass; fewer need less memory, with the same result. 0 means about 1,024 tokens.",
+        minimum=0,
     )
     lr: float = setting(3e-4, "Peak learning rate of AdamW.", minimum=0, maximum=1e37)
     precision: str = PRECISION

@@ -115,7 +115,10 @@ def _kind(text: str, body: str) -> tuple[str, str, str]:
             return kind, rest, rest.rpartition(":")[2] if kind == "python" else kind
     if not body or (not _ENSEMBLE.fullmatch(body) and "," not in body and not Path(body).exists()):
         hint = suggest(body, SCORERS)
-        raise ConfigError(f"reward {text!r} is neither a known reward nor a folder{hint}; wanted {_expected_rewards()}")
+        raise ConfigError(
+            f"--reward {text!r} is neither a known reward nor a folder{hint}{' Wanted' if hint else '; wanted'} "
+            f"{_expected_rewards()}"
+        )
     return "run", body, ""
 
 

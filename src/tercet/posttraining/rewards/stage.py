@@ -11,7 +11,8 @@ from tercet.training.stage import Stage
 REWARD = setting(
     ...,
     "Rewards that score the answers, each as [weight*]reward: a run of `tercet reward`, mean(run,run), min(run,run), a "
-    "scorer such as exact_match or numeric:0.01 (see --scorer), python:module:function, process:command, or http(s)://….",
+    "scorer such as exact_match or numeric:0.01 (see --scorer), python:FILE.py:FUNCTION, process:COMMAND, or "
+    "http(s)://ADDRESS.",
 )
 REWARD_TIMEOUT = setting(30.0, "Seconds that a process or endpoint has to score a batch.", minimum=1e-3)
 REWARD_RETRIES = setting(2, "Number of retries after a process or endpoint fails.", minimum=0)
@@ -48,7 +49,8 @@ class RewardedSettings(Settings):
 class BestOfNConfig(RewardedSettings):
     """Sample n answers to each prompt and keep the best.
 
-    The run has the expected score of the best of k answers for every k up to n, and data for `tercet sft`.
+    The run holds the expected score of the best of k answers for every k up to n. It also holds the best answers, as data
+    for `tercet sft`.
     """
 
     model: str = setting(..., "Run that answers: an instruction-tuned model.", reads=LANGUAGE_MODEL)
@@ -58,9 +60,11 @@ class BestOfNConfig(RewardedSettings):
     prompts: tuple[str, ...] = PROMPTS
     scorer: tuple[str, ...] = SCORER
     answers: int = setting(16, "Answers to each prompt (n).", minimum=2)
-    minimum_score: float | None = setting(None, "Keep a best answer for SFT only if it scores above this.")
+    minimum_score: float | None = setting(
+        None, "Keep a best answer for SFT only if it scores above this.  [default: keep all]"
+    )
     missing_eos_score: float = MISSING_EOS_SCORE
-    temperature: float = setting(1.0, "Sampling temperature.", minimum=1e-3)
+    temperature: float = setting(1.0, "Sampling temperature; it must be above 0.", minimum=1e-3)
     max_new_tokens: int = setting(32, "Longest answer, in tokens.", minimum=1)
     skip_bad_rows: bool = setting(False, "Skip and count invalid rows instead of stopping.")
     threads: int = setting(2, "CPU threads.", minimum=1, maximum=1024)

@@ -15,7 +15,7 @@ from tercet.posttraining.rewards.stage import (
     SCORER,
     RewardedSettings,
 )
-from tercet.training.settings import FILES, LANGUAGE_MODEL, TuneSettings, setting, shares
+from tercet.training.settings import FILES, LANGUAGE_MODEL, WARMUP_HELP, TuneSettings, setting, shares
 from tercet.training.stage import Stage
 
 # KL estimators with the wrong gradient (arXiv 2506.09477); proofs/test_kl.py shows that each is wrong.
@@ -56,44 +56,60 @@ class PolicyConfig(RewardedSettings, TuneSettings):
     beta: float = setting(0.05, "Weight of the KL penalty, in reward units per nat.", minimum=0)
     log_kl: bool = setting(True, "Log the KL to the reference even if --beta is 0.")
     target_kl: float = setting(
-        0.0, "KL in nats per answer that beta is adapted to reach (0: beta stays as it is).", minimum=0
+        0.0,
+        "Target KL to the reference, in nats per answer; beta is adapted to reach it. 0 keeps beta fixed.",
+        minimum=0,
     )
     kl_horizon: int = setting(
-        10_000, "Number of answers in which an adapted beta changes by at most a factor of about e^0.2.", minimum=1
+        10_000,
+        "With --target-kl: number of answers over which beta changes by a factor of at most about e^0.2.",
+        minimum=1,
     )
     gamma: float = setting(
-        0.0, "Weight of the pretraining loss (mean nats per token) beside the policy loss (0: none).", minimum=0
+        0.0, "Weight of the pretraining loss (mean nats per token), added to the policy loss. 0 means none.", minimum=0
     )
     steps: int = setting(60, "Training steps; each generates rollouts and then updates the policy.", minimum=1)
     batch_size: int = setting(64, "Prompts per step.", minimum=1)
     group_size: int = setting(1, "Answers to each prompt.", minimum=1)
-    minibatches: int = setting(1, "Optimizer steps per epoch over a step's rollouts.", minimum=1)
-    epochs: int = setting(1, "Passes over a step's rollouts.", minimum=1)
-    micro_batch: int = setting(0, "Answers per forward pass of an update (0: about 1,024 tokens).", minimum=0)
+    minibatches: int = setting(
+        1,
+        "Parts of a step's rollouts, each used for one optimizer step; --batch-size must be a multiple of it.",
+        minimum=1,
+    )
+    epochs: int = setting(1, "Passes over the rollouts of each training step.", minimum=1)
+    micro_batch: int = setting(
+        0, "Answers per forward pass of an update; fewer need less memory. 0 means about 1,024 tokens.", minimum=0
+    )
     sync_every: int = setting(
-        1, "Steps between copies of the policy's weights to the sampler; above 1, rollouts may be stale.", minimum=1
+        1,
+        "Steps between copies of the policy's weights to the sampler. Above 1, an older policy makes some rollouts.",
+        minimum=1,
     )
     importance_cap: float = setting(
-        2.0, "Stale rollouts are weighted by π_old / π_sampler, truncated at this value.", minimum=1
+        2.0,
+        "With --sync-every above 1: rollouts are weighted by π_old / π_sampler, truncated at this value.",
+        minimum=1,
     )
     max_new_tokens: int = setting(32, "Longest answer, in tokens.", minimum=1)
-    temperature: float = setting(1.0, "Temperature of sampling and of all log-probabilities.", minimum=1e-3)
+    temperature: float = setting(
+        1.0, "Temperature of sampling and of all log-probabilities; it must be above 0.", minimum=1e-3
+    )
     missing_eos_score: float = MISSING_EOS_SCORE
     ema: float = setting(
         0.0,
-        "Decay of a moving average of the weights (EMA), which the run then saves (0: no average).",
+        "Decay of a moving average of the weights (EMA), which the run then saves; such as 0.99. 0 means no average.",
         minimum=0,
     )
     lr: float = setting(2e-4, "Peak learning rate of AdamW for the policy.", minimum=0, maximum=1e37)
-    warmup: int = setting(3, "Steps of linear warm-up.", minimum=0)
-    checkpoint_every: int = setting(20, "Steps between checkpoints (0: at the end only).", minimum=0)
+    warmup: int = setting(3, WARMUP_HELP, minimum=0)
+    checkpoint_every: int = setting(20, "Steps between checkpoints. 0 means only after the last step.", minimum=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         shares(self.pretrain_mixture, "--pretrain-mixture")
         if self.gamma > 0 and not self.pretrain_data:
             raise ConfigError(
-                f"--gamma is {self.gamma}, but there is no text for it; name it with --pretrain-data, or set --gamma 0"
+                f"--gamma is {self.gamma}, but there is no pretraining text; name it with --pretrain-data, or set --gamma 0"
             )
         if self.batch_size % self.minibatches:
             raise ConfigError(
@@ -111,12 +127,12 @@ class PolicyConfig(RewardedSettings, TuneSettings):
 class PPOConfig(PolicyConfig):
     """Improve answers by a reward with PPO (RLHF).
 
-    The objective is r(x, y) − beta · log(π(y|x) / π_SFT(y|x)) + gamma · E_pretrain[log π(x)].
+    The objective to maximise is r(x, y) − beta · log(π(y|x) / π_SFT(y|x)) + gamma · E_pretrain[log π(x)].
     """
 
     gamma: float = setting(
         1.0,
-        "Weight of the pretraining loss (mean nats per token) beside the policy loss (mean per token) (0: none).",
+        "Weight of the pretraining loss, added to the policy loss; both are means per token. 0 means none.",
         minimum=0,
     )
     clip: float = setting(0.2, "The probability ratio is clipped to 1 ± this value.", minimum=0)
@@ -127,11 +143,11 @@ class PPOConfig(PolicyConfig):
         False, "Scale the rewards, with their KL penalty, to variance 1. It changes the meaning of --beta."
     )
     clip_reward: float = setting(
-        0.0, "Clip scores to ± this value (0: no clipping). It changes which policy is optimal.", minimum=0
+        0.0, "Clip scores to ± this value, which changes which policy is optimal. 0 means no clipping.", minimum=0
     )
     critic: str = setting(
         "separate",
-        "Critic: a separate model that starts as the reward model, or a value head that shares the policy's layers.",
+        "Critic: separate, a model that starts as the reward model; or shared, a value head on the policy's layers.",
         choices=("separate", "shared"),
     )
     critic_lr: float = setting(5e-4, "Peak learning rate of AdamW for a separate critic.", minimum=0, maximum=1e37)
@@ -148,22 +164,24 @@ class GRPOConfig(PolicyConfig):
     In these group methods, the answers to a prompt are each other's baseline, and there is no critic.
     """
 
-    method: str = setting("grpo", "Method that turns scores into advantages and a loss.", choices=METHODS)
+    method: str = setting(
+        "grpo", "Method that turns the scores of a group into advantages and a loss.", choices=METHODS
+    )
     kl: str = setting(
         "reward", "Place of the KL penalty: in the reward (k1), or in the loss (k2 or exact).", choices=KL_PLACES
     )
     group_size: int = setting(8, "Answers to each prompt.", minimum=1)
     batch_size: int = setting(16, "Prompts per step.", minimum=1)
     clip_low: float | None = setting(
-        None, "The probability ratio is clipped below at 1 − this value. The default is the method's.", minimum=0
+        None, "The probability ratio is clipped below at 1 − this value. Default: the method's own.", minimum=0
     )
     clip_high: float | None = setting(
-        None, "The probability ratio is clipped above at 1 + this value. The default is the method's.", minimum=0
+        None, "The probability ratio is clipped above at 1 + this value. Default: the method's own.", minimum=0
     )
     dpo_beta: float = setting(0.1, "online_dpo: β of the DPO loss.", minimum=0)
     resample: int = setting(
         3,
-        "dapo: extra rounds of prompts to replace groups whose answers all have the same score (0: no replacement).",
+        "dapo: extra rounds of prompts to replace groups whose answers all have the same score. 0 means no replacement.",
         minimum=0,
     )
 

@@ -24,25 +24,30 @@ class SFTConfig(TuneSettings):
     heldout: tuple[str, ...] = setting(
         (), "Held-out conversations. Without them, --heldout-share of the data is held out.", reads=FILES
     )
-    heldout_share: float = setting(0.05, "Fraction of the conversations to hold out, selected by a hash.", minimum=0)
+    heldout_share: float = setting(
+        0.05, "Fraction of the conversations to hold out (0 to 1); a hash of each decides.", minimum=0
+    )
     questions: tuple[str, ...] = setting(
         (), "Questions with gold answers; the model answers them before and after training.", reads=FILES
     )
     long_conversations: str = setting(
         "truncate",
-        "Conversations longer than the context: truncate them after a whole message, or refuse to start.",
+        "For conversations longer than the context: truncate ends them after a whole message; refuse stops with an error.",
         choices=("truncate", "refuse"),
     )
     neftune_alpha: float = setting(
         0.0,
-        "NEFTune: scale of the noise added to the embeddings in training; its paper uses 5 to 15 (0: no noise).",
+        "NEFTune: scale of the noise added to the embeddings in training; its paper uses 5 to 15. 0 means no noise.",
         minimum=0,
     )
     max_new_tokens: int = setting(32, "Longest answer to a question of --questions, in tokens.", minimum=1)
     steps: int = setting(300, "Optimizer steps.", minimum=1)
     lr: float = setting(1e-3, "Peak learning rate of AdamW.", minimum=0, maximum=1e37)
     muon_lr: float = setting(
-        0.01, "Peak learning rate of Muon for the hidden matrices (0: AdamW for all).", minimum=0, maximum=1e37
+        0.01,
+        "Learning rate of Muon for the hidden weight matrices. 0 means that AdamW updates all weights.",
+        minimum=0,
+        maximum=1e37,
     )
     micro_batch: int = MICRO_BATCH
     precision: str = PRECISION

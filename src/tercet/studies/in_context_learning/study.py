@@ -46,7 +46,7 @@ SIZES = (Size("1 layer, width 64", 1, 64), Size("2 layers, width 64", 2, 64))
 
 @dataclass(frozen=True, kw_only=True)
 class InContextLearningConfig(Settings):
-    """Train small models on text in which only the context helps, and measure what they learn from a prompt.
+    """Train models on text in which only context helps.
 
     Every document has a mapping of its own from words to words. The models are then tested on mappings that no weight
     can know: with more and more examples in the prompt, at every checkpoint, without single attention heads, and
@@ -54,7 +54,7 @@ class InContextLearningConfig(Settings):
     """
 
     minutes: float = setting(
-        10.0, "Wall time in minutes for all trainings together; measuring takes a third more.", minimum=0.01
+        10.0, "Wall time in minutes for all trainings together; measuring adds about a third.", minimum=0.01
     )
     seeds: int = setting(
         3, "Number of seeds, each with its own words, mappings and weights. Intervals need at least 2.", minimum=2
@@ -68,9 +68,11 @@ class InContextLearningConfig(Settings):
     tuning_steps: int = setting(
         40, "Gradient steps on the examples, where tuning is compared with prompting.", minimum=1
     )
-    tuning_lr: float = setting(5e-3, "AdamW learning rate of that tuning.", minimum=0, maximum=1e37)
+    tuning_lr: float = setting(5e-3, "Learning rate of AdamW for --tuning-steps.", minimum=0, maximum=1e37)
     tuning_mappings: int = setting(4, "Held-out mappings on which tuning is compared, for each seed.", minimum=1)
-    threads: int = setting(2, "CPU threads. The exact numbers depend on it.", minimum=1, maximum=1024)
+    threads: int = setting(
+        2, "Number of CPU threads. Results are bit-identical only with the same number.", minimum=1, maximum=1024
+    )
     seed: int = setting(0, "The first seed.", minimum=0, maximum=2**30)
 
     def __post_init__(self) -> None:

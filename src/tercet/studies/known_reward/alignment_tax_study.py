@@ -11,10 +11,11 @@ MODULE = "tercet.studies.known_reward.sweeps"
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentTaxConfig(SeededSettings):
-    """Train PPO with four weights γ of the pretraining term and measure the loss on held-out text.
+    """Measure what PPO costs on held-out text.
 
-    In small worlds with a known true ("gold") reward, PPO without a KL penalty is trained against a proxy that learned
-    from 8,000 comparisons. Each seed is a world of its own.
+    PPO is trained with four weights γ of the pretraining term. In small worlds with a known true ("gold") reward, PPO
+    without a KL penalty is trained against a proxy that learned from 8,000 comparisons. Each seed is a world of its
+    own.
     """
 
 

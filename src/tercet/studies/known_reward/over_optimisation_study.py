@@ -12,10 +12,11 @@ MODULE = "tercet.studies.known_reward.over_optimisation"
 
 @dataclass(frozen=True, kw_only=True)
 class OverOptimisationConfig(SeededSettings):
-    """Optimise policies for reward models of several sizes and measure when the true reward falls.
+    """Measure when optimising a reward model stops helping.
 
-    In small worlds with a known true ("gold") reward, best-of-n and PPO without a KL penalty are optimised for proxies
-    that learned from 125, 1,000 or 8,000 comparisons. Each seed is a world of its own.
+    Policies are optimised for reward models that learned from more or less data, until the true reward falls. In small
+    worlds with a known true ("gold") reward, best-of-n and PPO without a KL penalty are optimised for proxies that
+    learned from 125, 1,000 or 8,000 comparisons. Each seed is a world of its own.
     """
 
     seeds: int = setting(8, "Number of worlds. Intervals need at least 2; differences show from about 8.", minimum=2)

