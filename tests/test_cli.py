@@ -372,6 +372,7 @@ WRONG = [
     ("eval runs/base --text heldout.jsonl --out no-data", 2, r"no-data: cannot be written"),
     ("chat runs/reward", 2, r"runs/reward is a reward (run|model); wanted"),
     ("chat runs/base --top-p 0", 2, r"--top-p 0\.0; wanted"),
+    ("report ,", 2, r"no run is named; wanted at least one"),
     ("report runs/nowhere", 2, r"runs/nowhere: not a run directory"),
     ("report runs/base --scores nowhere.json", 2, r"nowhere\.json: cannot be read as JSON"),
     ("report runs/base --scores list.config.json", 2, r"--scores list\.config\.json: is not a file that `tercet eval"),

@@ -77,12 +77,12 @@ def test_help_has_an_example_that_the_command_understands(name: str) -> None:
 
 @pytest.mark.parametrize("verb", stages())
 def test_every_setting_is_an_option_with_an_explanation(verb: str) -> None:
-    helped = re.sub(r"-\n +", "-", type_in(f"{verb} --help").out)  # lines are broken after hyphens, too
-    text = re.sub(r"\s+", " ", helped)
+    text = type_in(f"{verb} --help").out
     for field in fields(stages()[verb].settings):
         if field.name != stages()[verb].positional:
             assert re.search(rf"--{field.name.replace('_', '-')}\b", text)
-        assert re.sub(r"\s+", " ", field.metadata["help"]) in text
+        # lines end at spaces and behind hyphens
+        assert re.sub(r"\s+", "", field.metadata["help"]) in re.sub(r"\s+", "", text)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -192,6 +192,33 @@ def test_commas_in_brackets_and_in_names_of_files_belong_to_the_value(
         "a,b.txt",
     ]
     assert split_list(["a,b.txt,c"]) == ["a", "b.txt", "c"]
+    assert split_list(["a,*.txt"]) == ["a,*.txt"], "a pattern that finds files"
+    assert split_list(["x,*.txt"]) == ["x", "*.txt"]
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        (r"regex:\((\d+),(\d+)\)", [r"regex:\((\d+),(\d+)\)"]),
+        ("regex:(x,[0-9]{1,3}+),f1", ["regex:(x,[0-9]{1,3}+)", "f1"]),
+        ("mean(runs/a,runs/b(2)),f1", ["mean(runs/a,runs/b(2))", "f1"]),
+        ("a(,b,c", ["a(", "b", "c"]),
+        ("a),b", ["a)", "b"]),
+        ("[a(b],c", ["[a(b]", "c"]),
+    ],
+)
+def test_brackets_around_commas_may_be_nested_or_lack_their_other_half(text: str, values: list[str]) -> None:
+    assert split_list([text]) == values
+
+
+@pytest.mark.parametrize("text", ["process:python score.py --parts a,b", "0.5 * process:./score --parts a,b"])
+def test_a_command_line_keeps_its_commas(text: str) -> None:
+    assert split_list([text, "f1,rubric"]) == [text, "f1", "rubric"]
+
+
+def test_a_list_may_be_longer_than_the_name_of_a_file_may_be() -> None:
+    names = [f"part-{number:03}.jsonl" for number in range(100)]
+    assert split_list([",".join(names)]) == names
 
 
 # -- options of a settings class ----------------------------------------------------------------------------------

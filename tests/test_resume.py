@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -65,7 +66,32 @@ def copy(run: Path, name: str) -> Path:
     return Path(shutil.copytree(run, run.with_name(name)))
 
 
-# -- kill -9 ----------------------------------------------------------------------------------------------------------
+# -- runs of older versions ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "ppo"])
+def test_a_run_that_an_older_version_began_is_resumed_to_the_same_bits(world: World, verb: str) -> None:
+    """It has the settings' old names, which its hash is of, and lacks those that are new."""
+    expected = world.run(verb, f"{verb}-at-once").path
+    with pytest.raises(Interrupted):
+        world.run(verb, f"{verb}-old", progress=At(7, press_ctrl_c))
+    old = world.folder / f"{verb}-old"
+    config = json.loads((old / "config.json").read_text())
+    config["decay"] = config.pop("cooldown")
+    config.pop("scorer", None)
+    manifest = json.loads((old / "run.json").read_text())
+    manifest["config_sha256"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+    (old / "config.json").write_text(json.dumps(config))
+    (old / "run.json").write_text(json.dumps(manifest))
+    changed = copy(old, f"{verb}-old-changed")
+    tercet.resume(old)
+    assert_same_run(old, expected)
+    (changed / "config.json").write_text(json.dumps({**config, "lr": 0.5}))
+    with pytest.raises(CheckpointError, match=r"config\.json has changed"):
+        tercet.resume(changed)
+
+
+# -- kill -9 ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", TRAINED)

@@ -68,6 +68,15 @@ def test_a_stage_of_one_file_has_a_command_with_help(source: Path) -> None:
     assert done.stdout.split() == ["toy-reading", "ToyConfig", "True"]
 
 
+def test_two_stages_of_one_verb_are_refused(source: Path, tmp_path: Path) -> None:
+    """Else one of them would be left out, and nothing would say so."""
+    copy = Path(shutil.copytree(source, tmp_path / "source"))
+    shutil.copy(Path(__file__).with_name("toy_stage.py"), copy / "tercet" / "posttraining" / "other_stage.py")
+    process = start(copy, "--help")
+    assert "two stages have the verb 'toy-reading'" in process.communicate(timeout=120)[0]
+    assert process.returncode != 0
+
+
 def test_a_stage_of_one_file_resumes_reports_and_is_examined(world: World, source: Path, tmp_path: Path) -> None:
     common = f"--model {world.path('base')} --data {world.path('text.jsonl')} --batch-size 4 --threads 1 --lora-rank 2"
     words = ["toy-reading", *common.split(), "--steps", "150", "--checkpoint-every", "1"]

@@ -199,6 +199,8 @@ def report(
     from tercet.reporting.report import write_report
 
     paths = split_list(runs)
+    if not paths:
+        raise ConfigError("no run is named; wanted at least one, for example runs/rlhf")
     page = write_report(
         paths,
         out or Path(paths[-1]) / "report.html",

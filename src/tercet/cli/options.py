@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import glob
 import inspect
 import json
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +20,8 @@ from tercet.training.settings import Settings, TuneSettings, from_json, option_n
 
 # what the help of a list option ends with: its values are separated by commas, or they are texts that may hold commas
 MANY, REPEATED = "  [list: with commas, or repeat the option]", "  [list: repeat the option]"
-_SEPARATOR = re.compile(r",(?![^()\[\]{}]*[)\]}])")  # a comma that is not within brackets
+_COMMAND = re.compile(r"\s*([^\s*]+\s*\*\s*)?process:")  # a reward's command line, which may hold commas of its own
+_CLOSING = {")": "(", "]": "[", "}": "{"}
 _SHARED = {f.name for f in dataclasses.fields(TuneSettings)}  # settings that the stages have in common
 
 
@@ -115,12 +118,32 @@ def add_command(
 def split_list(texts: Sequence[str]) -> list[str]:
     """Return the values of a list option, which may be repeated and may hold several values with commas between them.
 
-    Commas within brackets belong to a value, as in mean(runs/a,runs/b), and so do those of a file that is there.
+    Commas within brackets belong to a value, as in mean(runs/a,runs/b), and so do those of a command line
+    (process:…), of a file that is there, and of a pattern that finds files.
     """
     out: list[str] = []
     for text in texts:
-        out += [text] if Path(text).exists() else _SEPARATOR.split(text)
+        # os.path.exists: a list may be longer than a file's name may be, which Path.exists does not take
+        whole = _COMMAND.match(text) or os.path.exists(text) or any(glob.iglob(text))
+        out += [text] if whole else _split(text)
     return [part.strip() for part in out if part.strip()]
+
+
+def _split(text: str) -> list[str]:
+    """Split a text at every comma that is not within a pair of brackets; a bracket without its other half is a letter.
+
+    Brackets may be nested.
+    """
+    opened: list[int] = []
+    within = [False] * len(text)
+    for place, character in enumerate(text):
+        if character in "([{":
+            opened.append(place)
+        elif opened and _CLOSING.get(character) == text[opened[-1]]:
+            start = opened.pop()
+            within[start:place] = [True] * (place - start)
+    commas = [place for place, character in enumerate(text) if character == "," and not within[place]]
+    return [text[start + 1 : end] for start, end in zip([-1, *commas], [*commas, len(text)], strict=True)]
 
 
 def _values(field: dataclasses.Field[Any], value: Any, hint: Any) -> Any:

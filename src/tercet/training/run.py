@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -82,8 +82,8 @@ def in_use(path: Path) -> bool:
     return False
 
 
-def _config_hash(config: Settings) -> str:
-    return hashlib.sha256(json.dumps(config.to_json(), sort_keys=True).encode()).hexdigest()
+def _config_hash(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 class Run(RunRecords, RunCheckpoints):
@@ -112,6 +112,7 @@ class Run(RunRecords, RunCheckpoints):
         complete = isinstance(self.manifest, dict) and self.manifest.keys() >= _MANIFEST
         if not complete or not isinstance(self.config, dict):
             raise CheckpointError(f"{self.path}: damaged run directory: run.json or config.json is incomplete")
+        self._stored_hash = _config_hash(self.config)  # of the names in the file
         # older versions had other names for some settings and one verb
         self.config = {OLD_NAMES.get(name, name): value for name, value in self.config.items()}
         for key in self.manifest.keys() & {"verb", "merges"}:
@@ -155,8 +156,11 @@ class Run(RunRecords, RunCheckpoints):
         if resume:
             run = cls(path)
             run.manifest.pop("skipped_rows", None)  # they will be counted again
-            same = run.manifest.get("config_sha256") == _config_hash(config)
-            if run.config != json.loads(json.dumps(config.to_json())) or not same:
+            now_set = json.loads(json.dumps(config.to_json()))
+            # a run of an older version lacks the settings that are new, which then have their defaults
+            new = {f.name: f.default for f in fields(config) if f.name not in run.config}
+            same = run.manifest.get("config_sha256") == run._stored_hash
+            if {**json.loads(json.dumps(new, default=str)), **run.config} != now_set or not same:
                 raise CheckpointError(f"{path}: config.json has changed since the run began; start a new run instead")
             for role, parent in described.items():
                 if run.manifest["parents"][role]["sha256"] != parent["sha256"]:
@@ -171,7 +175,7 @@ class Run(RunRecords, RunCheckpoints):
             # not one per line: run.json's keys as a table
             manifest = {
                 "format": FORMAT, "verb": verb, "argv": sys.argv, "parents": described, "status": "running",
-                "config_sha256": _config_hash(config), "git": source_version(), "versions": library_versions(),
+                "config_sha256": _config_hash(config.to_json()), "git": source_version(), "versions": library_versions(),
                 "seed": config.to_json().get("seed"), "device": str(cls.device),
                 "dtype": str(cls.dtype).removeprefix("torch."),
                 "threads": config.to_json().get("threads"), "created": now(), "resumed": [], "seconds": 0.0,

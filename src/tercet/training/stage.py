@@ -134,13 +134,19 @@ def input_hashes(config: Settings) -> dict[str, str]:
 
 @cache
 def stages() -> dict[str, Stage]:
-    """Return every stage by verb, in the order in which they are used."""
+    """Return every stage by verb, in the order in which they are used. Raises ConfigError if two have the same verb."""
     declared: list[Stage] = []
     for file in sorted(PACKAGE.rglob("*stage.py")):
         if file != Path(__file__).resolve():
             module = import_module(".".join(("tercet", *file.relative_to(PACKAGE).with_suffix("").parts)))
             declared += [value for value in vars(module).values() if isinstance(value, Stage)]
-    return {stage.verb: stage for stage in sorted(declared, key=lambda stage: (stage.order, stage.verb))}
+    found: dict[str, Stage] = {}
+    for stage in sorted(declared, key=lambda stage: (stage.order, stage.verb)):
+        if (other := found.setdefault(stage.verb, stage)) is not stage:
+            raise ConfigError(
+                f"two stages have the verb {stage.verb!r}: {other.body} and {stage.body}; give one of them another verb"
+            )
+    return found
 
 
 def stage_of(run: Run) -> Stage:
