@@ -46,9 +46,10 @@ SIZES = (Size("1 layer, width 64", 1, 64), Size("2 layers, width 64", 2, 64))
 
 @dataclass(frozen=True, kw_only=True)
 class InContextLearningConfig(Settings):
-    """Train small models on text in which only the context helps, and measure what they learn from a prompt.
+    """Study in-context learning with small models.
 
-    Every document has a mapping of its own from words to words. The models are then tested on mappings that no weight
+    The models are trained on text in which only the context helps, and what they learn from a prompt is measured. Every
+    document has a mapping of its own from words to words. The models are then tested on mappings that no weight
     can know: with more and more examples in the prompt, at every checkpoint, without single attention heads, and
     against training on the same examples.
     """

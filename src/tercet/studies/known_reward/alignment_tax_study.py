@@ -11,8 +11,9 @@ MODULE = "tercet.studies.known_reward.sweeps"
 
 @dataclass(frozen=True, kw_only=True)
 class AlignmentTaxConfig(SeededSettings):
-    """Train PPO with four weights γ of the pretraining term and measure the loss on held-out text.
+    """Measure what PPO costs on held-out text.
 
+    PPO is trained with four weights γ of the pretraining term, and the loss on held-out text is measured.
     In small worlds with a known true ("gold") reward, PPO without a KL penalty is trained against a proxy that learned
     from 8,000 comparisons. Each seed is a world of its own.
     """

@@ -11,8 +11,9 @@ MODULE = "tercet.studies.known_reward.sweeps"
 
 @dataclass(frozen=True, kw_only=True)
 class FrontierConfig(SeededSettings):
-    """Train PPO with five KL penalties β and measure reward against KL.
+    """Measure reward against KL for PPO.
 
+    PPO is trained with five KL penalties β.
     In small worlds with a known true ("gold") reward, PPO is trained against a proxy that learned from 8,000
     comparisons. Each seed is a world of its own.
     """

