@@ -180,8 +180,8 @@ TABLE: dict[str, tuple[str, list[Fault]]] = {
     ]),
     "training/shared_prompts.py": ("grouped reward", [
         ("predecessor", "shift", "index[len(prompt) - 1 : -1]", "index[len(prompt) :]"),
-        ("positions-run-on", "shift", "[*prompt, *ids], steps, number", "[*prompt, *ids], places, number"),
-        ("last-but-one", "EOS", "np.array([places[-1] for", "np.array([places[-2] for"),
+        ("positions-run-on", "shift", "[*prompt, *ids], steps, number", "[*prompt, *ids], index, number"),
+        ("last-but-one", "EOS", "np.array([index[-1] for", "np.array([index[-2] for"),
     ]),
     "training/learner.py": ("learner group_methods", [
         ("mean-of-means", "mean for sum", "loss * (coef / total)", "loss * (coef / batch.count / len(batches))"),

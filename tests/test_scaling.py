@@ -277,7 +277,7 @@ def test_fit_and_predict(
     assert tercet(monkeypatch, "scaling", "predict", str(tmp_path), "--flops", "1e9") == 0
     assert "best size" in capsys.readouterr().out
     assert tercet(monkeypatch, "scaling", "predict", str(tmp_path), "--size", "20000") == 2
-    assert "give --flops, or --size and --tokens" in capsys.readouterr().err
+    assert "give either --flops, or both --size and --tokens" in capsys.readouterr().err
     assert tercet(monkeypatch, "scaling", "predict", str(home / "text.jsonl"), "--flops", "1e9") == 2
     assert "not a fit.json" in capsys.readouterr().err
     assert tercet(monkeypatch, "scaling", "fit", str(home / "ladder"), "--max-flops", "1") == 2

@@ -27,7 +27,6 @@ class DiceConfig(SeededSettings):
 
 def measure(seed: int) -> float:
     """Return the mean of 100 throws."""
-    print("thrown:", seed, flush=True)
     return sum(random.Random(seed).choices(range(1, 7), k=100)) / 100
 
 

@@ -119,7 +119,8 @@ def save_figures(function: str, results: dict[str, Any], out: Path) -> list[str]
 
     white: dict[Any, Any] = {f"{part}.facecolor": "white" for part in ("figure", "axes", "savefig")}
     names = []
-    with matplotlib.rc_context({**STYLE, **white}):
+    # powers of ten on a logarithmic axis are mathematical text
+    with matplotlib.rc_context({**STYLE, **white, "text.parse_math": True}):
         drawn: dict[str, Figure] = load_object(function)(results)
         for name, figure in drawn.items():
             names.append(f"{name}.png")
