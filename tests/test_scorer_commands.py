@@ -137,7 +137,7 @@ def test_training_logs_the_score_that_was_asked_for(here: Path) -> None:
             assert "rubric" not in (here / "runs/plain" / file).read_text()
     assert type_in("report runs/plain --out plain.html").code == 0
     page = Path("plain.html").read_text()
-    assert "Score of the answers by exact match" in page
+    assert "score of the answers by the scorer exact match" in page
     assert "rubric" not in page.lower()
     done = type_in(f"{line} --prompts own.jsonl --scorer f1 --scorer 'rubric' --out runs/asked")
     assert (done.code, done.err) == (0, "")

@@ -164,7 +164,11 @@ def test_whole_numbers_are_fine_where_a_float_is_wanted() -> None:
 @pytest.mark.parametrize(
     ("kind", "settings", "message"),
     [
-        (PPOConfig, {"pretrain_data": ()}, "--gamma is 1.0, but there is no text for it"),
+        (
+            PPOConfig,
+            {"pretrain_data": ()},
+            "--gamma is 1.0, but there is no pretraining text; name it with --pretrain-data, or set --gamma 0",
+        ),
         (
             PPOConfig,
             {"batch_size": 10, "minibatches": 4},

@@ -83,8 +83,8 @@ class PromptConfig(Settings):
                 raise ConfigError(f"--{name} is {getattr(self, name)}; wanted each value once")
         if self.questions and any(self.shots) and not self.examples:
             raise ConfigError(
-                f"--shots is {','.join(map(str, self.shots))}, but there are no examples to draw from; name files with --examples, or use "
-                "--shots 0"
+                f"--shots is {','.join(map(str, self.shots))}, but there are no examples to draw from; "
+                "name files with --examples, or use --shots 0"
             )
         if unknown := [v for v in self.vary if v not in VARY]:
             raise ConfigError(f"--vary is {unknown[0]!r}; wanted some of {', '.join(VARY)}{suggest(unknown[0], VARY)}")
@@ -111,8 +111,8 @@ class EvalConfig(Settings):
     )
     cache: str = setting(
         "",
-        "File that keeps the results of finished requests, so that a stopped command can continue. Scores by --reward are "
-        "not kept.",
+        "File that keeps the results of finished requests, so that a stopped command can continue. Scores by "
+        "--reward are not kept.",
     )
     reward: str = setting("", "Run of a reward model that scores sampled answers to --questions.")
     reference: str = setting("", "Run to which every model is compared on --questions, by KL and win rate.")

@@ -232,7 +232,8 @@ def plan(
     fields = {f.name: f.default for f in dataclasses.fields(config)}
     if given := [f"--{n.replace('_', '-')}" for n in PLANNED if getattr(config, n) != fields[n]]:
         raise ConfigError(
-            f"{', '.join(given)} cannot be combined with --budget or --target-bpb, which choose these themselves; leave them out"
+            f"{', '.join(given)} cannot be combined with --budget or --target-bpb, "
+            "which choose these themselves; leave them out"
         )
     seconds, flops = parse_budget(budget) if budget else (0.0, 0.0)
     tokenizer = Tokenizer.load(config.tokenizer)

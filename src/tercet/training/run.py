@@ -175,7 +175,8 @@ class Run(RunRecords, RunCheckpoints):
             # not one per line: run.json's keys as a table
             manifest = {
                 "format": FORMAT, "verb": verb, "argv": sys.argv, "parents": described, "status": "running",
-                "config_sha256": _config_hash(config.to_json()), "git": source_version(), "versions": library_versions(),
+                "config_sha256": _config_hash(config.to_json()), "git": source_version(),
+                "versions": library_versions(),
                 "seed": config.to_json().get("seed"), "device": str(cls.device),
                 "dtype": str(cls.dtype).removeprefix("torch."),
                 "threads": config.to_json().get("threads"), "created": now(), "resumed": [], "seconds": 0.0,

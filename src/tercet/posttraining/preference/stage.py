@@ -76,12 +76,13 @@ class DPOConfig(TuneSettings):
             losses, value = BELONGS.get(field.name, LOSSES), getattr(self, field.name)
             if self.loss not in losses and value != field.default:
                 raise ConfigError(
-                    f"{option_name(field)} is {value!r}, but it is used only by --loss {' or '.join(losses)}, and --loss is "
-                    f"{self.loss!r}; leave {option_name(field)} out"
+                    f"{option_name(field)} is {value!r}, but it is used only by --loss {' or '.join(losses)}, "
+                    f"and --loss is {self.loss!r}; leave {option_name(field)} out"
                 )
         if self.label_smoothing >= 0.5:
             raise ConfigError(
-                f"--label-smoothing is {self.label_smoothing}; wanted less than 0.5; at 0.5 the comparisons would carry no information"
+                f"--label-smoothing is {self.label_smoothing}; wanted less than 0.5; "
+                "at 0.5 the comparisons would carry no information"
             )
 
     @property

@@ -27,7 +27,8 @@ class RewardConfig(TuneSettings):
     )
     margin: float = setting(
         0.0,
-        "Margin of the loss: this factor times the difference between a pair's scores. 0 means that scores are not used.",
+        "Margin of the loss: this factor times the difference between a pair's scores. "
+        "0 means that scores are not used.",
         minimum=0,
     )
     demonstrations: tuple[str, ...] = setting(

@@ -49,8 +49,8 @@ class RewardedSettings(Settings):
 class BestOfNConfig(RewardedSettings):
     """Sample n answers to each prompt and keep the best.
 
-    The run holds the expected score of the best of k answers for every k up to n. It also holds the best answers, as data
-    for `tercet sft`.
+    The run holds the expected score of the best of k answers for every k up to n. It also holds the best answers, as
+    data for `tercet sft`.
     """
 
     model: str = setting(..., "Run that answers: an instruction-tuned model.", reads=LANGUAGE_MODEL)

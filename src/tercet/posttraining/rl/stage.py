@@ -109,7 +109,8 @@ class PolicyConfig(RewardedSettings, TuneSettings):
         shares(self.pretrain_mixture, "--pretrain-mixture")
         if self.gamma > 0 and not self.pretrain_data:
             raise ConfigError(
-                f"--gamma is {self.gamma}, but there is no pretraining text; name it with --pretrain-data, or set --gamma 0"
+                f"--gamma is {self.gamma}, but there is no pretraining text; "
+                "name it with --pretrain-data, or set --gamma 0"
             )
         if self.batch_size % self.minibatches:
             raise ConfigError(
@@ -181,7 +182,8 @@ class GRPOConfig(PolicyConfig):
     dpo_beta: float = setting(0.1, "online_dpo: β of the DPO loss.", minimum=0)
     resample: int = setting(
         3,
-        "dapo: extra rounds of prompts to replace groups whose answers all have the same score. 0 means no replacement.",
+        "dapo: extra rounds of prompts to replace groups whose answers all have the same score. "
+        "0 means no replacement.",
         minimum=0,
     )
 

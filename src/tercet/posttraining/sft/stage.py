@@ -32,7 +32,8 @@ class SFTConfig(TuneSettings):
     )
     long_conversations: str = setting(
         "truncate",
-        "For conversations longer than the context: truncate ends them after a whole message; refuse stops with an error.",
+        "For conversations longer than the context: truncate ends them after a whole message; "
+        "refuse stops with an error.",
         choices=("truncate", "refuse"),
     )
     neftune_alpha: float = setting(

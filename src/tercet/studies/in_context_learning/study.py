@@ -48,7 +48,8 @@ SIZES = (Size("1 layer, width 64", 1, 64), Size("2 layers, width 64", 2, 64))
 class InContextLearningConfig(Settings):
     """Train models on text in which only context helps.
 
-    Every document has a mapping of its own from words to words. The models are then tested on mappings that no weight
+    The models are trained on text in which only the context helps, and what they learn from a prompt is measured. Every
+    document has a mapping of its own from words to words. The models are then tested on mappings that no weight
     can know: with more and more examples in the prompt, at every checkpoint, without single attention heads, and
     against training on the same examples.
     """

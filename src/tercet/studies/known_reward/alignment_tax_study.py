@@ -13,9 +13,8 @@ MODULE = "tercet.studies.known_reward.sweeps"
 class AlignmentTaxConfig(SeededSettings):
     """Measure what PPO costs on held-out text.
 
-    PPO is trained with four weights γ of the pretraining term. In small worlds with a known true ("gold") reward, PPO
-    without a KL penalty is trained against a proxy that learned from 8,000 comparisons. Each seed is a world of its
-    own.
+    PPO is trained with four weights γ of the pretraining term and without a KL penalty. Its reward is a proxy that
+    learned from 8,000 comparisons, in small worlds with a known true ("gold") reward. Each seed is a world of its own.
     """
 
 

@@ -13,6 +13,7 @@ MODULE = "tercet.studies.known_reward.sweeps"
 class FrontierConfig(SeededSettings):
     """Measure reward against KL for five KL penalties β.
 
+    PPO is trained with five KL penalties β.
     In small worlds with a known true ("gold") reward, PPO is trained against a proxy that learned from 8,000
     comparisons. Each seed is a world of its own.
     """

@@ -14,8 +14,8 @@ MODULE = "tercet.studies.known_reward.over_optimisation"
 class OverOptimisationConfig(SeededSettings):
     """Measure when optimising a reward model stops helping.
 
-    Policies are optimised for reward models that learned from more or less data, until the true reward falls. In small
-    worlds with a known true ("gold") reward, best-of-n and PPO without a KL penalty are optimised for proxies that
+    The study measures at which KL the true reward falls, for reward models that learned from more or less data. In
+    small worlds with a known true ("gold") reward, best-of-n and PPO without a KL penalty are optimised for proxies that
     learned from 125, 1,000 or 8,000 comparisons. Each seed is a world of its own.
     """
 
