@@ -130,9 +130,9 @@ def test_a_weight_stands_in_front_and_names_are_unique(tmp_path: Path, reward_mo
         ("process:", "reward process: an empty command is not a program"),
         ("process:no-such-program-at-all -x", "'no-such-program-at-all' is not a program that can be run"),
         ("process:cat 'x", r"the command line cannot be parsed \(No closing quotation\)"),
-        ("http://", "'http://' is no address"),
-        ("http://host:port/x", "'http://host:port/x' is no address"),
-        ("https://me:secret@host/x", "is no address"),
+        ("http://", "'http://' is not an address"),
+        ("http://host:port/x", "'http://host:port/x' is not an address"),
+        ("https://me:secret@host/x", "is not an address"),
     ],
 )
 def test_a_wrong_spec_is_refused_with_the_way_out(opened: Open, spec: str, message: str) -> None:

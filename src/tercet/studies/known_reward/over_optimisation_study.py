@@ -15,8 +15,8 @@ class OverOptimisationConfig(SeededSettings):
     """Measure when optimising a reward model stops helping.
 
     The study measures at which KL the true reward falls, for reward models that learned from more or less data. In
-    small worlds with a known true ("gold") reward, best-of-n and PPO without a KL penalty are optimised for proxies that
-    learned from 125, 1,000 or 8,000 comparisons. Each seed is a world of its own.
+    small worlds with a known true ("gold") reward, best-of-n and PPO without a KL penalty are optimised for proxies
+    that learned from 125, 1,000 or 8,000 comparisons. Each seed is a world of its own.
     """
 
     seeds: int = setting(8, "Number of worlds. Intervals need at least 2; differences show from about 8.", minimum=2)
