@@ -347,13 +347,16 @@ def test_mismatched_answers_are_labelled_and_fit_the_context() -> None:
     [
         (
             {"loss": "simpo", "label_smoothing": 0.1},
-            r"--label-smoothing is 0\.1, but it belongs to --loss dpo, and --loss is 'simpo'",
+            r"--label-smoothing is 0\.1, but it is used only by --loss dpo, and --loss is 'simpo'",
         ),
-        ({"loss": "orpo", "beta": 0.1}, "--beta is 0.1, but it belongs to --loss dpo or ipo or kto or simpo"),
-        ({"margin": 0.5}, "--margin is 0.5, but it belongs to --loss simpo, and --loss is 'dpo'; leave --margin out"),
-        ({"odds_weight": 1.0}, "belongs to --loss orpo"),
-        ({"loss": "ipo", "desirable_weight": 1.3}, "belongs to --loss kto"),
-        ({"undesirable_weight": 1.3}, "belongs to --loss kto"),
+        ({"loss": "orpo", "beta": 0.1}, "--beta is 0.1, but it is used only by --loss dpo or ipo or kto or simpo"),
+        (
+            {"margin": 0.5},
+            "--margin is 0.5, but it is used only by --loss simpo, and --loss is 'dpo'; leave --margin out",
+        ),
+        ({"odds_weight": 1.0}, "is used only by --loss orpo"),
+        ({"loss": "ipo", "desirable_weight": 1.3}, "is used only by --loss kto"),
+        ({"undesirable_weight": 1.3}, "is used only by --loss kto"),
         ({"label_smoothing": 0.5}, "wanted less than 0.5"),
         ({"loss": "dop"}, "did you mean 'dpo'"),
         ({"beta": -0.1}, "must be at least 0"),
@@ -467,7 +470,7 @@ def test_unpaired_feedback_trains_kto(world: World) -> None:
     assert after["heldout_reward_margin"] > 0.1
     assert "accuracy" not in run.manifest
     assert "desirable and" in (run.path / "log.txt").read_text()
-    with pytest.raises(DataError, match="no comparison"):
+    with pytest.raises(DataError, match="not a comparison"):
         run_of(world, "dpo", "unpaired-dpo", data=(data,))
 
 

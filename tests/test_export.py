@@ -59,4 +59,4 @@ def test_what_cannot_be_written_is_refused(world: World, tmp_path: Path) -> None
     with pytest.raises(ConfigError, match="exists and is not empty"):
         export_model(world.path("base"), tmp_path)
     done = CliRunner().invoke(app, ["export", world.path("base"), "--to", "gguf", "--out", str(tmp_path / "x")])
-    assert "unknown format; wanted hf" in str(done.exception)
+    assert "--to gguf: there is no such format; wanted hf" in str(done.exception)

@@ -61,7 +61,7 @@ def test_the_scorer_of_a_file(world: World, tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_named_scorer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scorers, "KINDS", dict(scorers.KINDS))
+    monkeypatch.setattr(scorers, "SCORER_ENTRIES", dict(scorers.SCORER_ENTRIES))
     exec(compile(SCORER, str(PAGE), "exec"), {})
     scorer = scorers.scorer_of("begins_with")
     assert scorer.description == "1 if the answer begins with an accepted one."

@@ -415,7 +415,7 @@ def test_the_report_shows_calibration_and_length(trained: Run, tmp_path: Path) -
         "expected calibration error",
         "prefers the longer answer",
         "-calibration-",
-        "Accuracy by how clear a pair is",
+        "how clear a pair is (number of pairs in brackets)",
     ):
         assert words in page
     damaged = tmp_path / "damaged"

@@ -382,7 +382,7 @@ def test_a_process_that_crashes_or_hangs_is_started_again(opened: Open, script: 
         ("time.sleep(600)", r"no answer within 0.4 s; .*tried 2 times; wanted \{\"scores\": \[one number per item\]\}"),
         (
             "print('hello', flush=True)",
-            "reward process: (the answer is no JSON .*'hello|the process wrote more than one line)",
+            "reward process: (the reply is not JSON .*'hello|the process wrote more than one line)",
         ),
         ("print('{\"score\": 1}'); scores.clear() or sys.exit()", r"reward process: found .*wanted \{\"scores\""),
         (

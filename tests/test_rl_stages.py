@@ -173,7 +173,7 @@ def test_the_report_has_a_section_for_each_way(world: World) -> None:
     page = write_report([r.path for r in (group, direct, best)], world.path("report.html")).read_text()
     for section in ("dpo", "best-of-n", "ppo"):
         assert f'<section id="{section}"' in page
-    assert "the loss kto, 2 steps" in page
+    assert "loss kto, 2 steps" in page
     assert f"{best.manifest['best_of_n'][-1]['kl']:.3f}" in page
 
 

@@ -428,7 +428,7 @@ def test_a_fit_of_another_format_is_refused_with_what_to_do(tmp_path: Path) -> N
 
 
 def test_the_planner_refuses_settings_that_it_chooses_itself(home: Path) -> None:
-    with pytest.raises(ConfigError, match="--hidden-size, --steps cannot be combined with a budget"):
+    with pytest.raises(ConfigError, match="--hidden-size, --steps cannot be combined with --budget or --target-bpb"):
         budget.plan(base(home, hidden_size=64, steps=7), budget="1min")
     with pytest.raises(ConfigError, match="wanted either --budget or --target-bpb, above 0"):
         budget.plan(base(home), budget="1min", target_bpb=2)

@@ -263,7 +263,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.mark.parametrize("name", ["gpt2", "qwen2", "layernorm", "all-biases", "learned", "gelu"])
 def test_a_shape_that_cannot_be_exported_is_refused(world: World, shape: ModelConfig, name: str) -> None:
     tokenizer = Tokenizer.load(world.path("base"))
-    with pytest.raises(ConfigError, match=r"cannot be exported yet; wanted Qwen3's or Llama's shape"):
+    with pytest.raises(ConfigError, match=r"cannot be exported; wanted the architecture of Qwen3 or Llama"):
         model_config(dataclasses.replace(shape, **SHAPES[name]), tokenizer, "ForCausalLM")
     untied = model_config(dataclasses.replace(shape, **SHAPES["untied"]), tokenizer, "ForCausalLM")
     assert (untied["tie_word_embeddings"], untied["model_type"]) == (False, "llama")
@@ -273,6 +273,6 @@ def test_a_refused_export_leaves_no_folder(world: World, tmp_path: Path, monkeyp
     run = Run(world.path("base"))
     model = Transformer(dataclasses.replace(run.model_config(), mlp_bias=True))
     monkeypatch.setattr("tercet.interop.huggingface.load_language_model", lambda run: model)
-    with pytest.raises(ConfigError, match="mlp_bias True cannot be exported yet"):
+    with pytest.raises(ConfigError, match="mlp_bias True cannot be exported"):
         export_model(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
