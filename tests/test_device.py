@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tercet.inference.prefix_sharing import lay_out
+from tercet.inference.reward_scores import last_hidden
 from tercet.model.attention import Bidirectional, Kind, KVCache, Prefix, Window, segment_mask
 from tercet.model.config import LoRAConfig
 from tercet.model.heads import ValueHeadModel
@@ -85,6 +86,10 @@ def test_losses_and_log_probabilities(model: Transformer) -> None:
     assert hidden.grad is not None
     assert hidden.grad.device == META
     assert ValueHeadModel(model).to(META)(ids(2, 5)).device == META
+
+
+def test_hidden_states_at_the_ends_of_texts(model: Transformer) -> None:
+    assert last_hidden(model, [[1, 2, 3], [4]], 0).device == META
 
 
 def test_the_cache(model: Transformer) -> None:

@@ -184,6 +184,7 @@ def options() -> set[str]:
 
 def shell_lines(text: str) -> Iterator[str]:
     """Every line of a page that a shell runs: fenced `sh` and `bash`, and indented lines."""
+    text = text.replace("\\\n", " ")
     for language, content in fences(text):
         if language in ("sh", "bash"):
             yield from content.splitlines()

@@ -19,7 +19,7 @@ from tercet.data.types import Comparison, Conversation
 from tercet.diagnostics.findings import INF, SAMPLER_ADVICE, Finding, judged, judged_kl
 from tercet.errors import ContextError
 from tercet.inference.chat import answer_params, fit_prompts
-from tercet.inference.reward_scores import score_texts
+from tercet.inference.reward_scores import last_hidden, score_texts
 from tercet.model.heads import ValueHeadModel
 from tercet.model.transformer import Transformer
 from tercet.posttraining.reward_model.rankings import Ranked, encode_answer, encode_comparison
@@ -31,7 +31,7 @@ from tercet.tokenizer.chat_template import Rendered, render_fitting
 from tercet.training.load import load_language_model, load_reward_model
 from tercet.training.loader import permuted
 from tercet.training.losses import mean_loss
-from tercet.training.packing import PackedSequences, pad_right
+from tercet.training.packing import PackedSequences
 from tercet.training.run import Run, threads
 from tercet.training.settings import REWARD_MODEL
 from tercet.training.shared_prompts import pack_groups
@@ -213,8 +213,7 @@ def _first_tokens(
     """Check that answers to one prompt do not all begin alike, unless the model is that sure."""
     first = rollouts.tokens[:, 1:].gather(1, rollouts.action_mask.int().argmax(1, keepdim=True)).view(-1, ANSWERS)
     differ = float((first != first[:, :1]).any(1).float().mean())
-    tokens, lengths = pad_right(prompts, 0)
-    hidden = model.hidden(tokens)[torch.arange(len(prompts)), lengths - 1]
+    hidden = last_hidden(model, prompts, 0)
     alike = ((hidden @ model.output_weight.T).double() / temperature).softmax(-1).pow(ANSWERS).sum(1)
     chance = float(alike.prod())  # that no group differs, with independent draws
     advice = "All answers to a prompt begin with the same token. Their random numbers are not independent"

@@ -28,6 +28,7 @@ from tercet.model.transformer import Transformer
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.tokenizer.chat_template import answer_text
 from tercet.training.load import load_language_model
+from tercet.training.packing import to_device
 from tercet.training.stage import language_model_run
 
 SCORING_PASS_TOKENS = 4096  # tokens per forward pass; a prefix that several sequences share counts once
@@ -275,8 +276,8 @@ class TransformerLM:
         if not torch.isfinite(logprob).all():
             raise NonFiniteError("log-probabilities are not finite: the model's weights have diverged")
         ends = np.cumsum(counts)
-        sums = np.add.reduceat(logprob.numpy(), ends - counts)
-        greedy = np.logical_and.reduceat(best.numpy(), ends - counts)
+        sums = np.add.reduceat(logprob.cpu().numpy(), ends - counts)
+        greedy = np.logical_and.reduceat(best.cpu().numpy(), ends - counts)
         return list(zip(sums.tolist(), greedy.tolist()))
 
     # -- continuations ------------------------------------------------------------------------------------------
@@ -402,8 +403,9 @@ def target_logprobs(model: Transformer, hidden_MD: Tensor, where_A: Tensor, targ
 
     The output layer is computed once for every hidden state, in chunks.
     """
-    logprob = torch.empty(len(targets_A), dtype=torch.float64)
-    best = torch.empty(len(targets_A), dtype=torch.bool)
+    where_A, targets_A = to_device((where_A, targets_A), hidden_MD.device)
+    logprob = torch.empty(len(targets_A), dtype=torch.float64, device=hidden_MD.device)
+    best = torch.empty(len(targets_A), dtype=torch.bool, device=hidden_MD.device)
     step = max(64, (1 << 22) // model.config.vocab_size)  # at most about 4 million logits in memory
     for a in range(0, len(hidden_MD), step):
         logits = model.logits(hidden_MD[a : a + step])

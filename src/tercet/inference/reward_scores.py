@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from tercet.errors import ConfigError
 from tercet.model.heads import ValueHeadModel
-from tercet.training.packing import pad_right
+from tercet.model.transformer import Transformer
+from tercet.training.packing import pad_right, to_device
 from tercet.training.run import Run
 
 REWARD_PASS_TOKENS = 2048  # tokens per forward pass, with padding
+
+
+def last_hidden(model: Transformer, texts: Sequence[Sequence[int]], pad: int) -> Tensor:
+    """Return the hidden state [B, D] at the last token of each text (ids)."""
+    tokens, lengths = pad_right(texts, pad)
+    last = torch.arange(len(texts)) * tokens.shape[1] + lengths - 1
+    tokens, last = to_device((tokens, last), model.device)
+    return model.hidden(tokens, at=last)
 
 
 @torch.no_grad()
@@ -22,9 +32,7 @@ def score_texts(model: ValueHeadModel, texts: Sequence[Sequence[int]], pad: int)
     rows = max(1, REWARD_PASS_TOKENS // max(map(len, texts), default=1))
     for a in range(0, len(order), rows):
         part = order[a : a + rows]
-        tokens, lengths = pad_right([texts[i] for i in part], pad)
-        last = torch.arange(len(part)) * tokens.shape[1] + lengths - 1
-        for i, score in zip(part, model.read(model.backbone.hidden(tokens, at=last)).tolist()):
+        for i, score in zip(part, model.read(last_hidden(model.backbone, [texts[i] for i in part], pad)).tolist()):
             out[i] = score
     return out
 

@@ -6,16 +6,13 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
 from tercet.errors import ConfigError
 from tercet.model.config import ModelConfig
 from tercet.model.transformer import Transformer
 from tercet.training.learner import Learner
-from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import Batch
 from tercet.training.progress import clock
+from tercet.training.step_time import step_time
 
 ROWS, CONTEXT, VOCABULARY = 8, 256, 2048
 
@@ -74,18 +71,10 @@ class DemoPlan:
     def measure(self) -> None:
         """Time a few training steps in both precisions, and choose bfloat16 where it is a tenth faster."""
         sizes = ModelConfig(VOCABULARY, **self.shape())
-        tokens = torch.arange(ROWS * CONTEXT).reshape(ROWS, CONTEXT) % VOCABULARY
-        batch = Batch(tokens, tokens, torch.ones(ROWS, CONTEXT), torch.zeros(ROWS, CONTEXT, dtype=torch.int32))
         speeds = {}
         for precision in ("float32", "bfloat16"):
-            learner = Learner(Transformer(sizes), OptimizerConfig(), precision)
-            times = []
-            for _ in range(4):
-                start = time.monotonic()
-                learner.forward_backward([batch], next_token)
-                learner.optim_step(1.0)
-                times.append(time.monotonic() - start)
-            speeds[precision] = tokens.numel() / sorted(times)[1]
+            row, update = step_time(Learner(Transformer(sizes), OptimizerConfig(), precision), ROWS, repeats=3)
+            speeds[precision] = ROWS * CONTEXT / (ROWS * row + update)
         self.speed = speeds["float32"]
         self.precision = "bfloat16" if speeds["bfloat16"] > 1.1 * speeds["float32"] else "float32"
         self.fast_speed = speeds[self.precision]

@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from tercet.data.readers import BadRows, read_documents
 from tercet.errors import ConfigError
 from tercet.model.config import ModelConfig
@@ -29,11 +27,11 @@ from tercet.scaling.flops import ENDLESS, EPOCHS, Text
 from tercet.statistics.intervals import Estimate
 from tercet.tokenizer.bpe import Tokenizer
 from tercet.training.learner import Learner
-from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import Batch, sequences_per_pass
+from tercet.training.packing import sequences_per_pass
 from tercet.training.run import threads
 from tercet.training.settings import shares
+from tercet.training.step_time import step_time
 
 DEFAULT_LAW = Path(__file__).with_name("default_law.json")
 UNITS = {"s": 1.0, "sec": 1.0, "min": 60.0, "h": 3600.0, "hours": 3600.0}
@@ -86,27 +84,10 @@ def parse_budget(text: str) -> tuple[float, float]:
 
 
 def measure_speed(shape: ModelConfig, config: PretrainConfig, until: float = math.inf) -> tuple[float, float]:
-    """Measure (seconds per row, seconds per optimizer step) of a model on this machine.
-
-    Each is the median of a few measurements after one for warm-up. No further measurement begins after `until`
-    (time.monotonic), so the first one may be the only one.
-    """
-    rows = sequences_per_pass(config.micro_batch, shape.context_length)
-    tokens = torch.arange(rows * shape.context_length).reshape(rows, -1) % shape.vocab_size
-    batch = Batch(tokens, tokens, torch.ones(tokens.shape), torch.zeros(tokens.shape, dtype=torch.int32))
+    """Measure (seconds per row, seconds per optimizer step) of training a shape as `config` would."""
     learner = Learner(Transformer(shape), OptimizerConfig.of(config), config.precision)
-    passes: list[float] = []
-    updates: list[float] = []
     with threads(config.threads):
-        while len(passes) <= REPEATS and (not passes or time.monotonic() < until):
-            start = time.monotonic()
-            learner.forward_backward([batch], next_token)
-            middle = time.monotonic()
-            learner.optim_step(1.0)
-            passes.append((middle - start) / rows)
-            updates.append(time.monotonic() - middle)
-    passes, updates = (sorted(v[1:] or v) for v in (passes, updates))
-    return passes[len(passes) // 2], updates[len(updates) // 2]
+        return step_time(learner, sequences_per_pass(config.micro_batch, shape.context_length), REPEATS, until)
 
 
 class Speeds:

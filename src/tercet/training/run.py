@@ -168,8 +168,6 @@ class Run(RunRecords, RunCheckpoints):
                         f"{path}: its parent {parent['path']} has other weights than when the run began; "
                         "restore them, or start a new run"
                     )
-            run.manifest.pop("error", None)
-            run.update(status="running")
         else:
             new_folder(path, f", or continue it with `tercet resume {path}`")
             # not one per line: run.json's keys as a table
@@ -199,6 +197,9 @@ class Run(RunRecords, RunCheckpoints):
             raise ConfigError(
                 f"{self.path}: another process is working on this run; wait for it, or choose another --out"
             ) from error
+        if not self._new:
+            self.manifest.pop("error", None)
+            self.update(status="running")
         return self
 
     def begin_training(self, steps: int) -> None:

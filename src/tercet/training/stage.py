@@ -97,39 +97,36 @@ class Stage:
         from tercet.tokenizer.bpe import Tokenizer
         from tercet.training.run import Run, threads
 
-        if not resume:
-            _check_tokenizers(config)
         parents = {role: open_run(path, wanted) for role, (path, wanted) in config.parents().items()}
+        hashes = input_hashes(config)  # before the folder is made, so that a wrong path leaves none
         with (
             Run.start(self.verb, config, out, parents=parents, resume=resume, progress=progress) as run,
             threads(getattr(config, "threads", 0)),
         ):
-            run.pin_inputs(input_hashes(config))
+            run.pin_inputs(hashes)
             if self.makes and "model" in parents:
                 Tokenizer.load(parents["model"].path).save(run.path / "tokenizer.json")
                 run.save_model_config(parents["model"].model_config())
             yield run
 
 
-def _check_tokenizers(config: Settings) -> None:
-    """Raise ConfigError, before a folder is made, if an option names something else than a tokenizer."""
-    from tercet.tokenizer.bpe import Tokenizer
-
-    for field_ in fields(config):
-        if field_.metadata["reads"] == TOKENIZER:
-            try:
-                Tokenizer.load(getattr(config, field_.name))
-            except CheckpointError as error:
-                raise ConfigError(f"{option_name(field_)} {error}") from error
-
-
 def input_hashes(config: Settings) -> dict[str, str]:
-    """Return the hashes of all inputs of a stage by path: of the bytes of files, of the behaviour of tokenizers."""
+    """Return the hashes of all inputs of a stage by path: of the bytes of files, of the behaviour of tokenizers.
+
+    Raises DataError for a file that cannot be read, ConfigError if an option names something else than a tokenizer.
+    """
     from tercet.data.readers import file_hashes
     from tercet.tokenizer.bpe import Tokenizer
 
-    named = [getattr(config, f.name) for f in fields(config) if f.metadata["reads"] == TOKENIZER]
-    return {**file_hashes(config.files()), **{path: Tokenizer.load(path).fingerprint() for path in named}}
+    hashes = file_hashes(config.files())
+    for setting in fields(config):
+        if setting.metadata["reads"] == TOKENIZER:
+            path = getattr(config, setting.name)
+            try:
+                hashes[path] = Tokenizer.load(path).fingerprint()
+            except CheckpointError as error:
+                raise ConfigError(f"{option_name(setting)} {error}") from error
+    return hashes
 
 
 @cache

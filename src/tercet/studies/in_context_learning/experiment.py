@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from tercet.data.formats import prompts as tasks
 from tercet.data.readers import write_jsonl
@@ -38,11 +35,10 @@ from tercet.studies.in_context_learning.summary import summarise
 from tercet.tokenizer.bpe import Tokenizer, train_tokenizer
 from tercet.training.checkpoints import load_tensors
 from tercet.training.learner import Learner
-from tercet.training.losses import next_token
 from tercet.training.optim import OptimizerConfig
-from tercet.training.packing import Batch
 from tercet.training.progress import Progress
 from tercet.training.run import Run
+from tercet.training.step_time import step_time
 
 HELDOUT_ROWS = 40
 VOCABULARY = 512  # at most: bytes, special tokens and words are fewer
@@ -81,17 +77,10 @@ def _affordable_steps(config: InContextLearningConfig) -> int:
 
 
 def _step_seconds(config: InContextLearningConfig, size: Size) -> float:
-    """Seconds of a training step on this machine: the median of a few."""
+    """Seconds of a training step on this machine."""
     learner = Learner(Transformer(ModelConfig(300, **size.shape())), OptimizerConfig(config.lr, config.muon_lr))
-    tokens = torch.arange(config.batch_size * CONTEXT).reshape(config.batch_size, CONTEXT) % 300
-    batch = Batch(tokens, tokens, torch.ones(tokens.shape), torch.zeros(tokens.shape, dtype=torch.int32))
-    times = []
-    for _ in range(9):
-        start = time.monotonic()
-        learner.forward_backward([batch], next_token)
-        learner.optim_step(1.0)
-        times.append(time.monotonic() - start)
-    return sorted(times)[len(times) // 2]
+    row, update = step_time(learner, config.batch_size, repeats=8)
+    return config.batch_size * row + update
 
 
 def _prepare(folder: Path, seed: int, rows: int) -> tuple[World, Tokenizer]:

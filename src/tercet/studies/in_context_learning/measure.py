@@ -59,7 +59,7 @@ def head_scores(model: Transformer, tokenizer: Tokenizer, seed: int) -> dict[str
     attention to the previous token.
     """
     ids = [tokenizer.encode(f" {word}")[0] for word in WORDS]
-    words = repeated_tokens(ids, tokenizer.endoftext, PASSAGE, COPIES, PASSAGES, seed)
+    words = repeated_tokens(ids, tokenizer.endoftext, PASSAGE, COPIES, PASSAGES, seed).to(model.device)
     patterns = attention_patterns(model, words)
     return {
         "prefix_matching": prefix_matching(patterns, words).tolist(),
