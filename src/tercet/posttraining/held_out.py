@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
+from tercet.data.readers import BadRows
 from tercet.data.splits import fold, in_split
 from tercet.data.types import Conversation
+from tercet.posttraining.preference.stage import DPOConfig
+from tercet.posttraining.reward_model.stage import RewardConfig
+from tercet.posttraining.sft.stage import SFTConfig
 from tercet.training.run import Run
 
 T = TypeVar("T")
+HeldOutData = SFTConfig | RewardConfig | DPOConfig  # settings that name rows, and which of them are held out
 
 
 def split_key(prompt: Conversation) -> str:
@@ -20,15 +25,26 @@ def split_key(prompt: Conversation) -> str:
     return "\n".join(f"{m.role}: {fold(m.content)}" for m in prompt)
 
 
-def split_heldout(
-    every: Sequence[T], named: Sequence[T] | None, key: Callable[[T], str], share: float, run: Run
-) -> tuple[list[T], list[T]]:
-    """Return (training rows, held-out rows).
+def read_sides(
+    config: HeldOutData,
+    read: Callable[[Sequence[str], BadRows], Iterable[tuple[str, T]]],
+    prompt: Callable[[T], str],
+    run: Run,
+) -> tuple[list[tuple[str, T]], list[tuple[str, T]]]:
+    """Read rows with file and line, and return (training rows, held-out rows). Raises DataError as `read` does.
 
-    The held-out rows are the `named` ones, or without them the rows of a `share` of the prompts, selected by a hash.
-    Named rows whose prompt is also a training prompt are counted and warned of. If the hash selects no prompt, the
+    The held-out rows are those of `heldout`, or without them the rows of a share of the prompts, selected by a hash.
+    Held-out rows whose prompt is also a training prompt are counted and warned of. If the hash selects no prompt, the
     prompt of the last row is held out. A side may be empty.
     """
+    bad, share = BadRows(skip=config.skip_bad_rows), config.heldout_share
+    every = list(read(config.data, bad))
+    named = list(read(config.heldout, bad)) if config.heldout else None
+    run.log_skipped(bad.count, bad.messages)
+
+    def key(row: tuple[str, T]) -> str:
+        return prompt(row[1])
+
     if named is not None:
         seen = {key(row) for row in every}
         if overlap := sum(key(row) in seen for row in named):
@@ -37,7 +53,7 @@ def split_heldout(
                 "them are not held out. Hint: remove these rows from the training files, or leave out --heldout"
             )
             run.update(heldout_overlap=overlap)
-        return list(every), list(named)
+        return every, named
     heldout = {key(row) for row in every if in_split(key(row), share)}
     if not heldout and share > 0 and every:
         heldout = {key(every[-1])}

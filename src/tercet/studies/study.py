@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ from tercet.studies.folder import StudyFolder, write_json
 from tercet.training.progress import Progress, silent
 from tercet.training.records import write_text
 from tercet.training.settings import Settings, setting
-from tercet.training.stage import load_object
+from tercet.training.stage import declared, load_object
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -134,8 +133,5 @@ def save_figures(function: str, results: dict[str, Any], out: Path) -> list[str]
 @cache
 def studies() -> dict[str, Study]:
     """Return every study by its name, in alphabetical order."""
-    declared: list[Study] = []
-    for file in sorted({*HERE.glob("*/**/study.py"), *HERE.rglob("*_study.py")}):
-        module = import_module(".".join(("tercet.studies", *file.relative_to(HERE).with_suffix("").parts)))
-        declared += [value for value in vars(module).values() if isinstance(value, Study)]
-    return {study.name: study for study in sorted(declared, key=lambda study: study.name)}
+    files = {*HERE.glob("*/**/study.py"), *HERE.rglob("*_study.py")}
+    return {study.name: study for study in sorted(declared(Study, files), key=lambda study: study.name)}

@@ -71,10 +71,8 @@ class Settings:
         kinds = typing.get_type_hints(type(self))
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), kinds[field.name]
-            if (
-                isinstance(value, str) and typing.get_origin(kind) is tuple
-            ):  # a single value may be given without its list
-                value = (value,)
+            if isinstance(value, str) and typing.get_origin(kind) is tuple:
+                value = (value,)  # a single value may be given without its list
                 object.__setattr__(self, field.name, value)
             where = option_name(field)
             if not _fits(value, kind):

@@ -12,13 +12,13 @@ Python all read the declaration, so a new stage is one new file. These files do 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cache
 from importlib import import_module
 from keyword import iskeyword
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tercet.errors import CheckpointError, ConfigError
 from tercet.training.settings import (
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from tercet.training.progress import Progress
     from tercet.training.run import Run
 
+C = TypeVar("C")
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -129,16 +130,18 @@ def input_hashes(config: Settings) -> dict[str, str]:
     return hashes
 
 
+def declared(kind: type[C], files: Iterable[Path]) -> list[C]:
+    """Import files of the package and return the objects of this kind that they declare."""
+    modules = [".".join(("tercet", *file.relative_to(PACKAGE).with_suffix("").parts)) for file in sorted(files)]
+    return [value for module in modules for value in vars(import_module(module)).values() if isinstance(value, kind)]
+
+
 @cache
 def stages() -> dict[str, Stage]:
     """Return every stage by verb, in the order in which they are used. Raises ConfigError if two have the same verb."""
-    declared: list[Stage] = []
-    for file in sorted(PACKAGE.rglob("*stage.py")):
-        if file != Path(__file__).resolve():
-            module = import_module(".".join(("tercet", *file.relative_to(PACKAGE).with_suffix("").parts)))
-            declared += [value for value in vars(module).values() if isinstance(value, Stage)]
+    files = {*PACKAGE.rglob("*stage.py")} - {Path(__file__).resolve()}
     found: dict[str, Stage] = {}
-    for stage in sorted(declared, key=lambda stage: (stage.order, stage.verb)):
+    for stage in sorted(declared(Stage, files), key=lambda stage: (stage.order, stage.verb)):
         if (other := found.setdefault(stage.verb, stage)) is not stage:
             raise ConfigError(
                 f"two stages have the verb {stage.verb!r}: {other.body} and {stage.body}; give one of them another verb"

@@ -13,11 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tercet.data.formats.feedback import Feedback, labels, read_feedback
-from tercet.data.readers import BadRows
 from tercet.data.types import Comparison
 from tercet.errors import DataError
 from tercet.model.transformer import Transformer
-from tercet.posttraining.held_out import split_heldout, split_key
+from tercet.posttraining.held_out import read_sides, split_key
 from tercet.posttraining.reward_model.rankings import Ranked, RankingData, encode_comparison
 from tercet.posttraining.reward_model.train import collate
 from tercet.tokenizer.bpe import Tokenizer
@@ -126,14 +125,10 @@ def load_labelled(
 
     Raises DataError if a side is empty, or if all training answers have the same label or the same prompt.
     """
-    bad = BadRows(skip=config.skip_bad_rows)
-    every = [item for _, item in read_feedback(config.data, bad)]
-    named = [item for _, item in read_feedback(config.heldout, bad)] if config.heldout else None
-    run.log_skipped(bad.count, bad.messages)
     out = []
-    parts = split_heldout(every, named, lambda item: split_key(item.prompt), config.heldout_share, run)
+    parts = read_sides(config, read_feedback, lambda item: split_key(item.prompt), run)
     for name, side in zip(("training", "held-out"), parts):
-        encoded = [encode_labelled(tokenizer, item) for item in side]
+        encoded = [encode_labelled(tokenizer, item) for _, item in side]
         fitting = [p for p in encoded if max(map(len, p.texts)) <= length]
         out.append([p for p in fitting if p.labelled])
         good, bad_ones = (sum(p.labels.count(label) for p in out[-1]) for label in (True, False))

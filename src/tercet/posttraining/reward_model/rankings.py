@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from tercet.data.formats.preferences import read_comparisons
-from tercet.data.readers import BadRows
 from tercet.data.types import Comparison, Conversation
 from tercet.errors import DataError
-from tercet.posttraining.held_out import split_heldout, split_key
+from tercet.posttraining.held_out import read_sides, split_key
 from tercet.posttraining.preference.stage import DPOConfig
 from tercet.posttraining.reward_model.stage import RewardConfig
 from tercet.statistics.intervals import Estimate, pair_accuracy
@@ -84,14 +83,10 @@ def load_rankings(
 
     The log counts the others, which are left out. Raises DataError if a side is empty.
     """
-    bad = BadRows(skip=config.skip_bad_rows)
-    every = [c for _, c in read_comparisons(config.data, bad)]
-    named = [c for _, c in read_comparisons(config.heldout, bad)] if config.heldout else None
-    run.log_skipped(bad.count, bad.messages)
     out = []
-    parts = split_heldout(every, named, lambda c: split_key(c.prompt), config.heldout_share, run)
+    parts = read_sides(config, read_comparisons, lambda c: split_key(c.prompt), run)
     for name, side in zip(("training", "held-out"), parts):
-        encoded = [encode_comparison(tokenizer, c) for c in side]
+        encoded = [encode_comparison(tokenizer, c) for _, c in side]
         fitting = [r for r in encoded if max(map(len, r.texts)) <= length]
         paired = [r for r in fitting if r.pairs]
         run.log_line(
@@ -101,8 +96,9 @@ def load_rankings(
         )
         if not paired:
             raise DataError(
-                f"none of the {len(side)} {name} rows (of {len(every)}, split by prompt) has two answers of different "
-                f"rank that fit into {length} tokens; give more comparisons, or another --heldout-share"
+                f"none of the {len(side)} {name} rows (of {sum(map(len, parts))}, split by prompt) has two "
+                f"answers of different rank that fit into {length} tokens; give more comparisons, or another "
+                "--heldout-share"
             )
         out.append(paired)
     return out[0], out[1]

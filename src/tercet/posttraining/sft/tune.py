@@ -13,7 +13,7 @@ from tercet.errors import ContextError, DataError
 from tercet.evaluation.chat_answers import answer_questions, score_answers
 from tercet.inference.chat import answer_params
 from tercet.model.transformer import Transformer
-from tercet.posttraining.held_out import split_heldout
+from tercet.posttraining.held_out import read_sides
 from tercet.posttraining.sft.neftune import NoisyNextToken, noisy_batches
 from tercet.posttraining.sft.stage import SFTConfig
 from tercet.tokenizer.bpe import Tokenizer
@@ -72,18 +72,15 @@ def load_conversations(
 
     Raises DataError if a side is empty.
     """
-    bad = BadRows(skip=config.skip_bad_rows)
-    every = list(read_conversations(config.data, bad))
-    named = list(read_conversations(config.heldout, bad)) if config.heldout else None
-    run.log_skipped(bad.count, bad.messages)
 
-    def first_prompt(row: tuple[str, Conversation]) -> str:
-        return fold(next(m.content for m in row[1] if m.role == "user"))
+    def first_prompt(conversation: Conversation) -> str:
+        return fold(next(m.content for m in conversation if m.role == "user"))
 
-    train, heldout = split_heldout(every, named, first_prompt, config.heldout_share, run)
+    train, heldout = read_sides(config, read_conversations, first_prompt, run)
     if not train or not heldout:
+        different = {first_prompt(conversation) for _, conversation in train + heldout}
         raise DataError(
-            f"{len(every)} conversations with {len(set(map(first_prompt, every)))} different first prompts, and "
+            f"{len(train) + len(heldout)} conversations with {len(different)} different first prompts, and "
             f"--heldout-share {config.heldout_share:g}: the split has {len(train)} for training and {len(heldout)} "
             "held out; wanted some on both sides: give more data, name --heldout, or change --heldout-share"
         )
