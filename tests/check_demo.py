@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 LONG = 10  # minutes
-ONLY_LONG = ("The base model predicts text better", "The base model answers questions")
+ONLY_LONG = ("The base model predicts text better", "The base model answers more than")
 
 
 def main(folder: Path) -> int:

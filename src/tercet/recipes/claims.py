@@ -58,7 +58,7 @@ def demo_claims(
             f"better on {beaten} of {len(sources)} sources",
         ),
         Claim(
-            "The base model answers questions in few-shot prompts.",
+            "The base model answers more than 5 % of the questions in few-shot prompts.",
             shots[max(shots)].low > 0.05,
             f"accuracy with {', '.join(answered)} (without questions whose answer is 'I do not know')",
         ),
